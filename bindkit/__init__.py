@@ -1,0 +1,55 @@
+"""bindkit: measure object binding in vision transformers.
+
+Does a ViT's activation at one image patch tell whether it belongs to the same object as another patch
+(*IsSameObject*)? The numbered notebooks are the pipeline; this package holds what they call.
+
+>>> import bindkit as bk
+>>> scenes = bk.open_scenes("synthetic:n=2,seed=0")
+>>> len(scenes)
+2
+
+Public names are loaded on first use, so that ``import bindkit`` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ActivationCache": "bindkit.cache",
+    "Backbone": "bindkit.backbones",
+    "BindkitError": "bindkit.errors",
+    "Fit": "bindkit.training",
+    "PatchGrid": "bindkit.geometry",
+    "Probe": "bindkit.probes",
+    "Scene": "bindkit.scenes",
+    "cache_activations": "bindkit.extraction",
+    "check_parameters": "bindkit.pipeline",
+    "fit_probe": "bindkit.training",
+    "label_patches": "bindkit.labels",
+    "load_backbone": "bindkit.backbones",
+    "load_probe": "bindkit.probes",
+    "open_scenes": "bindkit.scenes",
+    "open_workspace": "bindkit.workspace",
+    "run_pipeline": "bindkit.pipeline",
+    "save_figure": "bindkit.figures",
+    "show_messages": "bindkit.progress",
+    "split_scenes": "bindkit.scenes",
+    "sweep": "bindkit.sweep",
+    "write_ade20k": "bindkit.scenes",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'bindkit' has no attribute {name!r}; it offers {', '.join(sorted(_HOME))}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

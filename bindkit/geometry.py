@@ -1,0 +1,315 @@
+"""Where patches lie: patch grids, token layouts and windows. Arithmetic only, no arrays of pixels.
+
+Coordinates are ``(row, col)`` or ``(top, left)`` in that order, in pixels or patches as named; boxes are half
+open, ``[top, bottom) x [left, right)``. A scene is *resized* by its short side, and the resized scene is tiled
+by square *windows* that cover it; the model sees one window at a time.
+
+>>> size = resized_size((96, 128), short_side=112)
+>>> size
+(112, 149)
+>>> [window.left for window in tile_windows(size, window=112)]
+[0, 37]
+>>> PatchGrid.of_window(112, patch_size=8).n_patches
+196
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from bindkit.errors import GeometryError
+
+
+@dataclass(frozen=True)
+class Box:
+    """A half-open rectangle in pixels: ``[top, bottom) x [left, right)``."""
+
+    top: float
+    left: float
+    bottom: float
+    right: float
+
+    def overlaps(self, other: Box) -> bool:
+        """Whether the two boxes share any area."""
+        return (
+            self.top < other.bottom and other.top < self.bottom and self.left < other.right and other.left < self.right
+        )
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """``rows x cols`` square patches of `patch_size` pixels, numbered row-major from the top left.
+
+    Parameters
+    ----------
+    rows, cols : int
+        Patches down and across.
+    patch_size : int
+        Side of one patch in pixels of the window.
+    """
+
+    rows: int
+    cols: int
+    patch_size: int
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.cols < 1 or self.patch_size < 1:
+            raise GeometryError(
+                f"a patch grid needs at least one row, column and pixel, got {self.rows} x {self.cols} patches "
+                f"of {self.patch_size} px"
+            )
+
+    @classmethod
+    def of_size(cls, height: int, width: int, patch_size: int) -> PatchGrid:
+        """Grid of an image of ``height x width`` pixels.
+
+        Raises
+        ------
+        GeometryError
+            If a side is no multiple of the patch: models would crop it silently.
+        """
+        if patch_size < 1:
+            raise GeometryError(f"patch size must be at least 1 px, got {patch_size}")
+        if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
+            down = [max(patch_size, side // patch_size * patch_size) for side in (height, width)]
+            raise GeometryError(
+                f"{height} x {width} px is no multiple of the {patch_size} px patch (the model would silently "
+                f"crop it); use for example {down[0]} x {down[1]} px"
+            )
+        return cls(height // patch_size, width // patch_size, patch_size)
+
+    @classmethod
+    def of_window(cls, window: int, patch_size: int) -> PatchGrid:
+        """Grid of a square window of `window` pixels. Raises GeometryError as `of_size`."""
+        return cls.of_size(window, window, patch_size)
+
+    @property
+    def n_patches(self) -> int:
+        """Number of patches."""
+        return self.rows * self.cols
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return self.rows * self.patch_size
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return self.cols * self.patch_size
+
+    def row_col(self, patch: int) -> tuple[int, int]:
+        """Row and column of a patch. Raises GeometryError for a patch outside the grid."""
+        if not 0 <= patch < self.n_patches:
+            raise GeometryError(f"patch {patch} is outside a grid of {self.rows} x {self.cols} patches")
+        return divmod(patch, self.cols)
+
+    def patch_at(self, row: float, col: float) -> int:
+        """Patch that holds the pixel ``(row, col)``. Raises GeometryError outside the grid."""
+        if not (0 <= row < self.height and 0 <= col < self.width):
+            raise GeometryError(f"pixel ({row}, {col}) is outside a window of {self.height} x {self.width} px")
+        return int(row // self.patch_size) * self.cols + int(col // self.patch_size)
+
+    def box(self, patch: int) -> Box:
+        """Pixels of a patch, in pixels of the window."""
+        row, col = self.row_col(patch)
+        side = self.patch_size
+        return Box(row * side, col * side, (row + 1) * side, (col + 1) * side)
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Which of a model's tokens are patches: `n_prefix` prefix tokens (CLS, distillation, registers) come first.
+
+    >>> layout = TokenLayout(n_prefix=1, grid=PatchGrid(2, 3, 8))
+    >>> layout.n_tokens, layout.token_of(5)
+    (7, 6)
+    """
+
+    n_prefix: int
+    grid: PatchGrid
+
+    def __post_init__(self) -> None:
+        if self.n_prefix < 0:
+            raise GeometryError(f"a model cannot have {self.n_prefix} prefix tokens")
+
+    @property
+    def n_tokens(self) -> int:
+        """Prefix tokens and patch tokens together."""
+        return self.n_prefix + self.grid.n_patches
+
+    def token_of(self, patch: int) -> int:
+        """Position of a patch's token in the model's sequence."""
+        self.grid.row_col(patch)
+        return self.n_prefix + patch
+
+
+@dataclass(frozen=True)
+class Window:
+    """A square crop of the resized scene: its corner and side, in pixels of the resized scene."""
+
+    top: int
+    left: int
+    side: int
+
+    @property
+    def box(self) -> Box:
+        """Pixels of the window in the resized scene."""
+        return Box(self.top, self.left, self.top + self.side, self.left + self.side)
+
+
+def resized_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """Size of a scene after resizing its short side, long side rounded down as torchvision's ``Resize`` does.
+
+    Parameters
+    ----------
+    size : (height, width)
+        In pixels.
+    short_side : int
+        Wanted short side in pixels.
+
+    Raises
+    ------
+    GeometryError
+        For an empty image or a short side below one pixel.
+    """
+    height, width = size
+    if height < 1 or width < 1 or short_side < 1:
+        raise GeometryError(f"cannot resize {height} x {width} px to a short side of {short_side} px")
+    if height <= width:
+        return short_side, short_side * width // height
+    return short_side * height // width, short_side
+
+
+def _starts(length: int, window: int) -> list[int]:
+    """Evenly spaced, rounded window starts that cover ``[0, length)``: the fewest that can."""
+    n_windows = math.ceil(length / window)
+    if n_windows == 1:
+        return [0]
+    return [round(k * (length - window) / (n_windows - 1)) for k in range(n_windows)]
+
+
+def tile_windows(size: tuple[int, int], window: int) -> tuple[Window, ...]:
+    """Evenly spaced square windows that cover a resized scene, row-major.
+
+    Parameters
+    ----------
+    size : (height, width)
+        Of the resized scene, in pixels.
+    window : int
+        Side of a window in pixels.
+
+    Returns
+    -------
+    tuple of Window
+        The fewest windows that cover every pixel; neighbours may overlap.
+
+    Raises
+    ------
+    GeometryError
+        If the scene is smaller than one window.
+    """
+    height, width = size
+    if window < 1 or min(height, width) < window:
+        raise GeometryError(
+            f"a scene of {height} x {width} px is smaller than one window of {window} px; resize it to a short "
+            f"side of at least {window} px"
+        )
+    return tuple(Window(top, left, window) for top in _starts(height, window) for left in _starts(width, window))
+
+
+@dataclass(frozen=True)
+class WindowGeometry:
+    """How a backbone looks at scenes: resize to `short_side`, tile by `window`, cut into `patch_size`.
+
+    All three in pixels. ``WindowGeometry(112, 112, 8).plan((96, 128))`` places every patch of a scene of that size.
+
+    Raises
+    ------
+    GeometryError
+        If the window is no multiple of the patch or larger than the short side.
+    """
+
+    short_side: int
+    window: int
+    patch_size: int
+
+    def __post_init__(self) -> None:
+        PatchGrid.of_window(self.window, self.patch_size)
+        if self.short_side < self.window:
+            raise GeometryError(
+                f"a window of {self.window} px does not fit scenes resized to a short side of {self.short_side} px; "
+                f"use a window of at most {self.short_side // self.patch_size * self.patch_size} px"
+            )
+
+    @property
+    def grid(self) -> PatchGrid:
+        """Patch grid of one window."""
+        return PatchGrid.of_window(self.window, self.patch_size)
+
+    def plan(self, size: tuple[int, int]) -> ScenePlan:
+        """Place every window of a scene of ``(height, width)`` original pixels."""
+        resized = resized_size(size, self.short_side)
+        return ScenePlan(original=size, resized=resized, windows=tile_windows(resized, self.window), grid=self.grid)
+
+
+@dataclass(frozen=True)
+class ScenePlan:
+    """Every window and patch of one scene; ``(window, patch)`` numbers address a patch.
+
+    >>> plan = WindowGeometry(short_side=16, window=16, patch_size=8).plan((32, 48))
+    >>> plan.resized, plan.n_windows, plan.n_patches
+    ((16, 24), 2, 8)
+    >>> plan.original_box(window=1, patch=0)
+    Box(top=0.0, left=16.0, bottom=16.0, right=32.0)
+    """
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    windows: tuple[Window, ...]
+    grid: PatchGrid
+
+    @property
+    def n_windows(self) -> int:
+        """Number of windows."""
+        return len(self.windows)
+
+    @property
+    def n_patches(self) -> int:
+        """Patches of all windows together."""
+        return self.n_windows * self.grid.n_patches
+
+    def resized_box(self, window: int, patch: int) -> Box:
+        """Pixels of a patch in the resized scene."""
+        corner, inner = self.windows[window], self.grid.box(patch)
+        top, left = corner.top + inner.top, corner.left + inner.left
+        return Box(top, left, top + self.grid.patch_size, left + self.grid.patch_size)
+
+    def original_box(self, window: int, patch: int) -> Box:
+        """Pixels of a patch in the original image; corners are real numbers, since resizing scales them."""
+        box = self.resized_box(window, patch)
+        down = self.original[0] / self.resized[0]
+        across = self.original[1] / self.resized[1]
+        return Box(box.top * down, box.left * across, box.bottom * down, box.right * across)
+
+    def corners(self, window: np.ndarray, patch: np.ndarray) -> np.ndarray:
+        """Top-left corners of many patches at once, in pixels of the resized scene.
+
+        Parameters
+        ----------
+        window, patch : int array of shape (n,)
+            Numbers of the windows, and of the patches in their windows' grids.
+
+        Returns
+        -------
+        int32 array of shape (n, 2)
+            ``(top, left)`` per patch.
+        """
+        tops = np.array([w.top for w in self.windows], dtype=np.int32)
+        lefts = np.array([w.left for w in self.windows], dtype=np.int32)
+        rows, cols = np.divmod(np.asarray(patch), self.grid.cols)
+        side = self.grid.patch_size
+        return np.stack([tops[window] + rows * side, lefts[window] + cols * side], axis=1).astype(np.int32)

@@ -1,0 +1,104 @@
+"""The bundles of measuring choices: `paper` reproduces the reference implementation, `strict` is ours.
+
+>>> STRICT.pairs_with_unlabelled
+False
+>>> protocol("paper").min_purity
+0.0
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bindkit.errors import InvalidParameterError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Which patches and pairs are measured and how a probe is trained.
+
+    The values of ``PAPER`` are facts of the reference implementation of Li, Salehi, Ungar & Kording (NeurIPS 2025,
+    arXiv 2510.24709); ``STRICT`` differs as said beside each field.
+    """
+
+    name: str
+    pairs_with_unlabelled: bool
+    """Whether unlabelled patches (id 0) take part and count as one more object; strict leaves them out."""
+    min_purity: float
+    """A patch takes part if its purity is above this (0 = every patch). Above 0.5, instance and class agree."""
+    overlapping_pairs: bool
+    """Whether two patches that show the same pixels (overlapping windows) may form a pair."""
+    full_matrix_loss: bool
+    """Loss over all N x N entries, diagonal and both orders (paper), or over pairs i < j only (strict)."""
+    train_patches: int
+    """Patches of each scene redrawn every step."""
+    judged_patches: int
+    """Patches of each scene drawn once, seeded, for validation and test."""
+    scenes_per_step: int
+    """Scenes in a batch (at most as many as the training split has)."""
+    epochs: int
+    """Passes over the training scenes."""
+    min_steps: int
+    """Small scene sets repeat their scenes within an epoch until this many steps are done in all."""
+    learning_rate: float
+    decay_every: int
+    """Epochs after which the learning rate is multiplied by `decay`."""
+    decay: float
+    precondition: bool
+    """Train in units of each activation dimension's root mean square; folded back exactly when done."""
+    keep: str
+    """The epoch that is kept: best validation ``"accuracy"`` or ``"loss"``."""
+
+
+PAPER = Protocol(
+    name="paper",
+    pairs_with_unlabelled=True,
+    min_purity=0.0,
+    overlapping_pairs=True,
+    full_matrix_loss=True,
+    train_patches=64,
+    judged_patches=64,
+    scenes_per_step=256,
+    epochs=16,
+    min_steps=0,
+    learning_rate=1e-3,
+    decay_every=8,
+    decay=0.2,
+    precondition=False,
+    keep="accuracy",
+)
+
+STRICT = Protocol(
+    name="strict",
+    pairs_with_unlabelled=False,
+    min_purity=0.5,
+    overlapping_pairs=False,
+    full_matrix_loss=False,
+    train_patches=64,
+    judged_patches=128,
+    scenes_per_step=16,
+    epochs=16,
+    min_steps=480,
+    learning_rate=1e-3,
+    decay_every=8,
+    decay=0.2,
+    precondition=True,
+    keep="loss",
+)
+
+PROTOCOLS = {"paper": PAPER, "strict": STRICT}
+
+
+def protocol(name: str | Protocol) -> Protocol:
+    """Look up a protocol by name; a Protocol of one's own passes through.
+
+    Raises
+    ------
+    InvalidParameterError
+        For a name that is neither "paper" nor "strict".
+    """
+    if isinstance(name, Protocol):
+        return name
+    if name not in PROTOCOLS:
+        raise InvalidParameterError(f"unknown protocol {name!r}; choose one of {', '.join(sorted(PROTOCOLS))}")
+    return PROTOCOLS[name]
