@@ -1,0 +1,223 @@
+"""How well affinities tell pairs on one object from pairs on two: figures and their intervals.
+
+All figures are computed from one flat list of judged pairs. *Twins* are pairs on two different instances of one
+class: the hard negatives that similarity alone cannot tell from pairs on one object.
+
+>>> import numpy as np
+>>> pairs = JudgedPairs(
+...     logits=np.array([2.0, 1.0, -1.0, 0.5]),
+...     same=np.array([True, True, False, False]),
+...     twins_question=np.array([True, False, False, True]),
+...     scene=np.array([0, 0, 1, 1]),
+... )
+>>> figures = judge(pairs)
+>>> figures["accuracy"], figures["auroc"], figures["twins_accuracy"], figures["twins_auroc"]
+(0.75, 1.0, 0.0, 1.0)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+
+from bindkit.errors import InvalidParameterError, NonFiniteActivationsError
+
+FIGURES = (
+    "accuracy",
+    "majority_accuracy",
+    "balanced_accuracy",
+    "auroc",
+    "average_precision",
+    "twins_accuracy",
+    "twins_auroc",
+)
+"""Names of the figures that `judge` gives, each with ``_low`` and ``_high`` beside it."""
+
+_BINS = 2048
+
+
+@dataclass(frozen=True)
+class JudgedPairs:
+    """A flat list of pairs with what a probe said of them and what is true.
+
+    Attributes
+    ----------
+    logits : float array of shape (pair,)
+        A pair is called *same* where its logit is above 0.
+    same : bool array of shape (pair,)
+        Whether both patches belong to one instance.
+    twins_question : bool array of shape (pair,)
+        Pairs of one class of which the scene shows several instances: pairs on one of them, and twins.
+    scene : int array of shape (pair,)
+        Number of the scene, 0-based; the unit of the bootstrap.
+    """
+
+    logits: np.ndarray
+    same: np.ndarray
+    twins_question: np.ndarray
+    scene: np.ndarray
+
+    def __post_init__(self) -> None:
+        shapes = {np.shape(column) for column in (self.logits, self.same, self.twins_question, self.scene)}
+        if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+            raise InvalidParameterError(f"judged pairs are four arrays of one shape (pair,), got {sorted(shapes)}")
+        if not np.isfinite(self.logits).all():
+            raise NonFiniteActivationsError(
+                "a probe gave NaN or infinite logits; look at the activations (cache.verify()) and the learning rate"
+            )
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Chance that a random positive outranks a random negative; ties count half. NaN without both kinds.
+
+    The Mann-Whitney U statistic over ``n_positive * n_negative``.
+
+    >>> import numpy as np
+    >>> auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
+    0.875
+    """
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    if not n_positive or not n_negative:
+        return float("nan")
+    rank_sum = rankdata(scores)[positive].sum()
+    return float((rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+
+
+def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Mean precision over the recall steps, one step a distinct score (no interpolation). NaN without positives.
+
+    >>> import numpy as np
+    >>> round(average_precision(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True])), 4)
+    0.8333
+    """
+    n_positive = int(positive.sum())
+    if not n_positive:
+        return float("nan")
+    order = np.argsort(-scores, kind="stable")
+    ranked = positive[order]
+    last_of_tie = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    hits = np.cumsum(ranked)[last_of_tie]
+    precision = hits / (last_of_tie + 1)
+    return float((np.diff(hits, prepend=0) * precision).sum() / n_positive)
+
+
+def _share(part: np.ndarray) -> float:
+    return float(part.mean()) if part.size else float("nan")
+
+
+def judge(pairs: JudgedPairs, n_bootstrap: int = 1000, seed: int = 0) -> dict[str, float]:
+    """All figures of one list of judged pairs, with 95 % intervals by bootstrap over scenes.
+
+    Parameters
+    ----------
+    pairs : JudgedPairs
+        At least one pair.
+    n_bootstrap : int
+        Resamples of the scenes; 0 for none. With a single scene there are no intervals.
+    seed : int
+        Of the resampling.
+
+    Returns
+    -------
+    dict
+        The names of `FIGURES`, each also with ``_low`` and ``_high`` (percentiles 2.5 and 97.5). NaN where a figure is
+        undefined (no pair on one object, no twins, fewer than two scenes for an interval).
+
+        - ``accuracy``: share of pairs judged right at logit 0.
+        - ``majority_accuracy``: the same for always giving these pairs' more frequent answer.
+        - ``balanced_accuracy``: mean of the shares of same and of different pairs judged right.
+        - ``auroc``, ``average_precision``: of *same* as the positive answer.
+        - ``twins_accuracy``: share of twins judged different. Saying "different" to everything gives 1: read it beside
+          ``twins_auroc``, which ranks pairs on one object against twins, classes with several instances in the
+          scene only.
+
+    Raises
+    ------
+    InvalidParameterError
+        For an empty list of pairs.
+    """
+    if not len(pairs):
+        raise InvalidParameterError("there is no pair to judge; the split has no scene with two usable patches")
+    said_same, same = pairs.logits > 0, pairs.same.astype(bool)
+    right = said_same == same
+    twins = pairs.twins_question & ~same
+    asked = pairs.twins_question.astype(bool)
+    figures = {
+        "accuracy": _share(right),
+        "majority_accuracy": max(_share(same), _share(~same)),
+        "balanced_accuracy": (_share(right[same]) + _share(right[~same])) / 2,
+        "auroc": auroc(pairs.logits, same),
+        "average_precision": average_precision(pairs.logits, same),
+        "twins_accuracy": _share(right[twins]),
+        "twins_auroc": auroc(pairs.logits[asked], same[asked]),
+    }
+    intervals = _bootstrap(pairs, n_bootstrap, seed)
+    for name in FIGURES:
+        figures[f"{name}_low"], figures[f"{name}_high"] = intervals[name] if intervals else (float("nan"),) * 2
+    return figures
+
+
+def _bootstrap(pairs: JudgedPairs, n_bootstrap: int, seed: int) -> dict[str, tuple[float, float]]:
+    """Percentile intervals. Each scene is reduced to histograms of its logits, with an edge exactly at 0.
+
+    Accuracies are exact; ranks are exact up to the bin (2,048 bins of equal count), far below the interval's width.
+    """
+    scenes, scene = np.unique(pairs.scene, return_inverse=True)
+    if n_bootstrap < 1 or len(scenes) < 2:
+        return {}
+    rng = np.random.default_rng(seed)
+    sample = pairs.logits if len(pairs) <= 1_000_000 else rng.choice(pairs.logits, 1_000_000)
+    edges = np.unique(np.append(np.quantile(sample, np.linspace(0, 1, _BINS)), 0.0))
+    # side="left" keeps a logit of exactly 0 below the edge at 0, as `logit > 0` does.
+    slot = np.searchsorted(edges, pairs.logits, side="left")
+    n_slots = len(edges) + 1
+    zero = int(np.searchsorted(edges, 0.0, side="left"))
+    same, asked = pairs.same.astype(bool), pairs.twins_question.astype(bool)
+    draws = rng.multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), size=n_bootstrap).astype(np.float64)
+
+    def resampled(chosen: np.ndarray) -> np.ndarray:
+        counts = np.bincount(scene[chosen] * n_slots + slot[chosen], minlength=len(scenes) * n_slots)
+        return draws @ counts.reshape(len(scenes), n_slots)
+
+    positive, negative = resampled(same), resampled(~same)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        n_positive, n_negative = positive.sum(1), negative.sum(1)
+        hit = positive[:, zero + 1 :].sum(1)
+        rejected = negative[:, : zero + 1].sum(1)
+        twins_positive, twins = resampled(same & asked), resampled(~same & asked)
+        values = {
+            "accuracy": (hit + rejected) / (n_positive + n_negative),
+            "majority_accuracy": np.maximum(n_positive, n_negative) / (n_positive + n_negative),
+            "balanced_accuracy": (hit / n_positive + rejected / n_negative) / 2,
+            "auroc": _binned_auroc(positive, negative),
+            "average_precision": _binned_average_precision(positive, negative),
+            "twins_accuracy": twins[:, : zero + 1].sum(1) / twins.sum(1),
+            "twins_auroc": _binned_auroc(twins_positive, twins),
+        }
+    return {name: _percentiles(drawn) for name, drawn in values.items()}
+
+
+def _percentiles(drawn: np.ndarray) -> tuple[float, float]:
+    finite = drawn[np.isfinite(drawn)]
+    if not finite.size:
+        return float("nan"), float("nan")
+    low, high = np.percentile(finite, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _binned_auroc(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    below = np.cumsum(negative, axis=1) - negative
+    return (positive * (below + negative / 2)).sum(1) / (positive.sum(1) * negative.sum(1))
+
+
+def _binned_average_precision(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    from_top = positive[:, ::-1]
+    called = np.cumsum(from_top + negative[:, ::-1], axis=1)
+    precision = np.divide(np.cumsum(from_top, axis=1), called, out=np.zeros_like(called), where=called > 0)
+    return (from_top * precision).sum(1) / positive.sum(1)

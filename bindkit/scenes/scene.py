@@ -1,0 +1,92 @@
+"""The Scene type: one image with its instance mask and class mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from bindkit.errors import BrokenSceneError
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One image with an instance mask and a class mask (0 = unlabelled in both).
+
+    Parameters
+    ----------
+    id : str
+        Unique within its scene set, the same on every machine.
+    image : uint8 array of shape (height, width, 3)
+        RGB, 0..255.
+    instances : int32 array of shape (height, width)
+        Instance id per pixel; equal ids mean the same object.
+    classes : int32 array of shape (height, width)
+        Class id per pixel.
+
+    Raises
+    ------
+    BrokenSceneError
+        If the masks have another size than the image, or an array another type.
+    """
+
+    id: str
+    image: np.ndarray
+    instances: np.ndarray
+    classes: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
+            raise BrokenSceneError(
+                f"scene {self.id}: the image must be uint8 [height, width, 3], got {self.image.dtype} "
+                f"{list(self.image.shape)}"
+            )
+        for name, mask in (("instance", self.instances), ("class", self.classes)):
+            if mask.shape != self.image.shape[:2]:
+                raise BrokenSceneError(
+                    f"scene {self.id}: the {name} mask is {' x '.join(map(str, mask.shape))} px but the image is "
+                    f"{self.image.shape[0]} x {self.image.shape[1]} px; both must have the same size"
+                )
+            if mask.dtype != np.int32 or (mask.size and mask.min() < 0):
+                raise BrokenSceneError(f"scene {self.id}: the {name} mask must be int32 and not negative")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(height, width)`` in pixels."""
+        return int(self.image.shape[0]), int(self.image.shape[1])
+
+
+@dataclass(frozen=True)
+class BrokenScene:
+    """A scene that was left out, and why."""
+
+    id: str
+    reason: str
+
+
+class SceneSet(Protocol):
+    """What every scene format offers. Scenes are read lazily, one at a time, from any thread.
+
+    ``len(scenes)``, ``scenes[i]`` (raises BrokenSceneError if that one scene cannot be read), iteration.
+    """
+
+    uri: str
+    """The URI it was opened with, normalised: opening it again gives the same set."""
+    ids: Sequence[str]
+    """Scene ids in order. Scenes already known to be unusable are not among them but in `broken`."""
+    broken: Sequence[BrokenScene]
+    """Scenes found unusable on opening (missing or empty files), each with its reason."""
+    official_splits: Sequence[str] | None
+    """``"training"`` or ``"validation"`` per scene where the data set itself defines a split, else None."""
+    class_names: Mapping[int, str]
+    """Class id -> name; 0 is absent."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, position: int) -> Scene: ...
+    def __iter__(self) -> Iterator[Scene]: ...
+
+    def size_of(self, position: int) -> tuple[int, int]:
+        """``(height, width)`` in pixels, from the file's header only. Raises BrokenSceneError."""
+        ...
