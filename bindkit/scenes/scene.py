@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -66,6 +66,7 @@ class BrokenScene:
     reason: str
 
 
+@runtime_checkable
 class SceneSet(Protocol):
     """What every scene format offers. Scenes are read lazily, one at a time, from any thread.
 

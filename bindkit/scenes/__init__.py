@@ -1,0 +1,23 @@
+"""Scenes: images with instance and class masks, from a generator, ADE20K or plain folders."""
+
+from bindkit.scenes.ade20k_writer import write_ade20k
+from bindkit.scenes.base import subset
+from bindkit.scenes.checking import SceneReport, SceneStatistics, check_scenes
+from bindkit.scenes.opening import OPENERS, open_scenes
+from bindkit.scenes.scene import BrokenScene, Scene, SceneSet
+from bindkit.scenes.splits import Split, split_scenes
+
+__all__ = [
+    "OPENERS",
+    "BrokenScene",
+    "Scene",
+    "SceneReport",
+    "SceneSet",
+    "SceneStatistics",
+    "Split",
+    "check_scenes",
+    "open_scenes",
+    "split_scenes",
+    "subset",
+    "write_ade20k",
+]

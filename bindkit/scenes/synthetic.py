@@ -1,0 +1,140 @@
+"""``synthetic:`` scenes: a seeded generator of textured, partly occluding objects with twins.
+
+>>> from bindkit.scenes import open_scenes
+>>> scenes = open_scenes("synthetic:n=3,seed=5")
+>>> scenes.uri
+'synthetic:n=3,seed=5,size=112x144,objects=3-8,twins=0.5'
+>>> scenes[0].size
+(112, 144)
+
+Scene k of a seed is the same on every machine and does not depend on how many scenes there are.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bindkit.errors import InvalidParameterError
+from bindkit.scenes.base import SceneSequence
+from bindkit.scenes.composition import Recipe, compose
+from bindkit.scenes.draws import Draws
+from bindkit.scenes.scene import Scene
+from bindkit.scenes.shapes import SHAPES
+
+OPTIONS = {
+    "n": "scenes in the set, 1..1000000, default 400",
+    "seed": "a whole number from 0 on, default 0",
+    "size": "HEIGHTxWIDTH in pixels, 32..1024 each, default 112x144",
+    "objects": "objects a scene, FEWEST-MOST or one number, 1..12, default 3-8",
+    "twins": "chance that a further object copies one already there, 0..1, default 0.5",
+}
+
+
+def _refuse(option: str, text: str) -> InvalidParameterError:
+    known = "; ".join(f"{name}: {meaning}" for name, meaning in OPTIONS.items())
+    return InvalidParameterError(f"synthetic scenes: {option}={text} is not understood; the options are {known}")
+
+
+def _whole(option: str, text: str, low: int, high: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,19}", text) or not low <= int(text) <= high:
+        raise _refuse(option, text)
+    return int(text)
+
+
+def _pair(option: str, text: str, separator: str, low: int, high: int) -> tuple[int, int]:
+    parts = text.split(separator)
+    if len(parts) != 2:
+        raise _refuse(option, text)
+    return _whole(option, parts[0], low, high), _whole(option, parts[1], low, high)
+
+
+def _share(option: str, text: str) -> float:
+    # At most four decimals: draws take no finer chances, and a URI has one spelling for one set.
+    if not re.fullmatch(r"[01]|[01]?\.[0-9]{1,4}|[01]\.", text) or float(text) > 1:
+        raise _refuse(option, text)
+    return float(text)
+
+
+@dataclass(frozen=True)
+class SyntheticOptions:
+    """Options of a synthetic scene set; `parse` reads them from a URI, `uri` spells them all out."""
+
+    n: int = 400
+    seed: int = 0
+    recipe: Recipe = field(default_factory=Recipe)
+
+    @classmethod
+    def parse(cls, text: str) -> SyntheticOptions:
+        """Read ``"n=400,seed=0"``; options left out keep their defaults.
+
+        Raises
+        ------
+        InvalidParameterError
+            For an option that is unknown, malformed, out of range or given twice; names it and lists the valid ones.
+        """
+        given: dict[str, str] = {}
+        for item in filter(None, (part.strip() for part in text.split(","))):
+            option, equals, value = (part.strip() for part in item.partition("="))
+            if option not in OPTIONS or not equals or option in given:
+                known = "; ".join(f"{name}: {meaning}" for name, meaning in OPTIONS.items())
+                fault = "is given twice" if option in given else "is not an option"
+                raise InvalidParameterError(f"synthetic scenes: {item!r} {fault}; write NAME=VALUE with {known}")
+            given[option] = value
+        plain = Recipe()
+        height, width = (plain.height, plain.width)
+        fewest, most = (plain.fewest, plain.most)
+        if "size" in given:
+            height, width = _pair("size", given["size"], "x", 32, 1024)
+        if "objects" in given:
+            asked = given["objects"]
+            fewest, most = _pair("objects", asked if "-" in asked else f"{asked}-{asked}", "-", 1, 12)
+            if fewest > most:
+                raise _refuse("objects", asked)
+        twins = _share("twins", given["twins"]) if "twins" in given else plain.twins
+        if twins == 0 and most > len(SHAPES):
+            raise InvalidParameterError(
+                f"synthetic scenes: without twins a scene takes at most {len(SHAPES)} objects (each of another "
+                f"shape), got objects={given['objects']}; allow twins or ask for fewer objects"
+            )
+        return cls(
+            n=_whole("n", given.get("n", str(cls.n)), 1, 1_000_000),
+            seed=_whole("seed", given.get("seed", str(cls.seed)), 0, 10**18),
+            recipe=Recipe(height, width, fewest, most, twins),
+        )
+
+    @property
+    def uri(self) -> str:
+        """The URI with every option spelled out."""
+        recipe = self.recipe
+        return (
+            f"synthetic:n={self.n},seed={self.seed},size={recipe.height}x{recipe.width},"
+            f"objects={recipe.fewest}-{recipe.most},twins={recipe.twins:g}"
+        )
+
+
+class SyntheticScenes(SceneSequence):
+    """A set of generated scenes; nothing is stored, each scene is drawn when asked for (about 5 ms)."""
+
+    def __init__(self, options: SyntheticOptions) -> None:
+        self.options = options
+        self.uri = options.uri
+        self.ids = tuple(f"synthetic-{options.seed}-{position:06d}" for position in range(options.n))
+        self.broken = ()
+        self.official_splits = None
+        self.class_names = {number: shape.name for number, shape in enumerate(SHAPES, start=1)}
+
+    def __getitem__(self, position: int) -> Scene:
+        position = self._position(position)
+        return compose(self.ids[position], self.options.recipe, Draws(self.options.seed, position))
+
+    def size_of(self, position: int) -> tuple[int, int]:
+        """``(height, width)`` in pixels."""
+        self._position(position)
+        return self.options.recipe.height, self.options.recipe.width
+
+
+def open_synthetic(options: str, index_dir: Path | None = None) -> SyntheticScenes:
+    """Open ``synthetic:OPTIONS``; see `SyntheticOptions`. `index_dir` is not needed here."""
+    return SyntheticScenes(SyntheticOptions.parse(options))

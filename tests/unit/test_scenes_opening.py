@@ -1,0 +1,95 @@
+"""`open_scenes`: schemes, directories and what it says when there is nothing to open."""
+
+import re
+
+import pytest
+
+from bindkit.errors import InvalidParameterError, SceneSetError
+from bindkit.scenes import OPENERS, SceneSet, open_scenes, subset, write_ade20k
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "coco:images,annotations.json", "synthetics:n=2", "ade20k", "http://x/y", ":", "x"]
+)
+def test_unknown_schemes_list_the_known_ones(uri: str):
+    with pytest.raises(SceneSetError, match="names no scene set") as caught:
+        open_scenes(uri)
+    assert all(f"{scheme}:" in str(caught.value) for scheme in OPENERS)
+
+
+def test_a_bare_directory_is_told_to_name_its_format(tmp_path):
+    with pytest.raises(SceneSetError, match=re.escape(f'"folder:{tmp_path}"')):
+        open_scenes(str(tmp_path))
+
+
+@pytest.mark.parametrize("scheme", ["ade20k", "folder"])
+def test_directories_that_do_not_exist_or_hold_nothing_say_what_was_looked_for(tmp_path, scheme: str):
+    with pytest.raises(SceneSetError, match="names no directory"):
+        open_scenes(f"{scheme}:")
+    with pytest.raises(SceneSetError, match="is not a directory"):
+        open_scenes(f"{scheme}:{tmp_path / 'absent'}")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SceneSetError, match="is not a directory"):
+        open_scenes(f"{scheme}:{tmp_path / 'file'}")
+    with pytest.raises(SceneSetError, match=r"looked for .*images"):
+        open_scenes(f"{scheme}:{tmp_path}")
+
+
+@pytest.mark.parametrize("scheme", OPENERS)
+def test_every_format_offers_what_a_scene_set_is(tmp_path, scheme: str):
+    generated = open_scenes("synthetic:n=2,seed=0,size=32x40")
+    if scheme == "ade20k":
+        write_ade20k(generated, tmp_path)
+    elif scheme == "folder":
+        write_folder(generated, tmp_path)
+    uri = {"synthetic": generated.uri}.get(scheme, f"{scheme}:{tmp_path}")
+    scenes = open_scenes(uri)
+    assert isinstance(scenes, SceneSet)
+    assert len(scenes) == len(scenes.ids) == 2
+    assert scenes.uri == open_scenes(scenes.uri).uri
+    assert [scene.id for scene in scenes] == list(scenes.ids)
+    assert scenes.size_of(0) == scenes[0].size == (32, 40)
+    assert scenes.broken == ()
+    assert 0 not in scenes.class_names
+    assert scenes[-1].id == scenes.ids[1]
+    assert "2 scenes" in repr(scenes)
+
+
+def write_folder(scenes, directory) -> None:
+    from PIL import Image
+
+    for name in ("images", "instances"):
+        (directory / name).mkdir()
+    for scene in scenes:
+        Image.fromarray(scene.image).save(directory / "images" / f"{scene.id}.png")
+        Image.fromarray(scene.instances.astype("uint8")).save(directory / "instances" / f"{scene.id}.png")
+
+
+def test_a_relative_directory_becomes_a_full_one(tmp_path, monkeypatch):
+    write_ade20k(open_scenes("synthetic:n=1,seed=0,size=32x32"), tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert open_scenes("ade20k:data").uri == open_scenes("ade20k:./data/../data").uri == f"ade20k:{tmp_path}/data"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_scenes("ade20k:~/data").uri == f"ade20k:{tmp_path}/data"
+
+
+def test_a_subset_is_a_scene_set_with_an_identity_of_its_own():
+    scenes = open_scenes("synthetic:n=5,seed=0,size=32x40")
+    view = subset(scenes, [4, 1])
+    assert isinstance(view, SceneSet)
+    assert list(view.ids) == [scenes.ids[4], scenes.ids[1]]
+    assert (view[1].image == scenes[1].image).all()
+    assert view.size_of(0) == (32, 40)
+    assert view.class_names == scenes.class_names
+    uris = {subset(scenes, chosen).uri for chosen in ([4, 1], [1, 4], [1], [])}
+    assert len(uris) == 4
+    assert all(uri.startswith(f"{scenes.uri}#subset=") for uri in uris)
+    assert subset(scenes, range(5)) is scenes
+    with pytest.raises(IndexError):
+        view[2]
+
+
+@pytest.mark.parametrize(("positions", "message"), [([0, 0], "twice"), ([2], "outside"), ([-1], "outside")])
+def test_subsets_refuse_positions_that_are_not_there(positions: list[int], message: str):
+    with pytest.raises(InvalidParameterError, match=message):
+        subset(open_scenes("synthetic:n=2,seed=0"), positions)

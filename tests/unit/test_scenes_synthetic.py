@@ -1,0 +1,211 @@
+"""Synthetic scenes: pinned to the byte, with twins, visible objects and a URI that spells everything out."""
+
+import hashlib
+import re
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bindkit.errors import InvalidParameterError
+from bindkit.scenes import open_scenes
+from bindkit.scenes.composition import LEAST_SHARE, Recipe, _draw_looks, _place_all
+from bindkit.scenes.draws import Draws
+from bindkit.scenes.synthetic import OPTIONS, SyntheticOptions
+
+# If these change, every published figure on synthetic scenes changes with them: never by accident.
+GOLDEN = [
+    (
+        "synthetic:n=3,seed=0",
+        0,
+        "bfdc271e4e0da5440e65562923b8db023bc957fb99c2bd9d6a37572505a7128b",
+    ),
+    (
+        "synthetic:n=3,seed=0",
+        2,
+        "87f3e2cfd60040c0de786e897ea481591820a00c85f21ca2970ab48479b25a1b",
+    ),
+    (
+        "synthetic:n=100,seed=123456789",
+        99,
+        "197114a0ddca83f375bb21f72d07b768925c9e7eaf36c3d6225126ea25b696da",
+    ),
+    (
+        "synthetic:n=5,seed=1,size=64x48,objects=1-2,twins=0",
+        4,
+        "323546bb543669c38f18527c624aba1508cefce7ad9dea1f98fa6ed8c4c54383",
+    ),
+    (
+        "synthetic:n=5,seed=1,size=200x300,objects=10-12,twins=0.9",
+        1,
+        "c09b8a609b16e7914fc91f9f8f4da8ad832a1d7e6a5332f72eeababb966f4e0e",
+    ),
+]
+
+
+def digest(scene) -> str:
+    parts = [scene.image, scene.instances.astype("<i4"), scene.classes.astype("<i4")]
+    return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
+
+
+@pytest.mark.parametrize(("uri", "position", "wanted"), GOLDEN)
+def test_scenes_are_the_same_bytes_on_every_machine(uri: str, position: int, wanted: str):
+    assert digest(open_scenes(uri)[position]) == wanted
+
+
+def test_a_scene_does_not_depend_on_how_many_there_are_or_who_reads_first():
+    few, many = open_scenes("synthetic:n=3,seed=4"), open_scenes("synthetic:n=50,seed=4")
+    last = digest(many[2])
+    assert digest(few[2]) == last == digest(many[-48])
+    assert few.ids == many.ids[:3]
+    assert digest(few[1]) != last
+    assert digest(open_scenes("synthetic:n=3,seed=5")[2]) != last
+
+
+def test_scenes_hold_three_to_eight_compact_objects_on_an_unlabelled_ground():
+    scenes = open_scenes("synthetic:n=60,seed=11")
+    counts = []
+    for scene in scenes:
+        ids = np.unique(scene.instances)
+        assert ids.tolist() == list(range(len(ids)))
+        assert ((scene.instances == 0) == (scene.classes == 0)).all()
+        for instance in ids[1:]:
+            assert len(np.unique(scene.classes[scene.instances == instance])) == 1
+            # A quarter of the patches' pixels and more: 8-pixel patches give several to each object.
+            assert (scene.instances == instance).sum() >= 4 * 64
+        assert set(np.unique(scene.classes)) - {0} <= set(scenes.class_names)
+        assert 0.2 < (scene.instances > 0).mean() < 0.8
+        counts.append(len(ids) - 1)
+    assert (min(counts), max(counts)) == (3, 8)
+
+
+def test_twins_are_copies_of_one_look_and_other_objects_have_other_classes():
+    recipe = Recipe(twins=0.7)
+    for seed in range(20):
+        looks = _draw_looks(Draws(seed), recipe)
+        by_class = {look.class_id: look for look in looks}
+        assert all(by_class[look.class_id] is look for look in looks)
+        assert 2 <= len(by_class) < len(looks)
+
+
+def test_without_twins_no_class_occurs_twice():
+    for seed in range(20):
+        looks = _draw_looks(Draws(seed), Recipe(twins=0))
+        assert len({look.class_id for look in looks}) == len(looks)
+
+
+def test_visible_twins_show_the_same_pixels_up_to_shadow_and_grain():
+    recipe = Recipe(fewest=3, most=3)
+    scene_pairs = 0
+    for position in range(40):
+        draws = Draws(2, position)
+        placed = _place_all(draws, _draw_looks(draws, recipe), recipe)
+        scene = open_scenes("synthetic:n=40,seed=2,objects=3")[position]
+        for first in range(len(placed)):
+            for second in range(first + 1, len(placed)):
+                if placed[first].look is not placed[second].look:
+                    continue
+                squares = []
+                for number in (first, second):
+                    side = placed[number].look.outline.shape[0]
+                    image, shown = np.zeros((side, side, 3), np.int64), np.zeros((side, side), bool)
+                    part, frame = placed[number].part, placed[number].frame
+                    image[part] = scene.image[frame]
+                    shown[part] = scene.instances[frame] == len(placed) - number
+                    squares.append((image, shown))
+                both = squares[0][1] & squares[1][1]
+                difference = abs(squares[0][0] - squares[1][0])[both]
+                # Grain reaches 12; a shadow darkens by less than half.
+                assert np.median(difference) <= 6
+                scene_pairs += 1
+    assert scene_pairs > 20
+
+
+def test_objects_hide_one_another_but_none_is_nearly_hidden():
+    recipe = Recipe()
+    occluded = 0
+    for seed in range(30):
+        draws = Draws(seed)
+        looks = _draw_looks(draws, recipe)
+        placed = _place_all(draws, looks, recipe)
+        assert len(placed) <= len(looks)
+        front = np.zeros((recipe.height, recipe.width), bool)
+        for item in placed:
+            whole = item.look.outline.sum()
+            seen = (item.outline & ~front[item.frame]).sum()
+            assert seen * 100 >= whole * LEAST_SHARE
+            occluded += seen < item.outline.sum()
+            front[item.frame] |= item.outline
+    assert occluded > 30
+
+
+def test_an_object_without_a_visible_place_is_left_out_of_picture_and_masks():
+    recipe = Recipe(height=40, width=40)
+    looks = _draw_looks(Draws(0), Recipe(height=112, width=144, fewest=8, most=8))
+    placed = _place_all(Draws(1), looks, recipe)
+    assert 1 <= len(placed) < 8
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(1, 1_000_000),
+    st.integers(0, 10**18),
+    st.tuples(st.integers(32, 160), st.integers(32, 160)),
+    st.tuples(st.integers(1, 12), st.integers(1, 12)).map(sorted),
+    st.integers(1, 100),
+)
+def test_any_valid_options_give_scenes_of_that_size_and_a_uri_that_reopens(n, seed, size, objects, percent):
+    text = f" seed={seed}, size={size[0]}x{size[1]},objects={objects[0]}-{objects[1]},twins={percent / 100},n={n}"
+    options = SyntheticOptions.parse(text)
+    assert SyntheticOptions.parse(options.uri.removeprefix("synthetic:")) == options
+    scenes = open_scenes(options.uri.replace(f"n={n},", "n=2,"))
+    assert scenes.size_of(1) == scenes[1].size == size
+    assert scenes[1].instances.max() <= objects[1]
+
+
+def test_uri_has_one_spelling_for_one_set():
+    full = "synthetic:n=400,seed=0,size=112x144,objects=3-8,twins=0.5"
+    spellings = ("synthetic:", "synthetic", "synthetic:seed=0", "synthetic: n=400 ,twins=.50", "synthetic:n=0400,")
+    for spelling in (*spellings, full):
+        assert open_scenes(spelling).uri == full
+    assert open_scenes("synthetic:objects=5").uri == full.replace("3-8", "5-5")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("n=0", "n=-3", "n=ten", "n=", "n=1000001", "n=1.5", "seed=-1", "seed=x", "size=112", "size=112x", "size=8x8"),
+        *("size=112x144x3", "size=2000x112", "objects=8-3", "objects=0-3", "objects=3-99", "objects=a-b", "twins=2"),
+        *("twins=-0.1", "twins=nan", "twins=50%", "twins=0.123456", "colour=red", "n", "n=3,n=4", "N=3", "twins=1.5"),
+        "objects=11,twins=0",
+    ],
+)
+def test_malformed_options_are_named_and_the_valid_ones_listed(text: str):
+    with pytest.raises(InvalidParameterError) as caught:
+        open_scenes(f"synthetic:{text}")
+    assert re.split("[,=]", text, maxsplit=1)[0] in str(caught.value)
+    if text != "objects=11,twins=0":
+        assert all(meaning in str(caught.value) for meaning in OPTIONS.values())
+
+
+def test_positions_outside_the_set_are_index_errors():
+    scenes = open_scenes("synthetic:n=2")
+    for position in (2, -3):
+        with pytest.raises(IndexError, match="which has 2"):
+            scenes[position]
+        with pytest.raises(IndexError):
+            scenes.size_of(position)
+
+
+def test_drawing_is_fast_enough_to_train_on():
+    scenes = open_scenes("synthetic:n=20,seed=0")
+    scenes[0]
+    seconds = []
+    for position in range(20):
+        start = time.process_time()
+        scenes[position]
+        seconds.append(time.process_time() - start)
+    # About 5 ms each; the bound leaves room for a busy machine and for the checks of types under test.
+    assert min(seconds) < 0.05
