@@ -1,0 +1,16 @@
+"""Backbones: frozen pretrained ViTs, loaded from a hub or a directory and checked to the token.
+
+>>> from bindkit.backbones import check_backbone
+>>> print(check_backbone("random-init:dinov2"))  # doctest: +ELLIPSIS
+random-init:dinov2: passes the contract check
+...
+"""
+
+from __future__ import annotations
+
+from bindkit.backbones.backbone import Backbone
+from bindkit.backbones.contract import ContractReport
+from bindkit.backbones.loading import check_backbone, load_backbone
+from bindkit.backbones.preprocessing import Preprocessing
+
+__all__ = ["Backbone", "ContractReport", "Preprocessing", "check_backbone", "load_backbone"]

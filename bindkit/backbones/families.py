@@ -1,0 +1,102 @@
+"""The ViT families of Hugging Face that bindkit knows, one row each; anything else is tried generically.
+
+>>> FAMILIES["vit_mae"].objective
+'masked-reconstruction'
+>>> family_of_type("clip_vision_model").model_class
+'CLIPVisionModel'
+>>> family_of_type("resnet") is None
+True
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family of models is loaded and called, and what its token sequence looks like.
+
+    The rows were checked against transformers 4.56 and 5.23; the contract check on load would notice a change.
+    """
+
+    name: str
+    """``config.model_type`` of the vision model."""
+    model_class: str
+    """Class of transformers that holds the vision encoder alone."""
+    objective: str
+    """What the family was pretrained for; ``"by-architecture"`` where only the checkpoint's config can tell."""
+    n_prefix: int
+    """CLS and distillation tokens in front of the patch tokens."""
+    has_registers: bool = False
+    """Whether ``config.num_register_tokens`` more prefix tokens follow."""
+    interpolates_on_request: bool = True
+    """Whether other window sizes than the native one need ``interpolate_pos_encoding=True``."""
+    masks_patches: bool = False
+    """Whether the forward pass drops and shuffles patches unless told not to (MAE)."""
+    model_arguments: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the model class, to leave out parts that are never used."""
+    aliases: tuple[str, ...] = ()
+    """Other model types whose checkpoints hold this vision encoder (a text and image model, for example)."""
+
+    def prefix_tokens(self, config: Any) -> int:
+        """Number of prefix tokens that a model with this config puts in front of the patch tokens."""
+        return self.n_prefix + (int(config.num_register_tokens) if self.has_registers else 0)
+
+
+_NO_POOLER = {"add_pooling_layer": False}
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("dinov2", "Dinov2Model", "self-distillation", 1, interpolates_on_request=False),
+        Family(
+            "dinov2_with_registers",
+            "Dinov2WithRegistersModel",
+            "self-distillation",
+            1,
+            has_registers=True,
+            interpolates_on_request=False,
+        ),
+        Family(
+            "dinov3_vit", "DINOv3ViTModel", "self-distillation", 1, has_registers=True, interpolates_on_request=False
+        ),
+        Family("vit", "ViTModel", "by-architecture", 1, model_arguments=_NO_POOLER),
+        Family("deit", "DeiTModel", "by-architecture", 2, model_arguments=_NO_POOLER),
+        Family("vit_mae", "ViTMAEModel", "masked-reconstruction", 1, masks_patches=True),
+        Family("clip_vision_model", "CLIPVisionModel", "contrastive", 1, aliases=("clip",)),
+        Family("siglip_vision_model", "SiglipVisionModel", "contrastive", 0, aliases=("siglip",)),
+        Family(
+            "beit",
+            "BeitModel",
+            "masked-reconstruction",
+            1,
+            interpolates_on_request=False,
+            model_arguments=_NO_POOLER,
+        ),
+        Family("ijepa", "IJepaModel", "self-prediction", 0, model_arguments=_NO_POOLER),
+    )
+}
+
+_BY_TYPE = {model_type: family for family in FAMILIES.values() for model_type in (family.name, *family.aliases)}
+
+
+def family_of_type(model_type: str) -> Family | None:
+    """Row of a ``config.model_type``, or None for a family that is not in the table."""
+    return _BY_TYPE.get(model_type)
+
+
+def objective_of(family: Family | None, config: Any) -> str:
+    """Pretraining objective of a checkpoint, as far as its family and config tell; ``"unknown"`` otherwise.
+
+    ViT and DeiT checkpoints with a classifier are supervised. The same architectures without one (DINO, for example)
+    carry no trace of how they were trained.
+    """
+    if family is None:
+        return "unknown"
+    if family.objective != "by-architecture":
+        return family.objective
+    architectures = getattr(config, "architectures", None) or ()
+    classifies = any("ForImageClassification" in architecture for architecture in architectures)
+    return "supervised" if classifies else "unknown"

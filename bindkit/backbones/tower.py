@@ -1,0 +1,138 @@
+"""One way to run every vision encoder: pixels in, tokens at chosen layers out.
+
+Checks happen here once for every family: the number of tokens, the width, and that the patches come last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bindkit.backbones.capture import BlockCapture, find_blocks
+from bindkit.backbones.families import FAMILIES
+from bindkit.backbones.shape import EncoderShape
+from bindkit.errors import ContractError
+from bindkit.geometry import PatchGrid
+
+
+@dataclass(frozen=True, eq=False)
+class VisionTower:
+    """A frozen vision encoder with all that is needed to call it and to read its tokens."""
+
+    shape: EncoderShape
+    model: nn.Module
+    blocks: nn.ModuleList
+    interpolates_on_request: bool
+    masks_patches: bool
+
+    @classmethod
+    def of(cls, shape: EncoderShape, model: nn.Module) -> VisionTower:
+        """Find a loaded encoder's blocks and how it wants to be called.
+
+        Raises
+        ------
+        ContractError
+            If the model has no block list, or not as long a one as its config says.
+        """
+        blocks_at, blocks = find_blocks(model)
+        if shape.n_layers is not None and len(blocks) != shape.n_layers:
+            raise ContractError(
+                f"{type(model).__name__} should have {shape.n_layers} blocks, but its longest list of like modules "
+                f"({blocks_at}) has {len(blocks)}; it is no plain ViT that bindkit can read"
+            )
+        config: Any = model.config
+        # A config that asks for these makes some versions of transformers patch the blocks that we hook.
+        config.output_hidden_states = config.output_attentions = False
+        family = FAMILIES.get(shape.family)
+        if family is None:
+            interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+            return cls(shape, model, blocks, interpolates, masks_patches=False)
+        if family.masks_patches:
+            config.mask_ratio = 0.0
+        return cls(shape, model, blocks, family.interpolates_on_request, family.masks_patches)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights of the encoder."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def activations(
+        self, pixels: Float[Tensor, "window 3 height width"], layers: Sequence[int]
+    ) -> dict[int, Float[Tensor, "window token d_model"]]:
+        """Outputs of some blocks, prefix tokens included, float32.
+
+        Raises
+        ------
+        GeometryError
+            If a side is no multiple of the patch.
+        ContractError
+            If the encoder gives another number of tokens or another width than it should.
+        """
+        return self._capture(pixels, layers, embedding=False).activations
+
+    def embedding(self, pixels: Float[Tensor, "window 3 height width"]) -> Float[Tensor, "window token d_model"]:
+        """Input of block 0, prefix tokens included, float32. Raises as `activations` does."""
+        capture = self._capture(pixels, (), embedding=True)
+        if capture.embedding is None:
+            raise ContractError("block 0 did not run, so this model is no plain ViT that bindkit can read")
+        return capture.embedding
+
+    def weights_digest(self) -> str:
+        """Return the sha256 of all weights with their names, types and shapes, as 64 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def _capture(self, pixels: Tensor, layers: Sequence[int], embedding: bool) -> BlockCapture:
+        grid = PatchGrid.of_size(pixels.shape[2], pixels.shape[3], self.shape.patch_size)
+        arguments: dict[str, Any] = {}
+        if self.interpolates_on_request:
+            arguments["interpolate_pos_encoding"] = True
+        if self.masks_patches:
+            # Rising noise keeps the patches in order; a mask ratio of 0 alone would still shuffle them.
+            rising = torch.arange(grid.n_patches, dtype=torch.float32, device=pixels.device)
+            arguments["noise"] = rising.expand(pixels.shape[0], -1)
+        with torch.inference_mode(), BlockCapture(self.blocks, layers, embedding) as capture:
+            self.model(pixels, **arguments)
+        for layer in layers:
+            if layer not in capture.activations:
+                raise ContractError(f"block {layer} did not run, so this model is no plain ViT that bindkit can read")
+            self._require_tokens(capture.activations[layer], f"layer {layer}", grid)
+        if capture.embedding is not None:
+            self._require_tokens(capture.embedding, "the embedding", grid)
+        return capture
+
+    def _require_tokens(self, tokens: Tensor, where: str, grid: PatchGrid) -> None:
+        n_prefix, wanted = tokens.shape[1] - grid.n_patches, self.shape.n_prefix
+        if n_prefix < 0 or (wanted is not None and n_prefix != wanted):
+            raise ContractError(
+                f"{where} has {tokens.shape[1]} tokens for {grid.rows} x {grid.cols} patches, expected "
+                f"{grid.n_patches} patch tokens behind {'some' if wanted is None else wanted} prefix tokens; this "
+                "model is no plain ViT, or its patch size is another than its config says"
+            )
+        if tokens.shape[2] != self.shape.d_model:
+            raise ContractError(
+                f"{where} has {tokens.shape[2]} channels, expected {self.shape.d_model} as the config says; this model "
+                "is no plain ViT"
+            )
+
+
+def patch_tokens(
+    tokens: Float[Tensor, "window token d_model"], n_patches: int
+) -> Float[Tensor, "window patch d_model"]:
+    """Patch tokens, row-major. They are taken from the end, so that no prefix token can leak in."""
+    return tokens[:, tokens.shape[1] - n_patches :]
