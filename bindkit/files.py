@@ -35,12 +35,12 @@ def sha256_of(path: Path) -> str:
 
 
 def slug(text: str, longest: int = 80) -> str:
-    """Turn a name into one that every file system takes; long ones end in a digest so that they stay unique.
+    """Turn a name into one that every file system takes; a digest keeps long ones and other scripts apart.
 
     >>> slug("facebook/dinov2-large"), slug("synthetic:n=400,seed=0")
     ('facebook-dinov2-large', 'synthetic-n=400,seed=0')
     """
     readable = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", text).strip("-.") or "unnamed"
-    if len(readable) <= longest:
+    if len(readable) <= longest and text.isascii():
         return readable
     return f"{readable[: longest - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

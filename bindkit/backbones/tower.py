@@ -90,12 +90,16 @@ class VisionTower:
         return capture.embedding
 
     def weights_digest(self) -> str:
-        """Return the sha256 of all weights with their names, types and shapes, as 64 hexadecimal digits."""
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        """Return the sha256 of all weights with their types and shapes, as 64 hexadecimal digits.
+
+        Tensors are digested one by one and their digests sorted, since transformers renames weights between versions.
+        """
+        digests = []
+        for weight in self.model.state_dict().values():
+            digest = hashlib.sha256(f"{weight.dtype} {tuple(weight.shape)}\n".encode())
             digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+            digests.append(digest.hexdigest())
+        return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
     def _capture(self, pixels: Tensor, layers: Sequence[int], embedding: bool) -> BlockCapture:
         grid = PatchGrid.of_size(pixels.shape[2], pixels.shape[3], self.shape.patch_size)

@@ -1,0 +1,30 @@
+"""Activations and patch labels of one backbone on one scene set, on disk: shards with a manifest.
+
+On disk, below ``root/slug(scenes)/slug(backbone)/``::
+
+    manifest.json                            what was measured and the digest of every file
+    train/labels/00000.safetensors           labels of the rows, rows per scene, digests of the scenes' pixels
+    train/layer_00/00000.safetensors         activations [rows, d_model]
+    train/layer_00/00001.safetensors         ...
+
+A shard is a run of consecutive scenes of a split. Rows are ragged: a scene has as many rows as patches were drawn
+from it, and a skipped scene has none; nothing is ever padded.
+"""
+
+from bindkit.cache.identity import Identity, Making
+from bindkit.cache.layout import ShardRecord, Skipped
+from bindkit.cache.manifest import Manifest
+from bindkit.cache.store import ActivationCache, CachedActivations, CachedLabels
+from bindkit.cache.verifying import Damage
+
+__all__ = [
+    "ActivationCache",
+    "CachedActivations",
+    "CachedLabels",
+    "Damage",
+    "Identity",
+    "Making",
+    "Manifest",
+    "ShardRecord",
+    "Skipped",
+]

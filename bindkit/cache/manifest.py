@@ -1,0 +1,269 @@
+"""The manifest: what a cache was made from, which shards it has and what each file's digest is.
+
+It holds no times and no places on this machine, so that two runs with the same inputs write the same bytes, and it
+carries its own digest, so that a flipped byte in it is found as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bindkit.cache.identity import Identity, Making
+from bindkit.cache.layout import (
+    MANIFEST_NAME,
+    SPLITS,
+    FileRecord,
+    ShardRecord,
+    Skipped,
+    activations_file,
+    labels_file,
+)
+from bindkit.errors import CacheError
+
+FORMAT = "bindkit activation cache"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything `manifest.json` says. Frozen; `with_shard` gives the next one.
+
+    Attributes
+    ----------
+    identity, making : Identity, Making
+    scenes_per_shard : int
+    broken : tuple of Skipped
+        Scenes that the scene set itself left out on opening.
+    shards : dict
+        Split -> shard number -> ShardRecord.
+    """
+
+    identity: Identity
+    making: Making
+    scenes_per_shard: int
+    broken: tuple[Skipped, ...] = ()
+    shards: Mapping[str, Mapping[int, ShardRecord]] = field(default_factory=dict)
+
+    @property
+    def scenes_uri(self) -> str:
+        """The URI of the scene set."""
+        return self.identity.scenes_uri
+
+    def n_shards(self, split: str) -> int:
+        """Shards that the split has when complete."""
+        return -(-len(self.identity.scene_ids.get(split, ())) // self.scenes_per_shard)
+
+    def shard_ids(self, split: str, shard: int) -> tuple[str, ...]:
+        """Scene ids of a shard in order, skipped ones included."""
+        start = shard * self.scenes_per_shard
+        return tuple(self.identity.scene_ids[split][start : start + self.scenes_per_shard])
+
+    def record(self, split: str, shard: int) -> ShardRecord | None:
+        """What is known of a shard, if anything."""
+        return self.shards.get(split, {}).get(shard)
+
+    def every_shard(self) -> Iterator[tuple[str, int]]:
+        """Split and number of every shard of the complete cache, in order."""
+        for split in SPLITS:
+            for shard in range(self.n_shards(split)):
+                yield split, shard
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that every shard of every split has."""
+        common: set[int] | None = None
+        for split, shard in self.every_shard():
+            record = self.record(split, shard)
+            found = set(record.activations) if record else set()
+            common = found if common is None else common & found
+        return tuple(sorted(common or ()))
+
+    @property
+    def has_all_labels(self) -> bool:
+        """Whether every shard's labels are there."""
+        records = [self.record(split, shard) for split, shard in self.every_shard()]
+        return all(record is not None and record.labels is not None for record in records)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every shard has its labels and every layer that any shard has."""
+        present = {layer for split in self.shards.values() for record in split.values() for layer in record.activations}
+        return self.has_all_labels and present == set(self.layers)
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Scenes that were met and could not be read, in order."""
+        records = [self.record(split, shard) for split, shard in self.every_shard()]
+        return tuple(skipped for record in records if record for skipped in record.skipped)
+
+    def files(self) -> dict[str, FileRecord]:
+        """Every recorded file: path relative to the cache, with forward slashes."""
+        found: dict[str, FileRecord] = {}
+        for split, shard in self.every_shard():
+            record = self.record(split, shard)
+            if record and record.labels:
+                found[labels_file(split, shard)] = record.labels
+            for layer, content in sorted(record.activations.items()) if record else ():
+                found[activations_file(split, layer, shard)] = content
+        return found
+
+    def with_shard(self, split: str, shard: int, record: ShardRecord | None) -> Manifest:
+        """The manifest with one shard's record put in place, or removed."""
+        shards = {name: dict(records) for name, records in self.shards.items()}
+        if record is None:
+            shards.get(split, {}).pop(shard, None)
+        else:
+            shards.setdefault(split, {})[shard] = record
+        return replace(self, shards=shards)
+
+    def without_files(self, names: Iterable[str]) -> Manifest:
+        """The manifest with the records of some files (as `files` names them) removed."""
+        gone, manifest = set(names), self
+        for split, shard in self.every_shard():
+            record = self.record(split, shard)
+            if record is None:
+                continue
+            labels = None if labels_file(split, shard) in gone else record.labels
+            kept = {
+                layer: content
+                for layer, content in record.activations.items()
+                if activations_file(split, layer, shard) not in gone
+            }
+            if labels != record.labels or len(kept) < len(record.activations):
+                left = replace(record, labels=labels, activations=kept) if labels or kept else None
+                manifest = manifest.with_shard(split, shard, left)
+        return manifest
+
+    # --- JSON ---------------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """The content of `manifest.json`, its own digest included."""
+        payload = self._to_json()
+        return _canonical(payload | {"manifest_sha256": _digest(payload)})
+
+    def _to_json(self) -> dict[str, Any]:
+        identity = self.identity
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "backbone": dict(identity.backbone),
+            "scenes": {
+                "uri": identity.scenes_uri,
+                "ids": {split: list(identity.scene_ids.get(split, ())) for split in SPLITS},
+                "class_names": {str(key): value for key, value in identity.class_names.items()},
+                "broken": [[skipped.id, skipped.reason] for skipped in self.broken],
+            },
+            "patches_per_scene": identity.patches_per_scene,
+            "dtype": identity.dtype,
+            "seed": identity.seed,
+            "scenes_per_shard": self.scenes_per_shard,
+            "made_with": {
+                "versions": dict(self.making.versions),
+                "device": self.making.device,
+                "windows_per_batch": self.making.windows_per_batch,
+            },
+            "layers": list(self.layers),
+            "shards": {
+                split: {f"{shard:05d}": _record_to_json(record) for shard, record in records.items()}
+                for split, records in self.shards.items()
+                if records
+            },
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read ``path/manifest.json``.
+
+        Raises
+        ------
+        CacheError
+            If there is none, it is not JSON, was damaged, or has a format version that this bindkit does not know.
+        """
+        file = path / MANIFEST_NAME
+        again = f"delete {path} and cache again"
+        try:
+            content = file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise CacheError(
+                f"no cache at {path}: it has no {MANIFEST_NAME}; give the directory that cache_activations returned "
+                f"as cache.path (ROOT/SCENES/BACKBONE), or make one with cache_activations"
+            ) from None
+        except OSError as error:
+            raise CacheError(f"cannot read {file}: {error.strerror or error}; check its permissions") from error
+        try:
+            payload = json.loads(content)
+        except ValueError as error:
+            raise CacheError(f"{file} is not JSON ({error}); {again}") from None
+        if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+            raise CacheError(f"{file} is not the manifest of a bindkit activation cache; {again}")
+        if payload.get("format_version") != FORMAT_VERSION:
+            raise CacheError(
+                f"{file} has format version {payload.get('format_version')!r}, this bindkit reads {FORMAT_VERSION}; "
+                f"use the bindkit that wrote it, or {again}"
+            )
+        digest = payload.pop("manifest_sha256", None)
+        try:
+            rewritten, expected = _canonical(payload | {"manifest_sha256": digest}), _digest(payload)
+        except ValueError:
+            rewritten, expected = b"", ""
+        if content != rewritten or digest != expected:
+            raise CacheError(f"{file} was changed after it was written (its digest does not match); {again}")
+        try:
+            return cls._from_json(payload)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CacheError(f"{file} lacks what a manifest must say ({error!r}); {again}") from error
+
+    @classmethod
+    def _from_json(cls, payload: dict[str, Any]) -> Manifest:
+        scenes, made = payload["scenes"], payload["made_with"]
+        identity = Identity(
+            backbone=payload["backbone"],
+            scenes_uri=scenes["uri"],
+            scene_ids={split: tuple(scenes["ids"][split]) for split in SPLITS},
+            class_names={int(key): value for key, value in scenes["class_names"].items()},
+            patches_per_scene=payload["patches_per_scene"],
+            dtype=payload["dtype"],
+            seed=payload["seed"],
+        )
+        return cls(
+            identity=identity,
+            making=Making(made["versions"], made["device"], made["windows_per_batch"]),
+            scenes_per_shard=payload["scenes_per_shard"],
+            broken=tuple(Skipped(*pair) for pair in scenes["broken"]),
+            shards={
+                split: {int(shard): _record_from_json(record) for shard, record in records.items()}
+                for split, records in payload["shards"].items()
+            },
+        )
+
+
+def _canonical(payload: dict[str, Any]) -> bytes:
+    text = json.dumps(payload, indent=1, sort_keys=True, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def _digest(payload: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(payload)).hexdigest()
+
+
+def _record_to_json(record: ShardRecord) -> dict[str, Any]:
+    return {
+        "rows": record.rows,
+        "skipped": [[skipped.id, skipped.reason] for skipped in record.skipped],
+        "labels": [record.labels.sha256, record.labels.n_bytes] if record.labels else None,
+        "activations": {f"{layer:02d}": [file.sha256, file.n_bytes] for layer, file in record.activations.items()},
+    }
+
+
+def _record_from_json(payload: dict[str, Any]) -> ShardRecord:
+    return ShardRecord(
+        rows=int(payload["rows"]),
+        skipped=tuple(Skipped(*pair) for pair in payload["skipped"]),
+        labels=FileRecord(*payload["labels"]) if payload["labels"] else None,
+        activations={int(layer): FileRecord(*file) for layer, file in payload["activations"].items()},
+    )

@@ -1,0 +1,329 @@
+"""Reading a cache: labels of a split, and activations at a layer through memory maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bindkit.cache import verifying
+from bindkit.cache.layout import SPLITS, Skipped, activations_file, labels_file
+from bindkit.cache.manifest import Manifest
+from bindkit.cache.shards import ShardLabels, map_activations
+from bindkit.cache.verifying import Damage
+from bindkit.errors import CacheError, InvalidParameterError, LayerError
+
+
+@dataclass(frozen=True)
+class CachedLabels:
+    """Labels of a split's rows. Rows of one scene lie together, sorted by window and patch.
+
+    Attributes
+    ----------
+    instances, classes : int32 arrays of shape (rows,)
+        0 = unlabelled.
+    purity : float32 array of shape (rows,)
+    window, patch : int32 arrays of shape (rows,)
+        Which window of the scene, and which patch of its grid (row-major).
+    corners : int32 array of shape (rows, 2)
+        ``(top, left)`` of the patch in pixels of the resized scene.
+    patch_size : int
+        In pixels.
+    scene_offsets : int64 array of shape (n_scenes + 1,)
+        Rows of scene k are ``scene_offsets[k]:scene_offsets[k + 1]``.
+    scene_ids : tuple of str
+        Scenes that were skipped are not among them.
+    """
+
+    instances: np.ndarray
+    classes: np.ndarray
+    purity: np.ndarray
+    window: np.ndarray
+    patch: np.ndarray
+    corners: np.ndarray
+    patch_size: int
+    scene_offsets: np.ndarray
+    scene_ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    @property
+    def n_scenes(self) -> int:
+        """Scenes that have rows."""
+        return len(self.scene_ids)
+
+
+class CachedActivations:
+    """Activations of a split at one layer, ``[n_rows, d_model]``, left on disk until rows are taken.
+
+    Rows are numbered as in the split's labels. Shards are mapped into memory on first use; taking rows reads those
+    rows and nothing else, from any number of threads.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, split: str, layer: int, d_model: int) -> None:
+        self.split, self.layer, self.d_model = split, layer, d_model
+        self._path, self._manifest = path, manifest
+        records = [manifest.shards[split][shard] for shard in range(manifest.n_shards(split))]
+        self._starts = np.concatenate([[0], np.cumsum([record.rows for record in records])]).astype(np.int64)
+        self._maps: dict[int, Tensor] = {}
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the split."""
+        return int(self._starts[-1])
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def take(self, rows: Int[Tensor, " row"] | np.ndarray | Sequence[int]) -> Float[Tensor, "row d_model"]:
+        """Read rows in any order, repetitions allowed.
+
+        Parameters
+        ----------
+        rows : int tensor, array or sequence
+            Row numbers, ``0 <= row < n_rows``.
+
+        Returns
+        -------
+        float32 tensor of shape (len(rows), d_model)
+            On the CPU, in the order asked for.
+
+        Raises
+        ------
+        InvalidParameterError
+            For a row that the split does not have.
+        CacheDamagedError
+            If a shard is missing, cut short or of another width.
+        """
+        wanted = np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)
+        if wanted.ndim != 1 or not (wanted.size == 0 or np.issubdtype(wanted.dtype, np.integer)):
+            raise InvalidParameterError(
+                f"rows must be whole numbers in one dimension, got {wanted.dtype} {wanted.shape}"
+            )
+        wanted = wanted.astype(np.int64)
+        outside = wanted[(wanted < 0) | (wanted >= self.n_rows)]
+        if outside.size:
+            raise InvalidParameterError(f"row {outside[0]} is outside the {self.n_rows} rows of the {self.split} split")
+        taken = torch.empty(len(wanted), self.d_model, dtype=torch.float32)
+        shard_of = np.searchsorted(self._starts, wanted, side="right") - 1
+        order = np.argsort(shard_of, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(shard_of[order])) + 1):
+            if group.size:
+                shard = int(shard_of[group[0]])
+                local = torch.from_numpy(wanted[group] - self._starts[shard])
+                taken[torch.from_numpy(group)] = self._map(shard)[local].float()
+        return taken
+
+    def _map(self, shard: int) -> Tensor:
+        if shard not in self._maps:
+            record = self._manifest.shards[self.split][shard]
+            file = self._path / activations_file(self.split, self.layer, shard)
+            self._maps[shard] = map_activations(file, record.activations[self.layer], record.rows, self.d_model)
+        return self._maps[shard]
+
+
+class ActivationCache:
+    """Activations and patch labels of one backbone on one scene set, on disk.
+
+    ::
+
+        cache = ActivationCache.open("cache/synthetic-n=400,seed=0/facebook-dinov2-large")
+        labels = cache.labels("train")
+        rows = np.flatnonzero(labels.instances > 0)
+        activations = cache.activations("train", layer=18).take(rows)     # float32 [rows, d_model]
+        assert not cache.verify()
+
+    Made by `bindkit.cache_activations`. Opening reads the manifest only.
+
+    Attributes
+    ----------
+    path : Path
+    manifest : Manifest
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+        self._labels: dict[str, CachedLabels] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> ActivationCache:
+        """Open the cache in a directory.
+
+        Raises
+        ------
+        CacheError
+            If there is no manifest, or it is not JSON, damaged, or of an unknown format version.
+        """
+        return cls(Path(path), Manifest.read(Path(path)))
+
+    def __repr__(self) -> str:
+        layers = ", ".join(map(str, self.layers)) or "none"
+        return f"<ActivationCache {self.path}: {self.backbone['name']}, layers {layers}>"
+
+    @property
+    def backbone(self) -> dict[str, Any]:
+        """The backbone, as `Backbone.describe` told it."""
+        return dict(self.manifest.identity.backbone)
+
+    @property
+    def d_model(self) -> int:
+        """Width of an activation."""
+        return int(self.manifest.identity.backbone["d_model"])
+
+    @property
+    def dtype(self) -> str:
+        """How activations lie on disk: "float16" or "float32"."""
+        return self.manifest.identity.dtype
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that are there for every scene of every split."""
+        return self.manifest.layers
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """``("train", "validation", "test")``; one may have no scenes."""
+        return SPLITS
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Class id -> name."""
+        return dict(self.manifest.identity.class_names)
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Scenes without rows and why: those left out on opening the scene set, then those met on the way."""
+        return (*self.manifest.broken, *self.manifest.skipped)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to compute: False after an interrupted run or a repair."""
+        return self.manifest.is_complete
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(record.n_bytes for record in self.manifest.files().values())
+
+    def labels(self, split: str) -> CachedLabels:
+        """Labels of every row of a split.
+
+        Raises
+        ------
+        InvalidParameterError
+            For a split that there is not.
+        CacheError
+            If the cache is not finished.
+        CacheDamagedError
+            If a labels file is missing or cannot be read.
+        """
+        self._check_split(split)
+        if split not in self._labels:
+            self._labels[split] = self._read_labels(split)
+        return self._labels[split]
+
+    def _read_labels(self, split: str) -> CachedLabels:
+        if not self.manifest.has_all_labels:
+            raise CacheError(
+                f"the cache {self.path} is not finished (an interrupted run, or repaired); make the same "
+                "cache_activations call again to complete it"
+            )
+        shards = range(self.manifest.n_shards(split))
+        parts = [ShardLabels.read(self.path / labels_file(split, shard)) for shard in shards]
+        ids = [scene_id for shard in shards for scene_id in self.manifest.shard_ids(split, shard)]
+        scene_rows = _stack([part.scene_rows for part in parts], np.zeros(0, np.int64))
+        present = np.flatnonzero(scene_rows)
+        flat = np.zeros(0, np.int32)
+        return CachedLabels(
+            instances=_stack([part.instances for part in parts], flat),
+            classes=_stack([part.classes for part in parts], flat),
+            purity=_stack([part.purity for part in parts], np.zeros(0, np.float32)),
+            window=_stack([part.window for part in parts], flat),
+            patch=_stack([part.patch for part in parts], flat),
+            corners=_stack([part.corners for part in parts], np.zeros((0, 2), np.int32)),
+            patch_size=int(self.manifest.identity.backbone["geometry"]["patch_size"]),
+            scene_offsets=np.concatenate([[0], np.cumsum(scene_rows[present])]).astype(np.int64),
+            scene_ids=tuple(ids[position] for position in present),
+        )
+
+    def activations(self, split: str, layer: int) -> CachedActivations:
+        """Activations of a split at a layer, read when rows are taken.
+
+        Raises
+        ------
+        InvalidParameterError
+            For a split that there is not.
+        LayerError
+            For a layer that the cache does not have; says which it has.
+        """
+        self._check_split(split)
+        if layer not in self.layers:
+            has = f"it has layers {', '.join(map(str, self.layers))}" if self.layers else "it has no complete layer"
+            raise LayerError(
+                f"layer {layer} is not in the cache {self.path} of {self.backbone['name']}; {has}; add it with "
+                f"cache_activations(..., layers=[{layer}])"
+            )
+        return CachedActivations(self.path, self.manifest, split, int(layer), self.d_model)
+
+    def shard_digests(self) -> dict[str, str]:
+        """SHA-256 in hex of every file, by its name in the cache."""
+        return {name: record.sha256 for name, record in self.manifest.files().items()}
+
+    def verify(self) -> list[Damage]:
+        """Check every byte against the manifest; an empty list means whole.
+
+        Finds missing, cut-short, changed and foreign files and names each. Whether anything is left to compute is
+        another question: see `is_complete`.
+        """
+        return verifying.find_damage(self.path, self.manifest)
+
+    def repair(self) -> list[Damage]:
+        """Remove damaged files so that the same `cache_activations` call computes exactly those again.
+
+        Returns what was found; this cache's manifest is read again. Files that bindkit did not write are left alone.
+
+        Raises
+        ------
+        WorkspaceBusyError
+            If another process is writing to the cache.
+        """
+        damage = verifying.repair(self.path)
+        self.manifest = Manifest.read(self.path)
+        self._labels.clear()
+        return damage
+
+    def summary(self) -> dict[str, Any]:
+        """One row for a table: what is cached, how much of it, and what was skipped."""
+        manifest = self.manifest
+        records = [manifest.record(split, shard) for split, shard in manifest.every_shard()]
+        counts = {f"{split}_scenes": len(ids) for split, ids in manifest.identity.scene_ids.items()}
+        for split, shard in manifest.every_shard():
+            record = manifest.record(split, shard)
+            counts[f"{split}_scenes"] -= len(record.skipped) if record else 0
+        return {
+            "backbone": self.backbone["name"],
+            "objective": self.backbone.get("objective", ""),
+            **counts,
+            "patches": sum(record.rows for record in records if record),
+            "layers": len(self.layers),
+            "d_model": self.d_model,
+            "dtype": self.dtype,
+            "bytes": self.n_bytes,
+            "skipped": len(self.skipped),
+            "complete": self.is_complete,
+        }
+
+    def _check_split(self, split: str) -> None:
+        if split not in SPLITS:
+            raise InvalidParameterError(f"unknown split {split!r}; a cache has {', '.join(SPLITS)}")
+
+
+def _stack(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
+    return np.concatenate(parts) if parts else empty
