@@ -41,6 +41,9 @@ class Protocol:
     min_steps: int
     """Small scene sets repeat their scenes within an epoch until this many steps are done in all."""
     learning_rate: float
+    """Adam's."""
+    divide_by_width: bool
+    """Whether the learning rate is divided by d_model, so that a step moves logits alike at every width."""
     decay_every: int
     """Epochs after which the learning rate is multiplied by `decay`."""
     decay: float
@@ -62,6 +65,7 @@ PAPER = Protocol(
     epochs=16,
     min_steps=0,
     learning_rate=1e-3,
+    divide_by_width=False,
     decay_every=8,
     decay=0.2,
     precondition=False,
@@ -78,8 +82,9 @@ STRICT = Protocol(
     judged_patches=128,
     scenes_per_step=16,
     epochs=16,
-    min_steps=480,
-    learning_rate=1e-3,
+    min_steps=640,
+    learning_rate=1.28,
+    divide_by_width=True,
     decay_every=8,
     decay=0.2,
     precondition=True,

@@ -1,0 +1,142 @@
+"""Many fits in one call: caches x layers x probes x seeds, one tidy table, resumed where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bindkit import __version__
+from bindkit.cache import ActivationCache
+from bindkit.errors import InvalidParameterError, ProbeError
+from bindkit.files import slug, write_json
+from bindkit.probes import PROBES, check_layer
+from bindkit.progress import progress
+from bindkit.protocols import Protocol
+from bindkit.protocols import protocol as protocol_of
+from bindkit.training import RESULT_COLUMNS, TASKS, LayerPatches, fit_probe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+
+def sweep(
+    caches: Sequence[ActivationCache],
+    layers: str | Sequence[int] = "all",
+    probes: Sequence[str] = ("linear", "diag_quadratic", "quadratic"),
+    tasks: Sequence[str] = ("pairwise",),
+    protocol: str | Protocol = "strict",
+    seeds: Sequence[int] = (0,),
+    root: str | Path | None = None,
+    device: str = "auto",
+) -> pd.DataFrame:
+    """Fit every probe on every layer of every cache.
+
+    Parameters
+    ----------
+    caches : sequence of ActivationCache
+        One a backbone.
+    layers : "all" or sequence of int
+        ``"all"``: every layer that a cache has.
+    probes, tasks : sequences of str
+        Names of probes and tasks.
+    protocol : str or Protocol
+        ``"strict"`` or ``"paper"``.
+    seeds : sequence of int
+        One fit a seed.
+    root : path, optional
+        Where fitted probes are kept, ``root/BACKBONE/layer_LL/PROBE-TASK-PROTOCOL-seedS``. A fit that is already
+        there, made from the same cache by the same bindkit, is read and not repeated.
+    device : str
+        ``"auto"`` takes CUDA where there is one.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a fit with the columns of ``results.csv``.
+
+    Raises
+    ------
+    LayerError, ProbeError, InvalidParameterError
+        Before anything is fitted.
+
+    Examples
+    --------
+    ::
+
+        table = bk.sweep([cache], layers=[0, 3, 5], probes=["linear", "quadratic"], root="probes")
+    """
+    rules = protocol_of(protocol)
+    if not caches or not probes or not tasks or not seeds:
+        raise InvalidParameterError("a sweep needs at least one cache, probe, task and seed")
+    for kind in probes:
+        if kind not in PROBES:
+            raise ProbeError(f"unknown probe {kind!r}; there are {', '.join(PROBES)}")
+    for task in tasks:
+        if task not in TASKS:
+            raise ProbeError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
+    wanted = [
+        (cache, layer)
+        for cache in caches
+        for layer in (cache.layers if layers == "all" else layers)
+        if check_layer(int(layer), cache.layers, f"the cache {cache.path}") is not None
+    ]
+    fits = list(product(probes, tasks, seeds))
+    rows: list[dict[str, Any]] = []
+    n_read = 0
+    with progress(len(wanted) * len(fits), "fit probes", "fit") as bar:
+        for cache, layer in wanted:
+            patches: LayerPatches | None = None
+            made_from = {"cache": layer_digest(cache, layer), "bindkit": __version__, "rules": repr(rules)}
+            for kind, task, seed in fits:
+                place = _place(root, cache, layer, f"{kind}-{task}-{rules.name}-seed{seed}")
+                row = _kept_row(place, made_from)
+                if row is None:
+                    patches = patches or LayerPatches(cache, layer, rules, device)
+                    fit = fit_probe(patches, probe=kind, task=task, seed=seed)
+                    row = fit.row()
+                    if place:
+                        fit.save(place)
+                        write_json(place / "row.json", {"made_from": made_from, "row": _without_nan(row)})
+                else:
+                    n_read += 1
+                rows.append(row)
+                bar.update(1)
+    if n_read:
+        logger.info("%d of %d fits were already there and were read from %s", n_read, len(rows), root)
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=RESULT_COLUMNS)
+
+
+def _place(root: str | Path | None, cache: ActivationCache, layer: int, name: str) -> Path | None:
+    return Path(root) / slug(cache.backbone["name"]) / f"layer_{layer:02d}" / name if root else None
+
+
+def layer_digest(cache: ActivationCache, layer: int) -> str:
+    """Digest of everything in a cache that a fit on one layer depends on: labels and that layer's shards."""
+    names = ("/labels/", f"/layer_{layer:02d}/")
+    digests = {file: digest for file, digest in cache.shard_digests().items() if any(name in file for name in names)}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+
+
+def _kept_row(place: Path | None, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """The row of a fit that is already there and was made from the same things, else None."""
+    if place is None:
+        return None
+    try:
+        kept = json.loads((place / "row.json").read_text(encoding="utf-8"))
+        return dict(kept["row"]) if kept["made_from"] == made_from else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,252 @@
+"""From a cache to a fitted probe and its figures."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from bindkit.cache import ActivationCache
+from bindkit.errors import ProbeError
+from bindkit.metrics import judge
+from bindkit.patch_batches import PatchBatch, SplitPatches, flat_pairs
+from bindkit.probes import Probe, make_probe, save_probe
+from bindkit.protocols import Protocol
+from bindkit.protocols import protocol as protocol_of
+
+TASKS = ("pairwise",)
+"""What a probe can be trained to do: ``pairwise`` judges pairs as *same object* or not."""
+
+RESULT_COLUMNS = (
+    *("backbone", "objective", "layer", "probe", "task", "protocol", "split"),
+    *("accuracy", "accuracy_low", "accuracy_high", "auroc", "average_precision", "balanced_accuracy"),
+    *("twins_accuracy", "twins_auroc", "majority_accuracy", "n_scenes", "n_pairs", "seed", "seconds"),
+)
+"""Columns of ``results.csv``, one row a fit."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted probe with its figures.
+
+    Attributes
+    ----------
+    probe : Probe
+        In evaluation mode, on the CPU, in the activations' own units.
+    metrics : dict
+        The figures of `bindkit.metrics.judge` on the judged split, and ``n_scenes``, ``n_pairs``.
+    history : tuple of dict
+        One entry an epoch: training loss, validation loss and accuracy (None without a validation split), seconds.
+    split : str
+        The judged split: "test", or what there is where the scene set is too small to have one.
+    seconds : float
+        Training time, the judging not counted.
+    """
+
+    probe: Probe
+    metrics: dict[str, float]
+    history: tuple[dict[str, float | None], ...]
+    split: str
+    seconds: float
+
+    def row(self) -> dict[str, Any]:
+        """The fit as one row of ``results.csv``."""
+        fitted = self.probe.fitted_on
+        known = {**fitted, **self.metrics, "split": self.split, "seconds": self.seconds, "probe": self.probe.kind}
+        return {column: known.get(column) for column in RESULT_COLUMNS}
+
+    def save(self, directory: str | Path) -> Path:
+        """Write probe, figures and history; `bindkit.load_probe` reads the probe back. Returns the directory."""
+        return save_probe(self.probe, directory)
+
+
+class LayerPatches:
+    """The patches of one layer in all splits, read once and used by every probe that is fitted on them."""
+
+    def __init__(
+        self, cache: ActivationCache, layer: int, protocol: str | Protocol = "strict", device: str = "auto"
+    ) -> None:
+        self.protocol = protocol_of(protocol)
+        self.cache, self.layer = cache, layer
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.splits = {
+            split: SplitPatches(cache, split, layer, self.protocol, self.device)
+            for split in ("train", "validation", "test")
+        }
+        self.splits["train"].require()
+        self.scale = self.splits["train"].root_mean_square() if self.protocol.precondition else None
+        if self.scale is not None:
+            for patches in self.splits.values():
+                patches.set_scale(self.scale)
+
+    @property
+    def judged_split(self) -> str:
+        """The split whose figures are reported: the first that has usable scenes of test, validation, train."""
+        return next(split for split in ("test", "validation", "train") if len(self.splits[split]))
+
+
+def pair_loss(logits: Float[Tensor, "scene patch patch"], batch: PatchBatch, protocol: Protocol) -> Float[Tensor, ""]:
+    """Binary cross-entropy in nats, averaged over the entries that the protocol puts into the loss."""
+    weight = batch.in_loss(protocol).to(logits.dtype)
+    target = batch.same().to(logits.dtype)
+    total = binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="sum")
+    return total / weight.sum().clamp(min=1)
+
+
+def _validate(probe: Probe, batches: list[PatchBatch], protocol: Protocol) -> tuple[float, float]:
+    """Loss and accuracy over all counted pairs of the validation scenes."""
+    loss = right = n_loss = n_pairs = 0.0
+    with torch.inference_mode():
+        for batch in batches:
+            logits = probe(batch.activations)
+            n_entries = float(batch.in_loss(protocol).sum())
+            loss += float(pair_loss(logits, batch, protocol)) * n_entries
+            n_loss += n_entries
+            counted = batch.counted(protocol)
+            right += float((((logits > 0) == batch.same()) & counted).sum())
+            n_pairs += float(counted.sum())
+    return loss / max(n_loss, 1), right / max(n_pairs, 1)
+
+
+def _scene_batches(n_scenes: int, protocol: Protocol, generator: torch.Generator) -> Iterator[Tensor]:
+    """One epoch: every scene once, in a new order; again and again where the protocol asks for more steps."""
+    size = min(protocol.scenes_per_step, n_scenes)
+    steps = max(math.ceil(n_scenes / size), math.ceil(protocol.min_steps / protocol.epochs))
+    done = 0
+    while done < steps:
+        for scenes in torch.randperm(n_scenes, generator=generator).split(size):
+            if done < steps:
+                yield scenes
+                done += 1
+
+
+def fit_probe(
+    cache: ActivationCache | LayerPatches,
+    layer: int | None = None,
+    probe: str = "quadratic",
+    task: str = "pairwise",
+    protocol: str | Protocol = "strict",
+    seed: int = 0,
+    device: str = "auto",
+) -> Fit:
+    """Fit one probe on one layer of a cache and judge it on the test split.
+
+    Parameters
+    ----------
+    cache : ActivationCache or LayerPatches
+        Cached activations; or one layer of them, already read, which saves reading it again for the next probe.
+    layer : int
+        0-based. Not needed with LayerPatches.
+    probe : str
+        A name in ``bindkit.probes.PROBES``.
+    task : str
+        ``"pairwise"``.
+    protocol : str or Protocol
+        ``"strict"`` or ``"paper"``. Not looked at with LayerPatches, which carry theirs.
+    seed : int
+        Of the weights, the order of scenes and the patches drawn. The judged pairs do not depend on it.
+    device : str
+        ``"auto"`` takes CUDA where there is one. Not looked at with LayerPatches.
+
+    Returns
+    -------
+    Fit
+        ``fit.metrics``, ``fit.history``, ``fit.probe``, ``fit.save(directory)``.
+
+    Raises
+    ------
+    ProbeError
+        An unknown probe or task.
+    LayerError
+        A layer that the cache does not have.
+    EmptySplitError
+        No training scene with two usable patches.
+
+    Examples
+    --------
+    ::
+
+        cache = bk.ActivationCache.open("workspace/cache/...")
+        fit = bk.fit_probe(cache, layer=3, probe="quadratic")
+        fit.metrics["auroc"], fit.metrics["auroc_low"], fit.metrics["auroc_high"]
+    """
+    if task not in TASKS:
+        raise ProbeError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
+    if not isinstance(cache, LayerPatches):
+        if layer is None:
+            raise ProbeError(f"say which layer to fit on; the cache has {', '.join(map(str, cache.layers))}")
+        cache = LayerPatches(cache, layer, protocol, device)
+    patches, rules = cache, cache.protocol
+    model = make_probe(probe, patches.cache.d_model, seed).to(patches.device)
+    started = time.perf_counter()
+    history = _train(model, patches, rules, seed)
+    seconds = time.perf_counter() - started
+    judged = patches.splits[patches.judged_split]
+    batches = judged.judged(rules.judged_patches)
+    with torch.inference_mode():
+        logits = [model(batch.activations) for batch in batches]
+    pairs = flat_pairs(batches, logits, rules)
+    metrics = judge(pairs) | {"n_scenes": len(judged), "n_pairs": len(pairs)}
+    if patches.scale is not None:
+        model.fold_scale(patches.scale)
+    model = model.cpu().eval().requires_grad_(False)
+    described = patches.cache.backbone
+    model.fitted_on = {
+        "backbone": described["name"],
+        "objective": described["objective"],
+        "weights_digest": described["weights_digest"],
+        "scenes": patches.cache.manifest.identity.scenes_uri,
+        "layer": patches.layer,
+        "task": task,
+        "protocol": rules.name,
+        "seed": seed,
+        "split": patches.judged_split,
+        "seconds": round(seconds, 3),
+        "metrics": {name: None if math.isnan(value) else value for name, value in metrics.items()},
+        "history": list(history),
+    }
+    return Fit(model, metrics, history, patches.judged_split, seconds)
+
+
+def _train(model: Probe, patches: LayerPatches, rules: Protocol, seed: int) -> tuple[dict[str, float | None], ...]:
+    """The protocol's schedule; leaves the kept epoch's weights in the model."""
+    train, validation = patches.splits["train"], patches.splits["validation"]
+    generator = torch.Generator().manual_seed(seed)
+    rate = rules.learning_rate / (model.d_model if rules.divide_by_width else 1)
+    optimiser = torch.optim.Adam(model.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.StepLR(optimiser, rules.decay_every, rules.decay)
+    held_out = validation.judged(rules.judged_patches) if len(validation) else []
+    history: list[dict[str, float | None]] = []
+    best, kept = -math.inf, None
+    for epoch in range(rules.epochs):
+        started = time.perf_counter()
+        losses = []
+        for scenes in _scene_batches(len(train), rules, generator):
+            batch = train.draw(scenes, rules.train_patches, generator)
+            loss = pair_loss(model(batch.activations), batch, rules)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.detach())
+        schedule.step()
+        entry: dict[str, float | None] = {"epoch": epoch, "train_loss": float(torch.stack(losses).mean())}
+        entry["validation_loss"] = entry["validation_accuracy"] = None
+        if held_out:
+            val_loss, val_accuracy = _validate(model, held_out, rules)
+            entry["validation_loss"], entry["validation_accuracy"] = val_loss, val_accuracy
+            score = val_accuracy if rules.keep == "accuracy" else -val_loss
+            if score > best:
+                best, kept = score, {name: value.clone() for name, value in model.state_dict().items()}
+        entry["seconds"] = round(time.perf_counter() - started, 4)
+        history.append(entry)
+    if kept is not None:
+        model.load_state_dict(kept)
+    return tuple(history)
