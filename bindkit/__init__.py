@@ -28,6 +28,9 @@ _HOME = {
     "Scene": "bindkit.scenes",
     "cache_activations": "bindkit.extraction",
     "check_parameters": "bindkit.pipeline",
+    "check_scenes": "bindkit.scenes",
+    "compare_with_model": "bindkit.extraction",
+    "estimate_bytes": "bindkit.extraction",
     "fit_probe": "bindkit.training",
     "label_patches": "bindkit.labels",
     "load_backbone": "bindkit.backbones",
@@ -38,7 +41,7 @@ _HOME = {
     "save_figure": "bindkit.figures",
     "show_messages": "bindkit.progress",
     "split_scenes": "bindkit.scenes",
-    "sweep": "bindkit.sweep",
+    "sweep": "bindkit.sweeping",
     "write_ade20k": "bindkit.scenes",
 }
 

@@ -26,6 +26,10 @@ class WorkspaceMismatchError(BindkitError):
     """A workspace holds a run of another configuration; the differing settings are named."""
 
 
+class WorkspaceStepMissingError(BindkitError):
+    """A notebook needs what an earlier one leaves in the workspace, and it is not there."""
+
+
 class WorkspaceBusyError(BindkitError):
     """Another process is writing to this cache or workspace right now."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,11 +19,15 @@ from bindkit.probes import check_layer
 from bindkit.protocols import Protocol
 
 _IN_MEMORY_BYTES = 512 * 2**20
+_SCENES_PER_JUDGED_BATCH = 32
 
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """Some patches of some scenes. Scenes with fewer patches are filled up; `present` says which slots count."""
+    """Some patches of some scenes, and which of their pairs count under a protocol.
+
+    Scenes with fewer patches than the widest are filled up; `present` says which slots count.
+    """
 
     activations: Float[Tensor, "scene patch d_model"]
     instances: Int[Tensor, "scene patch"]
@@ -31,35 +37,43 @@ class PatchBatch:
     present: Bool[Tensor, "scene patch"]
     scenes: Int[Tensor, " scene"]
     patch_size: int
+    protocol: Protocol
 
+    @cached_property
     def same(self) -> Bool[Tensor, "scene patch patch"]:
         """Whether two patches carry the same instance id (unlabelled counts as one instance here)."""
         return self.instances[:, :, None] == self.instances[:, None, :]
 
-    def counted(self, protocol: Protocol) -> Bool[Tensor, "scene patch patch"]:
+    @cached_property
+    def counted(self) -> Bool[Tensor, "scene patch patch"]:
         """Entries that count as judged pairs: i < j, both present, and as the protocol wants."""
         n_patches = self.present.shape[1]
         upper = torch.ones(n_patches, n_patches, dtype=torch.bool, device=self.present.device).triu(1)
-        return self._both_present(protocol) & upper
+        return self._both_present & upper
 
-    def in_loss(self, protocol: Protocol) -> Bool[Tensor, "scene patch patch"]:
+    @property
+    def in_loss(self) -> Bool[Tensor, "scene patch patch"]:
         """Entries that enter the training loss: all N x N under the paper protocol, else the counted pairs."""
-        return self._both_present(protocol) if protocol.full_matrix_loss else self.counted(protocol)
+        return self._both_present if self.protocol.full_matrix_loss else self.counted
 
-    def _both_present(self, protocol: Protocol) -> Bool[Tensor, "scene patch patch"]:
+    @cached_property
+    def _both_present(self) -> Bool[Tensor, "scene patch patch"]:
         both = self.present[:, :, None] & self.present[:, None, :]
-        if not protocol.overlapping_pairs:
-            apart = (self.corners[:, :, None] - self.corners[:, None, :]).abs().amax(-1) >= self.patch_size
-            both = both & apart
+        if not self.protocol.overlapping_pairs:
+            # Two squares share pixels where their corners are nearer than their side, down and across.
+            top, left = (self.corners[..., axis].float() for axis in (0, 1))
+            down = (top[:, :, None] - top[:, None, :]).abs_() < self.patch_size
+            across = (left[:, :, None] - left[:, None, :]).abs_() < self.patch_size
+            both &= ~(down & across)
         return both
 
+    @cached_property
     def twins_question(self) -> Bool[Tensor, "scene patch patch"]:
         """Pairs of one class of which this batch shows several instances in that scene (labelled patches only)."""
         labelled = self.present & (self.instances > 0) & (self.classes > 0)
-        same_class = (
-            (self.classes[:, :, None] == self.classes[:, None, :]) & labelled[:, :, None] & labelled[:, None, :]
-        )
-        has_twin = (same_class & ~self.same()).any(-1)
+        both_labelled = labelled[:, :, None] & labelled[:, None, :]
+        same_class = (self.classes[:, :, None] == self.classes[:, None, :]) & both_labelled
+        has_twin = (same_class & ~self.same).any(-1)
         return same_class & has_twin[:, :, None] & has_twin[:, None, :]
 
 
@@ -105,12 +119,13 @@ class SplitPatches:
         self._rows = torch.from_numpy(rows)
         self._counts = torch.from_numpy(counts[usable])
         self._starts = torch.from_numpy(starts[usable])
-        self._instances = torch.from_numpy(labels.instances[rows].astype(np.int64)).to(device)
-        self._classes = torch.from_numpy(labels.classes[rows].astype(np.int64)).to(device)
-        self._corners = torch.from_numpy(labels.corners[rows].astype(np.int64)).to(device)
+        self._instances = torch.from_numpy(labels.instances[rows].astype(np.int32)).to(device)
+        self._classes = torch.from_numpy(labels.classes[rows].astype(np.int32)).to(device)
+        self._corners = torch.from_numpy(labels.corners[rows].astype(np.int32)).to(device)
         self._cached = cache.activations(split, layer)
         self._table: Tensor | None = None
         self._scale: Tensor | None = None
+        self._judged: list[PatchBatch] = []
         if len(rows) * self._cached.d_model * 4 <= _IN_MEMORY_BYTES:
             self._table = self._cached.take(self._rows).to(device)
 
@@ -148,47 +163,53 @@ class SplitPatches:
     def set_scale(self, scale: Float[Tensor, " d_model"]) -> None:
         """Give activations divided by `scale` from now on."""
         self._scale = scale.to(self.device)
+        self._judged.clear()
 
     def _take(self, positions: Tensor) -> Tensor:
         if self._table is not None:
             return self._table[positions.to(self.device)]
         return self._cached.take(self._rows[positions]).to(self.device)
 
-    def draw(self, scenes: Int[Tensor, " scene"], n_patches: int, generator: torch.Generator) -> PatchBatch:
-        """Draw patches of some scenes afresh, without repetition; all of a scene's where it has no more.
+    def draw(self, scenes: Int[Tensor, " scene"], generator: torch.Generator) -> PatchBatch:
+        """Draw a training step's patches of some scenes, without repetition; all of a scene's where it has no more.
 
         Parameters
         ----------
         scenes : int tensor of shape (scene,)
             Positions of scenes in this split, 0-based.
-        n_patches : int
-            At most so many a scene.
         generator : torch.Generator
             On the CPU, so that draws are the same on every device.
         """
+        n_patches = self.protocol.train_patches
         counts = self._counts[scenes]
         keys = torch.rand(len(scenes), max(int(counts.max()), n_patches), generator=generator)
         keys[torch.arange(keys.shape[1]) >= counts[:, None]] = 2.0
         chosen = keys.topk(n_patches, dim=1, largest=False, sorted=False).indices
         return self._batch(scenes, chosen, chosen < counts[:, None])
 
-    def judged(self, n_patches: int, scenes_per_batch: int = 32) -> list[PatchBatch]:
-        """All scenes, each with the same patches every time: drawn from the scene's id alone.
+    def judged(self) -> Iterator[PatchBatch]:
+        """All scenes in order, each with the same patches every time: drawn from the scene's id alone.
 
-        Layers, probes, seeds and runs are so judged on the same pairs.
+        Layers, probes, seeds and runs are so judged on the same pairs. Batches are kept if they fit in 512 MiB.
         """
-        chosen = torch.full((len(self), n_patches), torch.iinfo(torch.int64).max)
-        for position, scene_id in enumerate(self.scene_ids):
-            rng = np.random.default_rng(int.from_bytes(hashlib.sha256(scene_id.encode()).digest()[:8], "big"))
-            count = int(self._counts[position])
-            drawn = np.sort(rng.permutation(count)[:n_patches])
-            chosen[position, : len(drawn)] = torch.from_numpy(drawn)
-        batches = []
-        for scenes in torch.arange(len(self)).split(scenes_per_batch):
-            present = chosen[scenes] < self._counts[scenes][:, None]
+        if self._judged:
+            yield from self._judged
+            return
+        n_patches = self.protocol.judged_patches
+        keep = len(self) * n_patches * (self._cached.d_model * 4 + 4 * n_patches) <= _IN_MEMORY_BYTES
+        for scenes in torch.arange(len(self)).split(_SCENES_PER_JUDGED_BATCH):
+            chosen = torch.full((len(scenes), n_patches), torch.iinfo(torch.int64).max)
+            for slot, scene in enumerate(scenes.tolist()):
+                digest = hashlib.sha256(self.scene_ids[scene].encode()).digest()
+                rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+                drawn = np.sort(rng.permutation(int(self._counts[scene]))[:n_patches])
+                chosen[slot, : len(drawn)] = torch.from_numpy(drawn)
+            present = chosen < self._counts[scenes][:, None]
             widest = int(present.sum(1).max())
-            batches.append(self._batch(scenes, chosen[scenes][:, :widest], present[:, :widest]))
-        return batches
+            batch = self._batch(scenes, chosen[:, :widest], present[:, :widest])
+            if keep:
+                self._judged.append(batch)
+            yield batch
 
     def _batch(self, scenes: Tensor, chosen: Tensor, present: Tensor) -> PatchBatch:
         # Slots that are not present repeat the scene's first patch: a finite filler that no loss or figure looks at.
@@ -205,15 +226,16 @@ class SplitPatches:
             present=present.to(self.device),
             scenes=scenes,
             patch_size=self.patch_size,
+            protocol=self.protocol,
         )
 
 
-def flat_pairs(batches: list[PatchBatch], logits: list[Tensor], protocol: Protocol) -> JudgedPairs:
-    """The counted pairs of all batches as one flat list."""
+def flat_pairs(judged: Iterable[tuple[PatchBatch, Tensor]]) -> JudgedPairs:
+    """The counted pairs of all batches with their logits ``[scene, patch, patch]``, as one flat list."""
     columns: list[tuple[np.ndarray, ...]] = []
-    for batch, scores in zip(batches, logits, strict=True):
-        counted = batch.counted(protocol)
+    for batch, logits in judged:
+        counted = batch.counted
         scene = batch.scenes.to(counted.device)[:, None, None].expand_as(counted)
-        parts = (scores[counted].float(), batch.same()[counted], batch.twins_question()[counted], scene[counted])
-        columns.append(tuple(part.detach().cpu().numpy() for part in parts))
+        parts = (logits[counted].float(), batch.same[counted], batch.twins_question[counted], scene[counted])
+        columns.append(tuple(part.cpu().numpy() for part in parts))
     return JudgedPairs(*(np.concatenate(column) for column in zip(*columns, strict=True)))

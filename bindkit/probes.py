@@ -20,7 +20,7 @@ A probe of one's own is a subclass in the registry:
 ...         return (x * self.factor) @ y.mT + self.bias
 ...
 ...     def fold_scale(self, scale):
-...         self.factor /= scale**2
+...         self.factor.data.div_(scale**2)
 >>> make_probe("sum_of_products", d_model=4).pairwise(torch.ones(1, 4), torch.ones(2, 4)).shape
 torch.Size([1, 2])
 >>> _ = PROBES.pop("sum_of_products")
@@ -53,6 +53,10 @@ PROBES: dict[str, type[Probe]] = {}
 
 class Probe(nn.Module, ABC):
     """A logit for every pair of patches; symmetric in its two patches.
+
+    ::
+
+        affinity = bk.load_probe("probes/mine")(activations).sigmoid()     # [scene, patch, patch]
 
     Parameters
     ----------
@@ -153,7 +157,7 @@ class Linear(Probe):
 
     @torch.no_grad()
     def fold_scale(self, scale: Float[Tensor, " d_model"]) -> None:  # noqa: D102
-        self.weight /= scale
+        self.weight.div_(scale)
 
 
 @register_probe("diag_quadratic")
@@ -170,7 +174,7 @@ class DiagonalQuadratic(Probe):
 
     @torch.no_grad()
     def fold_scale(self, scale: Float[Tensor, " d_model"]) -> None:  # noqa: D102
-        self.weight /= scale**2
+        self.weight.div_(scale**2)
 
 
 @register_probe("quadratic")
@@ -191,7 +195,7 @@ class Quadratic(Probe):
 
     @torch.no_grad()
     def fold_scale(self, scale: Float[Tensor, " d_model"]) -> None:  # noqa: D102
-        self.weight /= scale[:, None] * scale[None, :]
+        self.weight.div_(scale[:, None] * scale[None, :])
 
 
 def save_probe(probe: Probe, directory: str | Path) -> Path:

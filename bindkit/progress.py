@@ -23,7 +23,10 @@ def progress(total: int, description: str, unit: str, initial: int = 0) -> Any:
 
 
 def show_messages(level: int = logging.INFO) -> None:
-    """Show what bindkit says of its work (sizes announced, work resumed or skipped) on standard error."""
+    """Show what bindkit says of its work (sizes announced, work resumed or skipped) on standard error.
+
+    >>> show_messages()
+    """
     logger = logging.getLogger("bindkit")
     logger.setLevel(level)
     if not any(getattr(handler, "is_bindkit", False) for handler in logger.handlers):

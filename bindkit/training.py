@@ -93,26 +93,25 @@ class LayerPatches:
         return next(split for split in ("test", "validation", "train") if len(self.splits[split]))
 
 
-def pair_loss(logits: Float[Tensor, "scene patch patch"], batch: PatchBatch, protocol: Protocol) -> Float[Tensor, ""]:
+def pair_loss(logits: Float[Tensor, "scene patch patch"], batch: PatchBatch) -> Float[Tensor, ""]:
     """Binary cross-entropy in nats, averaged over the entries that the protocol puts into the loss."""
-    weight = batch.in_loss(protocol).to(logits.dtype)
-    target = batch.same().to(logits.dtype)
+    weight = batch.in_loss.to(logits.dtype)
+    target = batch.same.to(logits.dtype)
     total = binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="sum")
     return total / weight.sum().clamp(min=1)
 
 
-def _validate(probe: Probe, batches: list[PatchBatch], protocol: Protocol) -> tuple[float, float]:
+def _validate(probe: Probe, validation: SplitPatches) -> tuple[float, float]:
     """Loss and accuracy over all counted pairs of the validation scenes."""
     loss = right = n_loss = n_pairs = 0.0
     with torch.inference_mode():
-        for batch in batches:
+        for batch in validation.judged():
             logits = probe(batch.activations)
-            n_entries = float(batch.in_loss(protocol).sum())
-            loss += float(pair_loss(logits, batch, protocol)) * n_entries
+            n_entries = float(batch.in_loss.sum())
+            loss += float(pair_loss(logits, batch)) * n_entries
             n_loss += n_entries
-            counted = batch.counted(protocol)
-            right += float((((logits > 0) == batch.same()) & counted).sum())
-            n_pairs += float(counted.sum())
+            right += float((((logits > 0) == batch.same) & batch.counted).sum())
+            n_pairs += float(batch.counted.sum())
     return loss / max(n_loss, 1), right / max(n_pairs, 1)
 
 
@@ -190,10 +189,8 @@ def fit_probe(
     history = _train(model, patches, rules, seed)
     seconds = time.perf_counter() - started
     judged = patches.splits[patches.judged_split]
-    batches = judged.judged(rules.judged_patches)
     with torch.inference_mode():
-        logits = [model(batch.activations) for batch in batches]
-    pairs = flat_pairs(batches, logits, rules)
+        pairs = flat_pairs((batch, model(batch.activations)) for batch in judged.judged())
     metrics = judge(pairs) | {"n_scenes": len(judged), "n_pairs": len(pairs)}
     if patches.scale is not None:
         model.fold_scale(patches.scale)
@@ -223,15 +220,14 @@ def _train(model: Probe, patches: LayerPatches, rules: Protocol, seed: int) -> t
     rate = rules.learning_rate / (model.d_model if rules.divide_by_width else 1)
     optimiser = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, rules.decay_every, rules.decay)
-    held_out = validation.judged(rules.judged_patches) if len(validation) else []
     history: list[dict[str, float | None]] = []
     best, kept = -math.inf, None
     for epoch in range(rules.epochs):
         started = time.perf_counter()
         losses = []
         for scenes in _scene_batches(len(train), rules, generator):
-            batch = train.draw(scenes, rules.train_patches, generator)
-            loss = pair_loss(model(batch.activations), batch, rules)
+            batch = train.draw(scenes, generator)
+            loss = pair_loss(model(batch.activations), batch)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -239,8 +235,8 @@ def _train(model: Probe, patches: LayerPatches, rules: Protocol, seed: int) -> t
         schedule.step()
         entry: dict[str, float | None] = {"epoch": epoch, "train_loss": float(torch.stack(losses).mean())}
         entry["validation_loss"] = entry["validation_accuracy"] = None
-        if held_out:
-            val_loss, val_accuracy = _validate(model, held_out, rules)
+        if len(validation):
+            val_loss, val_accuracy = _validate(model, validation)
             entry["validation_loss"], entry["validation_accuracy"] = val_loss, val_accuracy
             score = val_accuracy if rules.keep == "accuracy" else -val_loss
             if score > best:

@@ -30,6 +30,11 @@ from bindkit.geometry import TokenLayout, WindowGeometry
 class Backbone:
     """What `load_backbone` returns. Weights are frozen, float32, in evaluation mode.
 
+    ::
+
+        backbone = bk.load_backbone("random-init:dinov2")
+        backbone.activations(windows, layers=[0, 5])[5]     # float32 [window, patch, d_model]
+
     Attributes
     ----------
     name : str
@@ -134,6 +139,21 @@ class Backbone:
     def embedding(self, windows: UInt8[Tensor, "window height width 3"]) -> Float[Tensor, "window patch d_model"]:
         """Patch tokens at the input of block 0. Raises as `activations` does."""
         return patch_tokens(self.tower.embedding(self._pixels(windows)), self.layout.grid.n_patches)
+
+    def summary(self) -> dict[str, Any]:
+        """One row for a table: what it is and how it looks at scenes (sizes in pixels)."""
+        return {
+            "backbone": self.name,
+            "family": self.family,
+            "objective": self.objective,
+            "layers": self.n_layers,
+            "width": self.d_model,
+            "prefix tokens": self.layout.n_prefix,
+            "patch": self.geometry.patch_size,
+            "window": self.geometry.window,
+            "short side": self.geometry.short_side,
+            "parameters": self.tower.n_parameters,
+        }
 
     def describe(self) -> dict[str, Any]:
         """Identity of the backbone as plain values that JSON can hold; equal for equal measurements."""

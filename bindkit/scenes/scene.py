@@ -15,6 +15,10 @@ from bindkit.errors import BrokenSceneError
 class Scene:
     """One image with an instance mask and a class mask (0 = unlabelled in both).
 
+    >>> mask = np.zeros((4, 6), dtype=np.int32)
+    >>> Scene("demo", np.zeros((4, 6, 3), dtype=np.uint8), mask, mask).size
+    (4, 6)
+
     Parameters
     ----------
     id : str

@@ -89,7 +89,7 @@ def _notices(train: list[int], validation: list[int], test: list[int]) -> tuple[
     else:
         if not validation:
             notices.append(
-                "validation is empty (too few scenes): the epoch that is kept is chosen on the training scenes"
+                "validation is empty (too few scenes): the last epoch of every fit is kept instead of the best"
             )
         if len(test) < FEW_SCENES:
             held = f"{len(test)} scene{'' if len(test) == 1 else 's'}"

@@ -25,11 +25,11 @@ class PlantedScenes:
     uri = "planted:"
     broken = ()
     official_splits = None
-    class_names = {1: "one", 2: "two", 3: "three"}
 
     def __init__(self, n_scenes, seed=0, height=32, width=48):
         self.ids = tuple(f"planted-{k:03d}" for k in range(n_scenes))
         self.seed, self.size = seed, (height, width)
+        self.class_names = {1: "one", 2: "two", 3: "three"}
 
     def __len__(self):
         return len(self.ids)
@@ -60,10 +60,11 @@ class PlantedBackbone:
     weights_digest: str = "0" * 64
     d_model: int = D_MODEL
     n_layers: int = 3
-    geometry: WindowGeometry = WindowGeometry(short_side=32, window=32, patch_size=4)
-    layout: TokenLayout = TokenLayout(0, PatchGrid(8, 8, 4))
-    device: torch.device = torch.device("cpu")
     signal: float = 2.0
+
+    geometry = WindowGeometry(short_side=32, window=32, patch_size=4)
+    layout = TokenLayout(0, PatchGrid(8, 8, 4))
+    device = torch.device("cpu")
 
     @property
     def preprocessing(self):

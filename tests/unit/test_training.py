@@ -115,17 +115,16 @@ def test_the_kept_epoch_is_the_best_on_validation(cache):
     fit = fit_probe(patches)
     best = max(entry["validation_accuracy"] for entry in fit.history)
     right = total = 0
-    for batch in patches.splits["validation"].judged(rules.judged_patches):
-        counted = batch.counted(rules)
-        right += int((((fit.probe(batch.activations) > 0) == batch.same()) & counted).sum())
-        total += int(counted.sum())
+    for batch in patches.splits["validation"].judged():
+        right += int((((fit.probe(batch.activations) > 0) == batch.same) & batch.counted).sum())
+        total += int(batch.counted.sum())
     assert abs(right / total - best) < 1e-6
 
 
 def test_draws_hold_every_scene_without_repetition_and_only_its_own_rows(cache):
-    patches = SplitPatches(cache, "train", 2, STRICT, CPU)
+    patches = SplitPatches(cache, "train", 2, replace(STRICT, train_patches=500), CPU)
     labels = cache.labels("train")
-    batch = patches.draw(torch.arange(len(patches)), 500, torch.Generator().manual_seed(0))
+    batch = patches.draw(torch.arange(len(patches)), torch.Generator().manual_seed(0))
     for position, scene_id in enumerate(patches.scene_ids):
         k = labels.scene_ids.index(scene_id)
         rows = np.arange(labels.scene_offsets[k], labels.scene_offsets[k + 1])
@@ -134,7 +133,8 @@ def test_draws_hold_every_scene_without_repetition_and_only_its_own_rows(cache):
         drawn = batch.activations[position][batch.present[position]]
         assert drawn.shape == expected.shape
         assert torch.equal(drawn.sort(0).values, expected.sort(0).values)
-    few = patches.draw(torch.tensor([3, 0]), 10, torch.Generator().manual_seed(0))
+    patches = SplitPatches(cache, "train", 2, replace(STRICT, train_patches=10), CPU)
+    few = patches.draw(torch.tensor([3, 0]), torch.Generator().manual_seed(0))
     assert few.present.all()
     assert few.activations.shape == (2, 10, 24)
 
@@ -144,10 +144,14 @@ def test_a_split_too_large_for_memory_gives_the_same_batches(cache, monkeypatch)
     monkeypatch.setattr("bindkit.patch_batches._IN_MEMORY_BYTES", 0)
     lazily = SplitPatches(cache, "train", 2, STRICT, CPU)
     scenes = torch.tensor([4, 1, 1])
-    one, two = (p.draw(scenes, 20, torch.Generator().manual_seed(3)) for p in (patches, lazily))
+    one, two = (p.draw(scenes, torch.Generator().manual_seed(3)) for p in (patches, lazily))
     assert lazily._table is None
     assert torch.equal(one.activations, two.activations)
     assert torch.equal(one.instances, two.instances)
+    for one, two in zip(patches.judged(), lazily.judged(), strict=True):
+        assert torch.equal(one.activations, two.activations)
+    assert patches._judged
+    assert not lazily._judged
 
 
 def test_a_fit_is_saved_with_what_it_was_fitted_on(cache, tmp_path):
@@ -195,5 +199,5 @@ class Unlabelled(PlantedScenes):
 
 def test_scenes_without_a_label_are_an_error_that_says_what_is_missing(tmp_path):
     blank = cache_activations(PlantedBackbone(), Unlabelled(5), root=tmp_path)
-    with pytest.raises(EmptySplitError, match="train split has no scene with two patches .* strict protocol"):
+    with pytest.raises(EmptySplitError, match=r"train split has no scene with two patches .* strict protocol"):
         fit_probe(blank, 2)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,10 +83,9 @@ def sweep(
         if task not in TASKS:
             raise ProbeError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
     wanted = [
-        (cache, layer)
+        (cache, check_layer(int(layer), cache.layers, f"the cache {cache.path}"))
         for cache in caches
         for layer in (cache.layers if layers == "all" else layers)
-        if check_layer(int(layer), cache.layers, f"the cache {cache.path}") is not None
     ]
     fits = list(product(probes, tasks, seeds))
     rows: list[dict[str, Any]] = []
@@ -96,7 +95,8 @@ def sweep(
             patches: LayerPatches | None = None
             made_from = {"cache": layer_digest(cache, layer), "bindkit": __version__, "rules": repr(rules)}
             for kind, task, seed in fits:
-                place = _place(root, cache, layer, f"{kind}-{task}-{rules.name}-seed{seed}")
+                named = {"probe": kind, "task": task, "protocol": rules.name, "seed": seed, "layer": layer}
+                place = probe_directory(root, named | {"backbone": cache.backbone["name"]}) if root else None
                 row = _kept_row(place, made_from)
                 if row is None:
                     patches = patches or LayerPatches(cache, layer, rules, device)
@@ -116,8 +116,15 @@ def sweep(
     return pd.DataFrame(rows, columns=RESULT_COLUMNS)
 
 
-def _place(root: str | Path | None, cache: ActivationCache, layer: int, name: str) -> Path | None:
-    return Path(root) / slug(cache.backbone["name"]) / f"layer_{layer:02d}" / name if root else None
+def probe_directory(root: str | Path, row: Mapping[str, Any]) -> Path:
+    """Where a sweep keeps the probe of one row of its table.
+
+    >>> row = dict(backbone="facebook/dinov2-base", layer=3, probe="linear", task="pairwise", protocol="strict", seed=0)
+    >>> probe_directory("probes", row).as_posix()
+    'probes/facebook-dinov2-base/layer_03/linear-pairwise-strict-seed0'
+    """
+    name = f"{row['probe']}-{row['task']}-{row['protocol']}-seed{row['seed']}"
+    return Path(root) / slug(row["backbone"]) / f"layer_{int(row['layer']):02d}" / name
 
 
 def layer_digest(cache: ActivationCache, layer: int) -> str:

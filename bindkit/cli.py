@@ -1,0 +1,248 @@
+"""The console: ``bindkit run``, ``cache``, ``verify`` and ``check``. Thin; everything is also Python.
+
+Nothing heavy is imported before a command starts, so that ``bindkit --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import bindkit
+from bindkit.errors import BindkitError, InvalidParameterError, NotebookFailedError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FAILED = 2
+DAMAGED = 1
+INTERRUPTED = 130
+"""Exit statuses besides 0; 130 is what shells give for Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status.
+
+    >>> main(["--version"])
+    Traceback (most recent call last):
+        ...
+    SystemExit: 0
+    """
+    options = _parser().parse_args(arguments)
+    bindkit.show_messages()
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except (BindkitError, OSError) as error:
+        print(f"bindkit: {error}", file=sys.stderr)
+        return DAMAGED if command is _verify else FAILED
+    except KeyboardInterrupt:
+        print("bindkit: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Every command and option."""
+    parser = argparse.ArgumentParser(prog="bindkit", description="Measure object binding in vision transformers.")
+    parser.add_argument("--version", action="version", version=f"bindkit {bindkit.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="execute the numbered notebooks into a workspace, or go on where it stopped")
+    run.set_defaults(command=_run)
+    run.add_argument("--scenes", metavar="URI", help="synthetic:n=400,seed=0 | ade20k:DIR | folder:DIR")
+    run.add_argument(
+        "--backbone",
+        metavar="NAME",
+        nargs="+",
+        action="extend",
+        help="hub ids, local directories, random-init:dinov2, random-init:vit",
+    )
+    run.add_argument("--layers", metavar="LAYERS", help="all, or numbers such as 0,6,12")
+    run.add_argument("--probes", metavar="PROBE", nargs="+", help="linear diag_quadratic quadratic")
+    run.add_argument("--protocol", choices=["strict", "paper"])
+    run.add_argument("--patches-per-scene", metavar="N", type=int)
+    run.add_argument("--window", metavar="PIXELS", type=int, help="side of the windows; 0: the backbone's own")
+    run.add_argument("--seed", metavar="N", type=int)
+    run.add_argument("--workspace", metavar="DIR", default="workspace", help="directory to fill (default: workspace)")
+    run.add_argument("--force", action="store_true", help="execute every notebook, complete or not")
+    run.add_argument(
+        "-p",
+        "--parameter",
+        metavar=("NAME", "VALUE"),
+        nargs=2,
+        action="append",
+        default=[],
+        help="any other parameter of the notebooks (repeatable)",
+    )
+
+    cache = commands.add_parser("cache", help="compute and keep activations; the last line printed is the cache's path")
+    cache.set_defaults(command=_cache)
+    cache.add_argument("--scenes", metavar="URI", required=True)
+    cache.add_argument("--backbone", metavar="NAME", required=True)
+    cache.add_argument("--root", metavar="DIR", required=True, help="directory that holds caches")
+    cache.add_argument("--layers", metavar="LAYERS", default="all", help="all (the default), or numbers such as 0,6,12")
+    cache.add_argument("--patches-per-scene", metavar="N", type=_count_or_all, default=512, help="a number, or all")
+    cache.add_argument("--dtype", choices=["float16", "float32"], default="float16")
+    cache.add_argument("--window", metavar="PIXELS", type=int, default=0, help="0 (the default): the backbone's own")
+    cache.add_argument("--seed", metavar="N", type=int, default=0)
+
+    verify = commands.add_parser("verify", help="check every byte of a cache; exit status 1 if any is damaged")
+    verify.set_defaults(command=_verify)
+    verify.add_argument("path", metavar="PATH", type=Path, help="a cache, or a directory (a workspace) with several")
+    verify.add_argument("--repair", action="store_true", help="remove damaged shards and compute them again")
+
+    check = commands.add_parser("check", help="load a model and check that its tokens are its patches")
+    check.set_defaults(command=_check)
+    check.add_argument("model", metavar="MODEL", help="hub id, local directory, or random-init:NAME")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from bindkit.parameters import parse_value, unknown_parameters
+    from bindkit.pipeline import notebooks_directory, pipeline_parameters, run_pipeline
+
+    named = {
+        "scenes": options.scenes,
+        "backbones": options.backbone,
+        "layers": options.layers,
+        "probes": options.probes,
+        "protocol": options.protocol,
+        "patches_per_scene": options.patches_per_scene,
+        "window": options.window,
+        "seed": options.seed,
+    }
+    parameters: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    known = pipeline_parameters(notebooks_directory()) if options.parameter else {}
+    for name, text in options.parameter:
+        if name not in known:
+            entries = [f"{known_name}={value!r}" for known_name, value in known.items()]
+            raise unknown_parameters([name], entries, "the notebooks have")
+        if name in parameters:
+            raise InvalidParameterError(f"parameter {name!r} is given twice")
+        parameters[name] = parse_value(name, text, known[name])
+    report = run_pipeline(options.workspace, force=options.force, **parameters)
+    workspace = report.workspace
+    if not workspace.results_csv.exists():
+        raise NotebookFailedError(f"the notebooks ran but left no {workspace.results_csv}; run again with --force")
+
+    import pandas as pd
+
+    print(format_results(pd.read_csv(workspace.results_csv)))
+    print()
+    for what, place in (
+        ("results", workspace.results_csv),
+        ("figures", workspace.figures),
+        ("notebooks", workspace.notebooks),
+        ("probes", workspace.probes),
+        ("cache", workspace.cache),
+    ):
+        print(f"{what:<10}{place}")
+    return 0
+
+
+def format_results(results: pd.DataFrame) -> str:
+    """Write the table across models: the best layer of every backbone by the most capable probe that was fitted."""
+    import pandas as pd
+
+    from bindkit.analysis import best_layers
+
+    best = best_layers(results)
+    shown = next((name for name in ("quadratic", "diag_quadratic", "linear") if name in set(best["probe"])), None)
+    if shown is not None:
+        best = best[best["probe"] == shown]
+    if best.empty:
+        return "No fit has figures yet."
+
+    def number(value: float, sign: str = "") -> str:
+        return "-" if pd.isna(value) else f"{value:{sign}.3f}"
+
+    table = pd.DataFrame(
+        {
+            "backbone": best["backbone"],
+            "objective": ["-" if pd.isna(objective) else objective for objective in best["objective"]],
+            "layer": ["-" if pd.isna(layer) else f"{layer:.0f}" for layer in best["layer"]],
+            "accuracy": best["accuracy"].map(number),
+            "95 % interval": [
+                f"{number(low)} to {number(high)}"
+                for low, high in zip(best["accuracy_low"], best["accuracy_high"], strict=True)
+            ],
+            "majority": best["majority_accuracy"].map(number),
+            "gain": [number(gain, "+") for gain in best["gain"]],
+            "AUROC": best["auroc"].map(number),
+            "twins AUROC": best["twins_auroc"].map(number),
+        }
+    )
+    splits = ", ".join(sorted(set(best["split"].dropna()))) or "unknown"
+    protocols = ", ".join(sorted(set(best["protocol"].dropna()))) or "unknown"
+    title = f"Best layer of each backbone ({shown or 'any'} probe, {protocols} protocol, judged on the {splits} scenes)"
+    return f"\n{title}\n\n{table.to_string(index=False)}"
+
+
+def _cache(options: argparse.Namespace) -> int:
+    cache = bindkit.cache_activations(
+        bindkit.load_backbone(options.backbone, window=options.window or None),
+        bindkit.open_scenes(options.scenes),
+        root=options.root,
+        layers=options.layers,
+        patches_per_scene=options.patches_per_scene,
+        dtype=options.dtype,
+        seed=options.seed,
+    )
+    print(cache.path)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from bindkit.repair import repair_cache
+
+    whole = True
+    for path in _caches_in(options.path):
+        try:
+            cache = bindkit.ActivationCache.open(path)
+            damage = cache.verify()
+        except BindkitError as error:
+            print(f"{path}: {error}")
+            whole = False
+            continue
+        for item in damage:
+            print(f"{path}: {item}")
+        if damage and options.repair:
+            obstacle = repair_cache(path).obstacle
+            left = bindkit.ActivationCache.open(path).verify()
+            mended = not obstacle and not left
+            print(f"{path}: repaired" if mended else f"{path}: damaged shards removed; {obstacle or left[0]}")
+            whole = whole and mended
+        elif damage:
+            whole = False
+        else:
+            print(f"{path}: whole" + ("" if cache.is_complete else ", but not finished: make the same call again"))
+    return 0 if whole else DAMAGED
+
+
+def _caches_in(path: Path) -> list[Path]:
+    """The cache at `path`, or all in the directories below it."""
+    from bindkit.cache.layout import MANIFEST_NAME
+
+    if (path / MANIFEST_NAME).exists():
+        return [path]
+    found = sorted(manifest.parent for manifest in path.rglob(MANIFEST_NAME))
+    return found or [path]
+
+
+def _check(options: argparse.Namespace) -> int:
+    from bindkit.backbones import check_backbone
+
+    print(check_backbone(options.model))
+    return 0
+
+
+def _count_or_all(text: str) -> int | str:
+    """A number of patches, or ``all``."""
+    return text if text == "all" else int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

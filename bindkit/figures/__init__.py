@@ -1,0 +1,17 @@
+"""Figures: how they look, what they show, how they are saved. The only part of bindkit that imports Plotly."""
+
+from bindkit.figures.curves import layer_curves, probe_curves, training_curves
+from bindkit.figures.gallery import scenes_figure
+from bindkit.figures.saving import SavedFigure, save_figure
+from bindkit.figures.scenes import scene_figure, scene_table
+
+__all__ = [
+    "SavedFigure",
+    "layer_curves",
+    "probe_curves",
+    "save_figure",
+    "scene_figure",
+    "scene_table",
+    "scenes_figure",
+    "training_curves",
+]

@@ -1,0 +1,219 @@
+"""Curves over layers and epochs, drawn from the table of results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from bindkit.errors import InvalidParameterError
+from bindkit.figures.style import FAINT, colour_of, titled, translucent
+
+METRICS = {
+    "accuracy": "accuracy on pairs of patches",
+    "balanced_accuracy": "balanced accuracy on pairs",
+    "auroc": "AUROC on pairs of patches",
+    "average_precision": "average precision, same-object pairs",
+    "twins_accuracy": "accuracy on pairs of twins",
+    "twins_auroc": "AUROC, same object against twins",
+}
+"""Metrics that can be drawn, with the title of their axis."""
+
+_CHANCE = {"balanced_accuracy": 0.5, "auroc": 0.5, "twins_auroc": 0.5}
+
+
+def layer_curves(results: pd.DataFrame, metric: str = "accuracy", probe: str = "quadratic") -> go.Figure:
+    """One line a backbone over its layers, with the 95 % interval as a band where the metric is the accuracy.
+
+    Dashed: what one gets without looking, i.e. the more frequent answer (accuracy) or chance. Rows without a layer
+    (controls) are dotted levels. Figures are averaged over seeds.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        Rows of ``results.csv``.
+    metric : str
+        One of `METRICS`.
+    probe : str
+        Which probe's rows to draw.
+
+    Raises
+    ------
+    InvalidParameterError
+        For an unknown metric, or if the table has no row of that probe.
+    """
+    rows = _rows(results, metric, probe=probe)
+    figure = _curves(rows, metric, line_of="backbone")
+    return titled(figure, "Which layer knows what belongs together?", _subtitle(rows, f"{probe} probe", metric))
+
+
+def probe_curves(results: pd.DataFrame, backbone: str, metric: str = "accuracy") -> go.Figure:
+    """One line a probe over the layers of one backbone; otherwise as `layer_curves`.
+
+    Raises
+    ------
+    InvalidParameterError
+        For an unknown metric, or if the table has no row of that backbone.
+    """
+    rows = _rows(results, metric, backbone=backbone)
+    figure = _curves(rows, metric, line_of="probe")
+    return titled(figure, f"How much must a probe be able to do? {backbone}", _subtitle(rows, "", metric))
+
+
+def training_curves(history: Sequence[Mapping[str, Any]] | pd.DataFrame, title: str = "Training") -> go.Figure:
+    """Loss of training and validation, and validation accuracy, over the epochs of one fit.
+
+    Parameters
+    ----------
+    history : sequence of dict, or pandas.DataFrame
+        ``fit.history``: epoch, train_loss, validation_loss and validation_accuracy (None without a validation split).
+    title : str
+        Which fit it is.
+
+    Raises
+    ------
+    InvalidParameterError
+        If there is no epoch, or no training loss.
+    """
+    epochs = pd.DataFrame(history)
+    if epochs.empty or "train_loss" not in epochs:
+        raise InvalidParameterError("a training history needs at least one epoch with a 'train_loss'; give fit.history")
+    number = epochs["epoch"] if "epoch" in epochs else pd.Series(range(len(epochs)))
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
+    lines = (
+        ("train_loss", "training loss", 1, 0, "solid"),
+        ("validation_loss", "validation loss", 1, 1, "solid"),
+        ("validation_accuracy", "validation accuracy", 2, 2, "solid"),
+    )
+    for column, name, panel, colour, dash in lines:
+        if column in epochs and epochs[column].notna().any():
+            line = {"color": colour_of(colour), "width": 2.5, "dash": dash}
+            trace = go.Scatter(
+                x=number,
+                y=pd.to_numeric(epochs[column]),
+                name=name,
+                mode="lines+markers",
+                line=line,
+                marker={"size": 6},
+            )
+            figure.add_trace(trace, row=1, col=panel)
+    figure.update_xaxes(title_text="epoch", **_whole_ticks(number))
+    figure.update_yaxes(tickformat=".2f")
+    figure.update_yaxes(title_text="loss (nats a pair)", row=1, col=1)
+    figure.update_yaxes(title_text="accuracy on pairs", row=1, col=2)
+    titled(figure, title)
+    return figure.update_layout(height=400, legend={"orientation": "h", "x": 0, "y": 1.16, "yanchor": "top"})
+
+
+def _rows(results: pd.DataFrame, metric: str, **wanted: str) -> pd.DataFrame:
+    """Rows that have the metric and the wanted values."""
+    if metric not in METRICS:
+        raise InvalidParameterError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
+    missing = [name for name in (metric, "backbone", "layer", "probe") if name not in results.columns]
+    if missing:
+        raise InvalidParameterError(f"the table of results lacks the columns {', '.join(missing)}")
+    rows = results
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+        if rows.empty:
+            there = ", ".join(map(str, results[column].dropna().unique())) or "nothing"
+            raise InvalidParameterError(f"the table has no {column} {value!r}; it has {there}")
+    rows = rows.assign(layer=pd.to_numeric(rows["layer"]), **{metric: pd.to_numeric(rows[metric])})
+    rows = rows[rows[metric].notna()]
+    if rows.empty:
+        raise InvalidParameterError(f"the table has no {metric} for these rows (too few scenes?)")
+    return rows
+
+
+def _curves(rows: pd.DataFrame, metric: str, line_of: str) -> go.Figure:
+    """Lines over layers with bands, and levels for rows without a layer."""
+    figure = go.Figure()
+    averaged = [name for name in (metric, "accuracy_low", "accuracy_high") if name in rows]
+    for position, name in enumerate(rows[line_of].unique()):
+        own, colour = rows[rows[line_of] == name], colour_of(position)
+        by_layer = own.groupby("layer")[averaged].mean().sort_index()
+        if metric == "accuracy" and {"accuracy_low", "accuracy_high"} <= set(by_layer):
+            band = by_layer[["accuracy_low", "accuracy_high"]].dropna()
+            figure.add_trace(_band(band, str(name), colour))
+        if len(by_layer):
+            figure.add_trace(
+                go.Scatter(
+                    x=by_layer.index,
+                    y=by_layer[metric],
+                    name=str(name),
+                    legendgroup=str(name),
+                    mode="lines+markers",
+                    line={"color": colour, "width": 2.5},
+                    marker={"size": 7, "line": {"color": "white", "width": 1}},
+                    hovertemplate="%{y:.3f}",
+                )
+            )
+        level = own[own["layer"].isna()][metric].mean()
+        if pd.notna(level):
+            _add_level(figure, rows, float(level), str(name), {"color": colour, "dash": "dot", "width": 2})
+    _add_baseline(figure, rows, metric)
+    figure.update_xaxes(title_text="layer (transformer block, counted from 0)", **_whole_ticks(rows["layer"].dropna()))
+    figure.update_yaxes(title_text=METRICS[metric], tickformat=".2f")
+    return figure
+
+
+def _band(band: pd.DataFrame, name: str, colour: str) -> go.Scatter:
+    """The area between the bounds of an interval."""
+    return go.Scatter(
+        x=[*band.index, *band.index[::-1]],
+        y=[*band["accuracy_high"], *band["accuracy_low"][::-1]],
+        fill="toself",
+        fillcolor=translucent(colour, 0.16),
+        line={"width": 0},
+        name=f"{name}, 95 % interval",
+        legendgroup=name,
+        showlegend=False,
+        hoverinfo="skip",
+    )
+
+
+def _add_baseline(figure: go.Figure, rows: pd.DataFrame, metric: str) -> None:
+    """The dashed level that looking nowhere reaches."""
+    line = {"color": FAINT, "dash": "dash", "width": 1.5}
+    if metric in _CHANCE:
+        _add_level(figure, rows, _CHANCE[metric], "chance", line)
+    elif metric == "accuracy" and "majority_accuracy" in rows and rows["majority_accuracy"].notna().any():
+        levels = rows.groupby("backbone", sort=False)["majority_accuracy"].mean().dropna()
+        if levels.max() - levels.min() < 0.002:
+            _add_level(figure, rows, float(levels.mean()), "more frequent answer", line)
+        else:
+            for backbone, level in levels.items():
+                _add_level(figure, rows, float(level), f"more frequent answer, {backbone}", line)
+
+
+def _add_level(figure: go.Figure, rows: pd.DataFrame, level: float, name: str, line: dict[str, Any]) -> None:
+    """A horizontal line over all layers."""
+    layers = rows["layer"].dropna()
+    ends = [float(layers.min()), float(layers.max())] if len(layers) else [0.0, 1.0]
+    if ends[0] == ends[1]:
+        ends = [ends[0] - 0.5, ends[1] + 0.5]
+    figure.add_trace(go.Scatter(x=ends, y=[level, level], name=name, mode="lines", line=line, hovertemplate="%{y:.3f}"))
+
+
+def _whole_ticks(numbers: pd.Series) -> dict[str, Any]:
+    """Ticks at whole numbers, at most about a dozen."""
+    if numbers.empty:
+        return {}
+    span = int(numbers.max() - numbers.min())
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, max(100, span)) if span / step <= 13)
+    return {"tick0": 0, "dtick": step}
+
+
+def _subtitle(rows: pd.DataFrame, probe: str, metric: str) -> str:
+    """What was measured on what, in one line."""
+    parts = [probe] if probe else []
+    for column, words in (("protocol", "{} protocol"), ("split", "judged on the {} scenes")):
+        values = list(rows[column].dropna().unique()) if column in rows else []
+        if values:
+            parts.append(words.format(" and ".join(map(str, values))))
+    if metric == "accuracy" and "accuracy_low" in rows and rows["accuracy_low"].notna().any():
+        parts.append("bands: 95 % bootstrap over scenes")
+    return " · ".join(parts)

@@ -1,0 +1,155 @@
+"""Saved figures: an interactive page, its data, and a static picture that any page can show."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from PIL import Image
+from plotly.offline import get_plotlyjs
+
+from bindkit.errors import InvalidParameterError
+from bindkit.figures.pictures import browser
+from bindkit.files import slug, write_bytes
+
+LIBRARY = "plotly.min.js"
+INLINE_BYTES = 60_000
+"""A figure larger than this is shown in a notebook by its picture only, so that the notebook stays small."""
+
+
+INLINE_PICTURE_BYTES = 100_000
+"""A picture larger than this is shown in a notebook at half its size."""
+
+
+@dataclass(frozen=True)
+class SavedFigure:
+    """Where a figure was saved; as the last line of a cell it shows itself.
+
+    A notebook shows the static picture where nothing else can be shown (on a code-hosting page) and the interactive
+    figure in JupyterLab.
+
+    Attributes
+    ----------
+    name : str
+    html : Path
+        The interactive page; it needs the ``plotly.min.js`` beside it and no network.
+    csv : Path or None
+        The data; None where a figure has no table.
+    png : Path or None
+        The picture; None where no Chromium was at hand.
+    """
+
+    name: str
+    html: Path
+    csv: Path | None
+    png: Path | None
+    figure: go.Figure = field(repr=False, compare=False)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """Give a notebook the picture and, if it is small, the interactive figure."""
+        bundle: dict[str, Any] = {"text/plain": f"figure {self.name}"}
+        if self.png is not None:
+            photographs = any(trace.type == "image" for trace in self.figure.data)
+            kind, picture = _compact(self.png.read_bytes(), photographs)
+            bundle[f"image/{kind}"] = base64.b64encode(picture).decode()
+        content = self.figure.to_json()
+        if len(content) <= INLINE_BYTES or self.png is None:
+            bundle["application/vnd.plotly.v1+json"] = json.loads(content)
+        return bundle
+
+
+def save_figure(figure: go.Figure, name: str, directory: str | Path, data: pd.DataFrame | None = None) -> SavedFigure:
+    """Save a figure as ``name.html``, ``name.csv`` and ``name.png``.
+
+    >>> import tempfile
+    >>> figure = go.Figure(go.Scatter(x=[0, 1], y=[0.7, 0.9], name="vit"))
+    >>> saved = save_figure(figure, "accuracy_by_layer", tempfile.mkdtemp())  # doctest: +SKIP
+    >>> saved.html.name, saved.csv.name  # doctest: +SKIP
+    ('accuracy_by_layer.html', 'accuracy_by_layer.csv')
+
+    Parameters
+    ----------
+    figure : plotly.graph_objects.Figure
+        Any Plotly figure.
+    name : str
+        Of the files, without an ending.
+    directory : str or Path
+        Is made if need be. ``plotly.min.js`` (4.5 MB) lies in it once for all its pages.
+    data : pandas.DataFrame, optional
+        The table behind the figure. Default: the points of its lines, if it has any.
+
+    Returns
+    -------
+    SavedFigure
+
+    Raises
+    ------
+    InvalidParameterError
+        For a name that is no file name.
+    """
+    if not name or slug(name) != name:
+        raise InvalidParameterError(
+            f"a figure's name becomes a file name, got {name!r}; use for example {slug(name)!r}"
+        )
+    place = Path(directory).expanduser()
+    place.mkdir(parents=True, exist_ok=True)
+    _write_library(place)
+    page = figure.to_html(include_plotlyjs="directory", div_id=name, config={"displaylogo": False, "responsive": False})
+    page = page.replace("<head>", f"<head><title>{html.escape(name)}</title>", 1)
+    write_bytes(place / f"{name}.html", page.encode())
+
+    table = data if data is not None else _points(figure)
+    csv = None if table is None else place / f"{name}.csv"
+    if csv is not None and table is not None:
+        write_bytes(csv, table.to_csv(index=False, lineterminator="\n").encode())
+
+    picture = browser.draw(figure)
+    png = place / f"{name}.png"
+    if picture is not None:
+        write_bytes(png, picture)
+    else:
+        png.unlink(missing_ok=True)  # one of an earlier figure would not belong to this one
+    return SavedFigure(name, place / f"{name}.html", csv, png if picture is not None else None, figure)
+
+
+def _write_library(directory: Path) -> None:
+    """Put Plotly's own code beside the pages, once, and anew after an update of Plotly."""
+    code = get_plotlyjs().encode()
+    library = directory / LIBRARY
+    if not library.exists() or library.stat().st_size != len(code):
+        write_bytes(library, code)
+
+
+def _points(figure: go.Figure) -> pd.DataFrame | None:
+    """Points of a figure's lines, one row each."""
+    traces = [trace for trace in figure.data if trace.type == "scatter" and trace.x is not None and trace.fill is None]
+    if not traces:
+        return None
+    parts = [pd.DataFrame({"trace": trace.name or "", "x": list(trace.x), "y": list(trace.y)}) for trace in traces]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _compact(png: bytes, photographs: bool) -> tuple[str, bytes]:
+    """A smaller picture for a notebook, which holds several: 256 colours for drawings, JPEG for photographs."""
+    with Image.open(io.BytesIO(png)) as image:
+        picture = image.convert("RGB")
+    for shrink in (1, 2):
+        size = (picture.width // shrink, picture.height // shrink)
+        small = picture.resize(size, Image.Resampling.LANCZOS) if shrink > 1 else picture
+        out = io.BytesIO()
+        if photographs:
+            small.save(out, "JPEG", quality=85, optimize=True)
+        else:
+            small.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+                out, "PNG", optimize=True
+            )
+        if len(out.getvalue()) <= INLINE_PICTURE_BYTES:
+            break
+    return "jpeg" if photographs else "png", out.getvalue()

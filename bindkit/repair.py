@@ -1,0 +1,85 @@
+"""Mend a damaged cache: remove what is damaged and compute exactly that again from the same backbone and scenes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from bindkit.cache import ActivationCache, Damage
+from bindkit.errors import BindkitError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was damaged, and what is still missing.
+
+    Attributes
+    ----------
+    damage : tuple of Damage
+        What was found before.
+    obstacle : str
+        Why the removed files could not be computed again; empty if they were, or if there was nothing to do.
+    """
+
+    damage: tuple[Damage, ...]
+    obstacle: str
+
+
+def repair_cache(path: str | Path) -> Repair:
+    """Remove damaged shards of the cache at `path` and compute them again.
+
+    The backbone and the scenes are opened as the manifest names them. Where they cannot be, or are no longer the
+    same, the damaged shards are gone all the same, and the obstacle says why they were not replaced.
+
+    Raises
+    ------
+    CacheError
+        If there is no cache, or its manifest cannot be read: then nothing is changed.
+    WorkspaceBusyError
+        If another process is writing to the cache.
+    """
+    cache = ActivationCache.open(path)
+    records = (record for shards in cache.manifest.shards.values() for record in shards.values())
+    layers = sorted({layer for record in records for layer in record.activations})
+    damage = tuple(cache.repair())
+    if cache.is_complete and cache.layers == tuple(layers):
+        return Repair(damage, "")
+    try:
+        _compute_again(cache, layers)
+    except (BindkitError, OSError) as error:
+        return Repair(damage, str(error))
+    return Repair(damage, "")
+
+
+def _compute_again(cache: ActivationCache, layers: list[int]) -> None:
+    """Make the call again that made the cache."""
+    from bindkit.backbones import load_backbone
+    from bindkit.extraction import cache_activations
+    from bindkit.scenes import open_scenes
+
+    identity, making = cache.manifest.identity, cache.manifest.making
+    described = cache.backbone
+    root = cache.path.resolve().parent.parent
+    index = root.parent / "index"
+    scenes = open_scenes(identity.scenes_uri, index_dir=index if index.is_dir() else None)
+    backbone = load_backbone(
+        described["name"],
+        window=described["geometry"]["window"],
+        short_side=described["geometry"]["short_side"],
+        revision=described.get("revision"),
+        device=making.device,
+    )
+    logger.info("computing %s again", ", ".join(f"layer {layer}" for layer in layers))
+    cache_activations(
+        backbone,
+        scenes,
+        root=root,
+        layers=layers,
+        patches_per_scene=identity.patches_per_scene,
+        dtype=identity.dtype,
+        seed=identity.seed,
+        windows_per_batch=making.windows_per_batch,
+    )

@@ -1,0 +1,40 @@
+"""Execute the numbered notebooks with their defaults and keep the outputs that nbval compares.
+
+    python tests/notebooks/refresh.py
+
+Run it after a change that alters what a notebook says, and read the difference before committing it. Messages on
+standard error (sizes, paths, seconds) are dropped, since they are not the same on every machine.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+
+
+def main() -> None:
+    os.environ["BINDKIT_PROGRESS"] = "off"
+    with tempfile.TemporaryDirectory() as directory:
+        for source in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+            shutil.copy(source, directory)
+            notebook = nbformat.read(source, as_version=4)
+            # Nothing of the widgets' state is kept: one figure widget would add 5 MB.
+            NotebookClient(
+                notebook, store_widget_state=False, record_timing=False, resources={"metadata": {"path": directory}}
+            ).execute()
+            for cell in notebook.cells:
+                if cell.cell_type == "code":
+                    cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+                    cell.metadata.pop("execution", None)
+            notebook.metadata["language_info"] = {"name": "python"}
+            nbformat.write(notebook, source)
+            print(f"{source.name}: {source.stat().st_size // 1000} kB")
+
+
+if __name__ == "__main__":
+    main()

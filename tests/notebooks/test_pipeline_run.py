@@ -1,0 +1,44 @@
+"""The pipeline runs the real notebooks into a workspace, and a second run finds everything there."""
+
+from __future__ import annotations
+
+import nbformat
+import pandas as pd
+
+from bindkit.cli import format_results
+from bindkit.parameters import notebook_parameters
+from bindkit.pipeline import RUN_DEFAULTS, run_pipeline
+
+COLUMNS = [
+    *("backbone", "objective", "layer", "probe", "task", "protocol", "split"),
+    *("accuracy", "accuracy_low", "accuracy_high", "auroc", "average_precision", "balanced_accuracy"),
+    *("twins_accuracy", "twins_auroc", "majority_accuracy", "n_scenes", "n_pairs", "seed", "seconds"),
+]
+
+
+def test_the_pipeline_leaves_a_complete_workspace_and_resumes(notebook_paths, tmp_path):
+    defaults = {name: value for path in notebook_paths for name, value in notebook_parameters(path).items()}
+    smoke = {name: defaults[name] for name in RUN_DEFAULTS}
+    report = run_pipeline(tmp_path / "run", **smoke)
+    assert report.executed == tuple(path.stem for path in notebook_paths)
+
+    workspace = report.workspace
+    for run in report.notebooks:
+        notebook = nbformat.read(run.path, as_version=4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert all(cell.execution_count for cell in code)
+        assert "widgets" not in notebook.metadata
+        assert run.path.stat().st_size < 300_000
+    results = pd.read_csv(workspace.results_csv)
+    assert list(results.columns) == COLUMNS
+    assert set(results["backbone"]) >= set(smoke["backbones"].split())
+    assert results["accuracy"].between(0, 1).all()
+    assert (results["n_scenes"] > 0).all()
+    assert list(workspace.figures.glob("*.html"))
+    assert list(workspace.probes.rglob("*.safetensors"))
+    assert list(workspace.cache.rglob("*.safetensors"))
+    assert results["backbone"].iloc[0] in format_results(results)
+
+    before = workspace.results_csv.read_bytes()
+    assert run_pipeline(tmp_path / "run", **smoke).executed == ()
+    assert workspace.results_csv.read_bytes() == before

@@ -1,0 +1,79 @@
+"""The best layer of every backbone, against values worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bindkit.analysis import best_layers
+from bindkit.errors import InvalidParameterError
+
+
+def table(*rows, columns=("backbone", "layer", "probe", "seed", "accuracy", "majority_accuracy")):
+    return pd.DataFrame(list(rows), columns=list(columns))
+
+
+def test_seeds_are_averaged_before_the_layer_is_picked():
+    """Layer 1 has the single best fit, layer 0 the best mean."""
+    best = best_layers(
+        table(
+            ("vit", 0, "linear", 0, 0.80, 0.70),
+            ("vit", 0, "linear", 1, 0.82, 0.72),
+            ("vit", 1, "linear", 0, 0.90, 0.70),
+            ("vit", 1, "linear", 1, 0.60, 0.72),
+        )
+    )
+    assert len(best) == 1
+    row = best.iloc[0]
+    assert (row["layer"], row["n_seeds"]) == (0, 2)
+    assert row["accuracy"] == pytest.approx(0.81)
+    assert row["majority_accuracy"] == pytest.approx(0.71)
+    assert row["gain"] == pytest.approx(0.10)
+
+
+def test_of_equal_layers_the_lowest_wins_whatever_the_row_order():
+    rows = [("vit", layer, "linear", 0, 0.75, 0.7) for layer in (11, 2, 5)]
+    assert best_layers(table(*rows))["layer"].tolist() == [2]
+    # 0.1 + 0.2 and 0.3 differ in the last bit only
+    rows = [("vit", 1, "linear", 0, 0.3, 0), ("vit", 0, "linear", 0, 0.1, 0), ("vit", 0, "linear", 1, 0.5, 0)]
+    assert best_layers(table(*rows))["layer"].tolist() == [0]
+
+
+def test_backbones_and_probes_are_kept_apart_in_order_of_appearance():
+    best = best_layers(
+        table(
+            ("vit", 0, "quadratic", 0, 0.8, 0.7),
+            ("dino", 3, "linear", 0, 0.6, 0.7),
+            ("vit", 1, "linear", 0, 0.7, 0.7),
+        )
+    )
+    assert list(zip(best["backbone"], best["probe"], strict=True)) == [
+        ("vit", "quadratic"),
+        ("dino", "linear"),
+        ("vit", "linear"),
+    ]
+
+
+def test_empty_cells_neither_drop_rows_nor_count_as_numbers():
+    """Controls have no layer; a split too small for twins has no twins figure; a fit may have failed."""
+    best = best_layers(
+        table(
+            ("position", None, "linear", 0, 0.7, 0.7),
+            ("vit", 0, "linear", 0, np.nan, 0.7),
+            ("vit", 1, "linear", 0, 0.6, 0.7),
+        )
+    )
+    assert best["backbone"].tolist() == ["position", "vit"]
+    assert np.isnan(best["layer"].iloc[0])
+    assert best["layer"].iloc[1] == 1
+    assert best["twins_auroc"].isna().all()
+
+
+def test_an_empty_table_gives_an_empty_one():
+    assert len(best_layers(table())) == 0
+
+
+def test_a_table_of_something_else_is_named():
+    with pytest.raises(InvalidParameterError, match="accuracy missing from backbone, layer"):
+        best_layers(pd.DataFrame(columns=["backbone", "layer"]))

@@ -1,0 +1,181 @@
+"""The console: thin, with clean messages and honest exit statuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+
+import bindkit
+from bindkit import pipeline
+from bindkit.cli import main
+from bindkit.errors import BackboneError
+
+PARAMETERS = (
+    'workspace = "w"\nscenes = "synthetic:n=4,seed=0"\nbackbones = "random-init:vit"\nlayers = "all"\n'
+    'probes = "linear"\nprotocol = "strict"\nseed = 0\npatches_per_scene = 8\nwindow = 0\nrate = 0.5'
+)
+WRITE = """import pandas as pd
+accuracies = {"vit": 0.91, "dino": 0.74}
+rows = [dict(backbone=name, layer=layer, probe="quadratic", protocol=protocol, split="test",
+             accuracy=accuracy - layer / 100, accuracy_low=0.7, accuracy_high=0.95, majority_accuracy=0.7)
+        for name, accuracy in accuracies.items() for layer in (0, 1)]
+pd.DataFrame(rows).to_csv(f"{workspace}/results.csv", index=False)"""
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    directory = tmp_path / "numbered"
+    directory.mkdir()
+    cells = [nbformat.v4.new_code_cell(source) for source in (PARAMETERS, WRITE)]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), directory / "01_write_table.ipynb")
+    monkeypatch.setattr(pipeline, "notebooks_directory", lambda: directory)
+    return directory
+
+
+def test_run_ends_with_the_table_and_where_everything_lies(notebooks, tmp_path, capsys):
+    assert main(["run", "--workspace", str(tmp_path / "run"), "--protocol", "paper", "-p", "rate", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "quadratic probe, paper protocol, judged on the test scenes" in out
+    vit = next(line for line in out.splitlines() if line.strip().startswith("vit"))
+    assert vit.split()[1:] == ["-", "0", "0.910", "0.700", "to", "0.950", "0.700", "+0.210", "-", "-"]
+    for name in ("results.csv", "figures", "notebooks", "probes", "cache"):
+        assert str(tmp_path / "run" / name) in out
+
+
+def test_run_passes_every_option_on(notebooks, tmp_path, monkeypatch):
+    seen = {}
+
+    def stop(workspace, force, **parameters):
+        seen.update(parameters, workspace=workspace, force=force)
+        raise BackboneError("seen")
+
+    monkeypatch.setattr(pipeline, "run_pipeline", stop)
+    options = ["--scenes", "ade20k:d", "--backbone", "a", "b c", "--backbone", "d", "--layers", "0,6"]
+    options += [
+        "--probes",
+        "linear",
+        "quadratic",
+        "--protocol",
+        "paper",
+        "--patches-per-scene",
+        "64",
+        "--window",
+        "112",
+    ]
+    options += ["--seed", "3", "--workspace", "w", "--force", "-p", "rate", "0.25"]
+    assert main(["run", *options]) == 2
+    assert seen == {
+        "scenes": "ade20k:d",
+        "backbones": ["a", "b c", "d"],
+        "layers": "0,6",
+        "probes": ["linear", "quadratic"],
+        "protocol": "paper",
+        "patches_per_scene": 64,
+        "window": 112,
+        "seed": 3,
+        "workspace": "w",
+        "force": True,
+        "rate": 0.25,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-p", "laers", "0"], "unknown parameter 'laers' (did you mean 'layers'?)"),
+        (["-p", "seed", "many"], "'seed' takes a whole number"),
+        (["--seed", "1", "-p", "seed", "2"], "'seed' is given twice"),
+        (["--workspace", "FILE"], "is a file"),
+    ],
+)
+def test_a_users_mistake_is_one_clean_message(notebooks, tmp_path, capsys, options, message):
+    (tmp_path / "file").write_text("")
+    options = [str(tmp_path / "file") if option == "FILE" else option for option in options]
+    assert main(["run", "--workspace", str(tmp_path / "run"), *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("bindkit: ")
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_an_interrupt_says_how_to_go_on(notebooks, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run_pipeline", interrupt)
+    assert main(["run"]) == 130
+    assert "goes on where this one stopped" in capsys.readouterr().err
+
+
+def test_cache_prints_the_path_last_and_verify_finds_and_mends_a_flipped_byte(tmp_path, capsys):
+    options = ["--scenes", "synthetic:n=4,seed=0", "--backbone", "random-init:vit", "--root", str(tmp_path / "cache")]
+    assert main(["cache", *options, "--layers", "0,1", "--patches-per-scene", "16"]) == 0
+    path = capsys.readouterr().out.splitlines()[-1]
+    cache = bindkit.ActivationCache.open(path)
+    assert cache.layers == (0, 1)
+    assert main(["verify", path]) == 0
+    assert main(["verify", str(tmp_path)]) == 0  # a directory above finds it too
+    assert capsys.readouterr().out.count(f"{path}: whole") == 2
+
+    name = next(name for name in cache.shard_digests() if "layer_01" in name)
+    shard = cache.path / name
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert main(["verify", path]) == 1
+    assert name in capsys.readouterr().out
+    assert main(["verify", path, "--repair"]) == 0
+    assert f"{path}: repaired" in capsys.readouterr().out
+    assert shard.read_bytes() == whole
+    assert main(["verify", path]) == 0
+
+
+def test_verify_repair_says_so_when_the_scenes_are_gone(tmp_path, capsys):
+    images, instances = tmp_path / "set" / "images", tmp_path / "set" / "instances"
+    for position, scene in enumerate(bindkit.open_scenes("synthetic:n=3,seed=0")):
+        from PIL import Image
+
+        for directory, pixels in ((images, scene.image), (instances, scene.instances.astype("uint16"))):
+            directory.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(directory / f"{position}.png")
+    options = ["--scenes", f"folder:{tmp_path / 'set'}", "--backbone", "random-init:vit", "--layers", "0"]
+    assert main(["cache", *options, "--patches-per-scene", "8", "--root", str(tmp_path / "cache")]) == 0
+    path = capsys.readouterr().out.splitlines()[-1]
+    cache = bindkit.ActivationCache.open(path)
+    damaged = next(name for name in cache.shard_digests() if "layer_00" in name)
+    (cache.path / damaged).unlink()
+    (tmp_path / "set").rename(tmp_path / "elsewhere")
+    assert main(["verify", path, "--repair"]) == 1
+    assert "damaged shards removed; " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["nowhere", "."])
+def test_verify_of_no_cache_is_a_failure(tmp_path, capsys, place):
+    assert main(["verify", str(tmp_path / place)]) == 1
+    assert "no cache at" in capsys.readouterr().out
+
+
+def test_check_reports_a_model_or_names_what_is_wrong(tmp_path, capsys):
+    assert main(["check", "random-init:vit"]) == 0
+    assert "passes the contract check" in capsys.readouterr().out
+    assert main(["check", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("bindkit: ")
+
+
+def test_usage_and_version():
+    run = [sys.executable, "-m", "bindkit.cli"]
+    version = subprocess.run([*run, "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout.strip() == f"bindkit {bindkit.__version__}"
+    assert subprocess.run([*run, "frobnicate"], capture_output=True, check=False).returncode == 2
+    assert subprocess.run(run, capture_output=True, check=False).returncode == 2
+
+
+def test_the_table_says_so_when_there_is_nothing_to_compare():
+    from bindkit.cli import format_results
+
+    assert "No fit" in format_results(pd.DataFrame(columns=["backbone", "layer", "probe", "accuracy"]))
