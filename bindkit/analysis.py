@@ -67,5 +67,6 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
     best = layers.groupby(COMPARED, dropna=False, sort=False).head(1)
     order = rows[COMPARED].drop_duplicates().reset_index(drop=True)
     best = order.merge(best.drop(columns="rank"), on=COMPARED, how="left")
+    best["n_scenes"] = best["n_scenes"].round().astype("Int64")
     best["gain"] = best["accuracy"] - best["majority_accuracy"]
     return best[[*COMPARED, "layer", *AVERAGED, "gain", "n_seeds"]]

@@ -87,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--patches-per-scene", metavar="N", type=_count_or_all, default=512, help="a number, or all")
     cache.add_argument("--dtype", choices=["float16", "float32"], default="float16")
     cache.add_argument("--window", metavar="PIXELS", type=int, default=0, help="0 (the default): the backbone's own")
+    cache.add_argument(
+        "--normalization",
+        choices=["checkpoint", "imagenet"],
+        default="checkpoint",
+        help="whose mean and deviation; the paper protocol takes ImageNet's for every backbone",
+    )
     cache.add_argument("--seed", metavar="N", type=int, default=0)
 
     verify = commands.add_parser("verify", help="check every byte of a cache; exit status 1 if any is damaged")
@@ -148,6 +154,7 @@ def format_results(results: pd.DataFrame) -> str:
     import pandas as pd
 
     from bindkit.analysis import best_layers
+    from bindkit.scenes.splits import FEW_SCENES
 
     best = best_layers(results)
     shown = next((name for name in ("quadratic", "diag_quadratic", "linear") if name in set(best["probe"])), None)
@@ -166,7 +173,7 @@ def format_results(results: pd.DataFrame) -> str:
             "layer": ["-" if pd.isna(layer) else f"{layer:.0f}" for layer in best["layer"]],
             "accuracy": best["accuracy"].map(number),
             "95 % interval": [
-                f"{number(low)} to {number(high)}"
+                "-" if pd.isna(low) else f"{number(low)} to {number(high)}"
                 for low, high in zip(best["accuracy_low"], best["accuracy_high"], strict=True)
             ],
             "majority": best["majority_accuracy"].map(number),
@@ -178,12 +185,19 @@ def format_results(results: pd.DataFrame) -> str:
     splits = ", ".join(sorted(set(best["split"].dropna()))) or "unknown"
     protocols = ", ".join(sorted(set(best["protocol"].dropna()))) or "unknown"
     title = f"Best layer of each backbone ({shown or 'any'} probe, {protocols} protocol, judged on the {splits} scenes)"
-    return f"\n{title}\n\n{table.to_string(index=False)}"
+    lines = ["", title, "", table.to_string(index=False)]
+    fewest = best["n_scenes"].min()
+    if not pd.isna(fewest) and fewest < FEW_SCENES:
+        judged = f"{fewest} scene{'' if fewest == 1 else 's'}"
+        lines += ["", f"Judged on {judged} only: a demonstration that the path works, not a measurement."]
+    if (best["objective"] == "random-init").any():
+        lines += ["", "random-init: never trained; a control that trained backbones have to beat, not a result."]
+    return "\n".join(lines)
 
 
 def _cache(options: argparse.Namespace) -> int:
     cache = bindkit.cache_activations(
-        bindkit.load_backbone(options.backbone, window=options.window or None),
+        bindkit.load_backbone(options.backbone, window=options.window or None, normalization=options.normalization),
         bindkit.open_scenes(options.scenes),
         root=options.root,
         layers=options.layers,

@@ -36,6 +36,8 @@ FIGURES = (
 """Names of the figures that `judge` gives, each with ``_low`` and ``_high`` beside it."""
 
 _BINS = 2048
+_SAMPLED = 1_000_000
+"""Pairs that decide where the bins lie."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def _bootstrap(pairs: JudgedPairs, n_bootstrap: int, seed: int) -> dict[str, tup
     if n_bootstrap < 1 or len(scenes) < 2:
         return {}
     rng = np.random.default_rng(seed)
-    sample = pairs.logits if len(pairs) <= 1_000_000 else rng.choice(pairs.logits, 1_000_000)
+    sample = pairs.logits if len(pairs) <= _SAMPLED else rng.choice(pairs.logits, _SAMPLED)
     edges = np.unique(np.append(np.quantile(sample, np.linspace(0, 1, _BINS)), 0.0))
     # side="left" keeps a logit of exactly 0 below the edge at 0, as `logit > 0` does.
     slot = np.searchsorted(edges, pairs.logits, side="left")

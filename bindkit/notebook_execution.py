@@ -37,7 +37,8 @@ RECORD = "bindkit"
 class ThisPythonKernel(AsyncKernelManager):
     """Starts kernels of the running Python, whatever kernel a user has registered under the name ``python3``.
 
-    Bars are drawn as text, so that no widget state lands in executed notebooks.
+    Bars are drawn as text, so that no widget state lands in executed notebooks. OpenMP's threads sleep while they wait:
+    where they spin, one other busy process on the machine makes training probes ten times slower.
     """
 
     @property
@@ -45,7 +46,8 @@ class ThisPythonKernel(AsyncKernelManager):
         """The running Python's own kernel."""
         style = "off" if os.environ.get("BINDKIT_PROGRESS") == "off" else "text"
         quiet = get_kernel_dict(extra_arguments=["--log-level=ERROR"])
-        return KernelSpec(**quiet, env={"BINDKIT_PROGRESS": style})
+        waiting = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+        return KernelSpec(**quiet, env={"BINDKIT_PROGRESS": style, "OMP_WAIT_POLICY": waiting})
 
 
 @dataclass(frozen=True)

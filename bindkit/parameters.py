@@ -108,11 +108,13 @@ def unknown_parameters(unknown: Iterable[str], known: Iterable[str], owner: str)
 def check_value(name: str, value: Any, default: Any) -> Any:
     """Return `value` if it is of the default's type (an int passes for a float; anything for None).
 
-    A list of strings or numbers passes for a text parameter that holds several, as the notebooks write them:
-    blanks between names, commas between numbers.
+    A whole number passes for text, and a list of strings or numbers for a text parameter that holds several, as the
+    notebooks write them: blanks between names, commas between numbers.
 
     >>> check_value("backbones", ["a/b", "my model"], "x"), check_value("layers", [0, 6], "all")
     ("a/b 'my model'", '0,6')
+    >>> check_value("layers", 3, "all")
+    '3'
 
     Raises
     ------
@@ -126,6 +128,8 @@ def check_value(name: str, value: Any, default: Any) -> Any:
             return shlex.join(value)
     if default is None:
         return value
+    if isinstance(default, str) and type(value) is int:
+        return str(value)  # papermill's command line turns `-p layers 3` into a number
     if isinstance(default, float) and type(value) is int:
         return float(value)
     wanted: type | tuple[type, ...] = (list, tuple) if isinstance(default, list | tuple) else type(default)

@@ -156,7 +156,8 @@ class SplitPatches:
 
     def root_mean_square(self, n_rows: int = 16384) -> Float[Tensor, " d_model"]:
         """Root mean square of each dimension over evenly spread patches; 1 where a dimension is always 0."""
-        chosen = torch.linspace(0, self.n_patches - 1, min(n_rows, self.n_patches)).long()
+        # In float64: float32 cannot count past 2**24 patches, and would name one beyond the last.
+        chosen = torch.linspace(0, self.n_patches - 1, min(n_rows, self.n_patches), dtype=torch.float64).long()
         scale = self._take(chosen).square().mean(0).sqrt()
         return torch.where(scale > 0, scale, torch.ones_like(scale))
 
@@ -197,19 +198,23 @@ class SplitPatches:
             return
         n_patches = self.protocol.judged_patches
         keep = len(self) * n_patches * (self._cached.d_model * 4 + 4 * n_patches) <= _IN_MEMORY_BYTES
+        given: list[PatchBatch] = []
         for scenes in torch.arange(len(self)).split(_SCENES_PER_JUDGED_BATCH):
             chosen = torch.full((len(scenes), n_patches), torch.iinfo(torch.int64).max)
             for slot, scene in enumerate(scenes.tolist()):
                 digest = hashlib.sha256(self.scene_ids[scene].encode()).digest()
-                rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-                drawn = np.sort(rng.permutation(int(self._counts[scene]))[:n_patches])
+                # Raw words of a bit generator are stable across NumPy versions, a Generator's methods are not (NEP 19).
+                words = np.random.PCG64(int.from_bytes(digest, "big")).random_raw(int(self._counts[scene]))
+                drawn = np.sort(np.argsort(words, kind="stable")[:n_patches])
                 chosen[slot, : len(drawn)] = torch.from_numpy(drawn)
             present = chosen < self._counts[scenes][:, None]
             widest = int(present.sum(1).max())
             batch = self._batch(scenes, chosen[:, :widest], present[:, :widest])
             if keep:
-                self._judged.append(batch)
+                given.append(batch)
             yield batch
+        # Only now: were a caller to stop half-way (an interrupt), the next one would judge a part of the scenes.
+        self._judged = given
 
     def _batch(self, scenes: Tensor, chosen: Tensor, present: Tensor) -> PatchBatch:
         # Slots that are not present repeat the scene's first patch: a finite filler that no loss or figure looks at.

@@ -15,7 +15,7 @@ from bindkit import __version__
 from bindkit.cache import ActivationCache
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.files import slug, write_json
-from bindkit.probes import PROBES, check_layer
+from bindkit.probes import PROBES, check_layer, load_probe
 from bindkit.progress import progress
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
@@ -53,7 +53,7 @@ def sweep(
         One fit a seed.
     root : path, optional
         Where fitted probes are kept, ``root/BACKBONE/layer_LL/PROBE-TASK-PROTOCOL-seedS``. A fit that is already
-        there, made from the same cache by the same bindkit, is read and not repeated.
+        there and whole, made from the same cache by the same bindkit, is read and not repeated.
     device : str
         ``"auto"`` takes CUDA where there is one.
 
@@ -74,8 +74,10 @@ def sweep(
         table = bk.sweep([cache], layers=[0, 3, 5], probes=["linear", "quadratic"], root="probes")
     """
     rules = protocol_of(protocol)
-    if not caches or not probes or not tasks or not seeds:
+    if not all(len(given) for given in (caches, probes, tasks, seeds)):
         raise InvalidParameterError("a sweep needs at least one cache, probe, task and seed")
+    if root is not None:
+        _require_places_apart(caches)
     for kind in probes:
         if kind not in PROBES:
             raise ProbeError(f"unknown probe {kind!r}; there are {', '.join(PROBES)}")
@@ -87,7 +89,7 @@ def sweep(
         for cache in caches
         for layer in (cache.layers if layers == "all" else layers)
     ]
-    fits = list(product(probes, tasks, seeds))
+    fits = list(product(probes, tasks, map(int, seeds)))
     rows: list[dict[str, Any]] = []
     n_read = 0
     with progress(len(wanted) * len(fits), "fit probes", "fit") as bar:
@@ -103,6 +105,8 @@ def sweep(
                     fit = fit_probe(patches, probe=kind, task=task, seed=seed)
                     row = fit.row()
                     if place:
+                        # A row that is there belongs to the probe that is about to be replaced.
+                        (place / "row.json").unlink(missing_ok=True)
                         fit.save(place)
                         write_json(place / "row.json", {"made_from": made_from, "row": _without_nan(row)})
                 else:
@@ -127,11 +131,24 @@ def probe_directory(root: str | Path, row: Mapping[str, Any]) -> Path:
     return Path(root) / slug(row["backbone"]) / f"layer_{int(row['layer']):02d}" / name
 
 
+def _require_places_apart(caches: Sequence[ActivationCache]) -> None:
+    """Refuse caches whose probes would overwrite one another. Raises InvalidParameterError."""
+    places: dict[str, ActivationCache] = {}
+    for cache in caches:
+        other = places.setdefault(slug(cache.backbone["name"]), cache)
+        if other is not cache:
+            raise InvalidParameterError(
+                f"the caches {other.path} and {cache.path} would keep their probes in one directory, and the backbone "
+                f"{cache.backbone['name']!r} would name the rows of both; sweep them one by one, each into its own root"
+            )
+
+
 def layer_digest(cache: ActivationCache, layer: int) -> str:
-    """Digest of everything in a cache that a fit on one layer depends on: labels and that layer's shards."""
+    """Digest of what a fit on one layer and its row depend on: what the cache is of, labels, that layer's shards."""
     names = ("/labels/", f"/layer_{layer:02d}/")
     digests = {file: digest for file, digest in cache.shard_digests().items() if any(name in file for name in names)}
-    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+    content = {"identity": cache.manifest.identity.fields(), "files": digests}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
@@ -139,11 +156,14 @@ def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kept_row(place: Path | None, made_from: dict[str, Any]) -> dict[str, Any] | None:
-    """The row of a fit that is already there and was made from the same things, else None."""
+    """The row of a fit that is already there, whole and made from the same things, else None."""
     if place is None:
         return None
     try:
         kept = json.loads((place / "row.json").read_text(encoding="utf-8"))
-        return dict(kept["row"]) if kept["made_from"] == made_from else None
-    except (OSError, ValueError, KeyError, TypeError):
+        if kept["made_from"] != made_from:
+            return None
+        load_probe(place)
+        return {name: math.nan if value is None else value for name, value in kept["row"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ProbeError):
         return None

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bindkit.cache import ActivationCache
-from bindkit.errors import ProbeError
+from bindkit.errors import LayerError, ProbeError
 from bindkit.metrics import judge
 from bindkit.patch_batches import PatchBatch, SplitPatches, flat_pairs
 from bindkit.probes import Probe, make_probe, save_probe
@@ -42,7 +43,8 @@ class Fit:
     probe : Probe
         In evaluation mode, on the CPU, in the activations' own units.
     metrics : dict
-        The figures of `bindkit.metrics.judge` on the judged split, and ``n_scenes``, ``n_pairs``.
+        The figures of `bindkit.metrics.judge` on the judged split, ``n_pairs``, and in ``n_scenes`` how many scenes
+        they come from.
     history : tuple of dict
         One entry an epoch: training loss, validation loss and accuracy (None without a validation split), seconds.
     split : str
@@ -75,10 +77,10 @@ class LayerPatches:
         self, cache: ActivationCache, layer: int, protocol: str | Protocol = "strict", device: str = "auto"
     ) -> None:
         self.protocol = protocol_of(protocol)
-        self.cache, self.layer = cache, layer
+        self.cache, self.layer = cache, int(layer)
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.splits = {
-            split: SplitPatches(cache, split, layer, self.protocol, self.device)
+            split: SplitPatches(cache, split, self.layer, self.protocol, self.device)
             for split in ("train", "validation", "test")
         }
         self.splits["train"].require()
@@ -143,7 +145,7 @@ def fit_probe(
     cache : ActivationCache or LayerPatches
         Cached activations; or one layer of them, already read, which saves reading it again for the next probe.
     layer : int
-        0-based. Not needed with LayerPatches.
+        0-based. Not needed with LayerPatches, which carry theirs.
     probe : str
         A name in ``bindkit.probes.PROBES``.
     task : str
@@ -165,7 +167,7 @@ def fit_probe(
     ProbeError
         An unknown probe or task.
     LayerError
-        A layer that the cache does not have.
+        A layer that the cache does not have, or another than that of the LayerPatches given.
     EmptySplitError
         No training scene with two usable patches.
 
@@ -183,7 +185,9 @@ def fit_probe(
         if layer is None:
             raise ProbeError(f"say which layer to fit on; the cache has {', '.join(map(str, cache.layers))}")
         cache = LayerPatches(cache, layer, protocol, device)
-    patches, rules = cache, cache.protocol
+    elif layer is not None and layer != cache.layer:
+        raise LayerError(f"these are the patches of layer {cache.layer}, not of layer {layer}; leave out layer=")
+    patches, rules, seed = cache, cache.protocol, int(seed)
     model = make_probe(probe, patches.cache.d_model, seed).to(patches.device)
     started = time.perf_counter()
     history = _train(model, patches, rules, seed)
@@ -191,7 +195,7 @@ def fit_probe(
     judged = patches.splits[patches.judged_split]
     with torch.inference_mode():
         pairs = flat_pairs((batch, model(batch.activations)) for batch in judged.judged())
-    metrics = judge(pairs) | {"n_scenes": len(judged), "n_pairs": len(pairs)}
+    metrics = judge(pairs) | {"n_scenes": len(np.unique(pairs.scene)), "n_pairs": len(pairs)}
     if patches.scale is not None:
         model.fold_scale(patches.scale)
     model = model.cpu().eval().requires_grad_(False)
@@ -207,10 +211,15 @@ def fit_probe(
         "seed": seed,
         "split": patches.judged_split,
         "seconds": round(seconds, 3),
-        "metrics": {name: None if math.isnan(value) else value for name, value in metrics.items()},
-        "history": list(history),
+        "metrics": _for_json(metrics),
+        "history": [_for_json(entry) for entry in history],
     }
     return Fit(model, metrics, history, patches.judged_split, seconds)
+
+
+def _for_json(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """NaN and infinity, which JSON cannot hold, as None."""
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}
 
 
 def _train(model: Probe, patches: LayerPatches, rules: Protocol, seed: int) -> tuple[dict[str, float | None], ...]:
@@ -239,7 +248,8 @@ def _train(model: Probe, patches: LayerPatches, rules: Protocol, seed: int) -> t
             val_loss, val_accuracy = _validate(model, validation)
             entry["validation_loss"], entry["validation_accuracy"] = val_loss, val_accuracy
             score = val_accuracy if rules.keep == "accuracy" else -val_loss
-            if score > best:
+            # Broken weights say "different" to everything, which may well be the best accuracy so far.
+            if math.isfinite(val_loss) and score > best:
                 best, kept = score, {name: value.clone() for name, value in model.state_dict().items()}
         entry["seconds"] = round(time.perf_counter() - started, 4)
         history.append(entry)

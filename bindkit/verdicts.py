@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-TOO_FEW = 20
-"""Below this many judged scenes a verdict calls itself a demonstration."""
+from bindkit.scenes.splits import FEW_SCENES
 
 
 def verdicts(best: pd.DataFrame) -> list[str]:
@@ -42,12 +41,16 @@ def _sentence(row: dict) -> str:
         against = ", above" if low > majority else ", not above" if high < majority else ", not distinguishable from"
     text = (
         f"{row['backbone']} ({role}): best at layer {row['layer']:.0f}, where {judged}{against} the "
-        f"{100 * majority:.1f} % of always giving the more frequent answer. AUROC {row['auroc']:.2f}; {_on_twins(row)}."
+        f"{100 * majority:.1f} % of always giving the more frequent answer. {_over_all(row)}; {_on_twins(row)}."
     )
     n_scenes = row.get("n_scenes")
-    if n_scenes is not None and n_scenes < TOO_FEW:
+    if n_scenes is not None and n_scenes < FEW_SCENES:
         text += f" Judged on {n_scenes:.0f} scene{'' if n_scenes == 1 else 's'}: a demonstration, not a measurement."
     return text
+
+
+def _over_all(row: dict) -> str:
+    return "All pairs have one answer, nothing to rank" if pd.isna(row["auroc"]) else f"AUROC {row['auroc']:.2f}"
 
 
 def _on_twins(row: dict) -> str:

@@ -8,22 +8,21 @@ from pathlib import Path
 
 from PIL import Image
 
-PARTS = ("01_patch_labels", "04_auroc_by_layer")
+ABOVE, BELOW = "01_patch_labels", ("04_auroc_by_layer", "04_twins_auroc_by_layer")
 
 
 def main(workspace: str) -> None:
-    """Put the parts below one another."""
-    pictures = [Image.open(Path(workspace) / "figures" / f"{name}.png").convert("RGB") for name in PARTS]
-    width = pictures[0].width
-    scaled = [picture.resize((width, picture.height * width // picture.width)) for picture in pictures]
-    page = Image.new("RGB", (width, sum(picture.height for picture in scaled)), "white")
-    top = 0
-    for picture in scaled:
-        page.paste(picture, (0, top))
-        top += picture.height
-    page.resize((page.width * 3 // 5, page.height * 3 // 5), Image.Resampling.LANCZOS).quantize(256).save(
-        Path(__file__).with_name("overview.png"), optimize=True
-    )
+    """Put the scene above and the two curves side by side below it."""
+    figures = Path(workspace) / "figures"
+    scene, *curves = (Image.open(figures / f"{name}.png").convert("RGB") for name in (ABOVE, *BELOW))
+    half = scene.width // 2
+    curves = [curve.resize((half, curve.height * half // curve.width), Image.Resampling.LANCZOS) for curve in curves]
+    page = Image.new("RGB", (scene.width, scene.height + curves[0].height), "white")
+    page.paste(scene, (0, 0))
+    for column, curve in enumerate(curves):
+        page.paste(curve, (column * half, scene.height))
+    small = page.resize((page.width * 3 // 4, page.height * 3 // 4), Image.Resampling.LANCZOS)
+    small.quantize(256).save(Path(__file__).with_name("overview.png"), optimize=True)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def compare_with_model(cache: ActivationCache, backbone: ActivationSource, scene
             f"scene {scene.id} is labelled otherwise now than in the cache {cache.path}; its masks have changed, so "
             "fill a new cache (another root)"
         )
-    largest = 0.0
+    differences = [torch.zeros(())]
     for layer in cache.layers:
         stored = cache.activations(split, layer).take(rows)
         direct = torch.empty_like(stored)
@@ -92,6 +92,6 @@ def compare_with_model(cache: ActivationCache, backbone: ActivationSource, scene
             seen = backbone.activations(torch.from_numpy(crop.copy())[None], [layer])[layer][0].cpu()
             here = cached.window[rows] == number
             direct[torch.from_numpy(here)] = seen[torch.from_numpy(cached.patch[rows][here]).long()]
-        difference = (stored - direct).abs().max() / direct.abs().max().clamp(min=1e-12)
-        largest = max(largest, float(difference))
-    return Deviation(scene.id, len(rows), largest, _ALLOWED[cache.dtype])
+        differences.append((stored - direct).abs().max() / direct.abs().max().clamp(min=1e-12))
+    # Torch's maximum of NaN is NaN, which is within nothing; Python's max would pass over it.
+    return Deviation(scene.id, len(rows), float(torch.stack(differences).max()), _ALLOWED[cache.dtype])

@@ -154,8 +154,9 @@ def compute_shard(
     content = ShardContent(blocks={layer: [] for layer in layers})
     batch: list[_DrawnWindow] = []
     for scene in drawn:
-        # Pixels are dropped as soon as they are through the model; only labels stay.
-        content.scenes.append(DrawnScene(scene.id, scene.labels, scene.windows[:0], (), scene.digest, scene.reason))
+        # Pixels are dropped as soon as they are through the model; only labels stay. (A slice would hold them all.)
+        no_windows = torch.empty_like(scene.windows[:0])
+        content.scenes.append(DrawnScene(scene.id, scene.labels, no_windows, (), scene.digest, scene.reason))
         if not layers or not scene.patches:
             scene_done(1)
             continue

@@ -22,6 +22,15 @@ METRICS = {
 }
 """Metrics that can be drawn, with the title of their axis."""
 
+_QUESTION = "Which layer knows what belongs together?"
+_QUESTIONS = {
+    "twins_auroc": "Which layer tells apart objects that look alike?",
+    "twins_accuracy": "Which layer tells apart objects that look alike?",
+}
+
+_LEAST_SPAN = 0.12
+"""An axis shows at least so much, so that small differences look small."""
+
 _CHANCE = {"balanced_accuracy": 0.5, "auroc": 0.5, "twins_auroc": 0.5}
 
 
@@ -43,11 +52,11 @@ def layer_curves(results: pd.DataFrame, metric: str = "accuracy", probe: str = "
     Raises
     ------
     InvalidParameterError
-        For an unknown metric, or if the table has no row of that probe.
+        For an unknown metric, if the table has no row of that probe, or rows of several tasks, protocols or splits.
     """
     rows = _rows(results, metric, probe=probe)
     figure = _curves(rows, metric, line_of="backbone")
-    return titled(figure, "Which layer knows what belongs together?", _subtitle(rows, f"{probe} probe", metric))
+    return titled(figure, _QUESTIONS.get(metric, _QUESTION), _subtitle(rows, f"{probe} probe", metric))
 
 
 def probe_curves(results: pd.DataFrame, backbone: str, metric: str = "accuracy") -> go.Figure:
@@ -56,7 +65,7 @@ def probe_curves(results: pd.DataFrame, backbone: str, metric: str = "accuracy")
     Raises
     ------
     InvalidParameterError
-        For an unknown metric, or if the table has no row of that backbone.
+        For an unknown metric, if the table has no row of that backbone, or rows of several tasks, protocols or splits.
     """
     rows = _rows(results, metric, backbone=backbone)
     figure = _curves(rows, metric, line_of="probe")
@@ -123,8 +132,10 @@ def _rows(results: pd.DataFrame, metric: str, **wanted: str) -> pd.DataFrame:
             raise InvalidParameterError(f"the table has no {column} {value!r}; it has {there}")
     rows = rows.assign(layer=pd.to_numeric(rows["layer"]), **{metric: pd.to_numeric(rows[metric])})
     rows = rows[rows[metric].notna()]
-    if rows.empty:
-        raise InvalidParameterError(f"the table has no {metric} for these rows (too few scenes?)")
+    if rows.empty and metric == "accuracy":
+        raise InvalidParameterError(
+            "the table has no accuracy for these rows; every fit has one, so it is no results table"
+        )
     return rows
 
 
@@ -134,6 +145,7 @@ def _curves(rows: pd.DataFrame, metric: str, line_of: str) -> go.Figure:
     averaged = [name for name in (metric, "accuracy_low", "accuracy_high") if name in rows]
     for position, name in enumerate(rows[line_of].unique()):
         own, colour = rows[rows[line_of] == name], colour_of(position)
+        _require_one_kind(own, str(name))
         by_layer = own.groupby("layer")[averaged].mean().sort_index()
         if metric == "accuracy" and {"accuracy_low", "accuracy_high"} <= set(by_layer):
             band = by_layer[["accuracy_low", "accuracy_high"]].dropna()
@@ -155,9 +167,32 @@ def _curves(rows: pd.DataFrame, metric: str, line_of: str) -> go.Figure:
         if pd.notna(level):
             _add_level(figure, rows, float(level), str(name), {"color": colour, "dash": "dot", "width": 2})
     _add_baseline(figure, rows, metric)
+    # Bands below all lines: later traces are drawn over earlier ones.
+    figure.data = sorted(figure.data, key=lambda trace: trace.fill is None)
     figure.update_xaxes(title_text="layer (transformer block, counted from 0)", **_whole_ticks(rows["layer"].dropna()))
     figure.update_yaxes(title_text=METRICS[metric], tickformat=".2f")
+    if metric in _CHANCE:
+        # From chance to perfect, so that noise around chance is not stretched into a trend.
+        figure.update_yaxes(range=[min(0.45, float(rows[metric].min()) - 0.03), 1.01])
+    elif not rows.empty:
+        drawn = [float(value) for trace in figure.data for value in trace.y]
+        spare = max(0.01, (_LEAST_SPAN - max(drawn) + min(drawn)) / 2)
+        figure.update_yaxes(range=[min(drawn) - spare, max(drawn) + spare])
+    if rows.empty:
+        why = "no twins were judged" if metric.startswith("twins") else "all judged pairs have one answer"
+        figure.add_annotation(text=f"nothing to draw: {why}", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
     return figure
+
+
+def _require_one_kind(rows: pd.DataFrame, name: str) -> None:
+    """Refuse to average what may not be: a line is a mean over seeds and nothing else."""
+    for column in ("task", "protocol", "split"):
+        kinds = list(rows[column].dropna().unique()) if column in rows else []
+        if len(kinds) > 1:
+            raise InvalidParameterError(
+                f"the rows of {name} are of several kinds of {column} ({', '.join(map(str, kinds))}), whose figures "
+                f"are not comparable; draw one of them, for example results[results[{column!r}] == {kinds[0]!r}]"
+            )
 
 
 def _band(band: pd.DataFrame, name: str, colour: str) -> go.Scatter:
@@ -167,6 +202,7 @@ def _band(band: pd.DataFrame, name: str, colour: str) -> go.Scatter:
         y=[*band["accuracy_high"], *band["accuracy_low"][::-1]],
         fill="toself",
         fillcolor=translucent(colour, 0.16),
+        mode="lines",
         line={"width": 0},
         name=f"{name}, 95 % interval",
         legendgroup=name,

@@ -52,6 +52,7 @@ def paint_patches(labels: PatchLabels, colours: Mapping[int, tuple[int, int, int
     for instance, purity, (top, left) in zip(labels.instances, labels.purity, labels.corners, strict=True):
         strength = float(purity) ** 1.5 if instance else 1.0
         colour = np.array(colours.get(int(instance), _UNLABELLED)) * strength + 255 * (1 - strength)
+        painted[top : top + side, left : left + side] = 255  # also what an overlapping window left there
         painted[top : top + side - gap, left : left + side - gap] = colour.astype(np.uint8)
     return painted
 

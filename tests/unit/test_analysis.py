@@ -32,6 +32,19 @@ def test_seeds_are_averaged_before_the_layer_is_picked():
     assert row["gain"] == pytest.approx(0.10)
 
 
+def test_the_layer_is_picked_by_accuracy_and_brings_its_own_figures():
+    columns = ("backbone", "layer", "accuracy", "auroc", "twins_auroc", "accuracy_low", "n_scenes")
+    best = best_layers(
+        table(
+            ("vit", 0, 0.70, 0.95, 0.6, 0.69, 30),
+            ("vit", 1, 0.90, 0.80, 0.7, 0.88, 31),
+            ("vit", 2, 0.80, 0.99, 0.8, 0.78, 32),
+            columns=columns,
+        )
+    )
+    assert best[list(columns)].iloc[0].tolist() == ["vit", 1, 0.90, 0.80, 0.7, 0.88, 31]
+
+
 def test_of_equal_layers_the_lowest_wins_whatever_the_row_order():
     rows = [("vit", layer, "linear", 0, 0.75, 0.7) for layer in (11, 2, 5)]
     assert best_layers(table(*rows))["layer"].tolist() == [2]

@@ -25,6 +25,8 @@ from bindkit.errors import (
     NonFiniteActivationsError,
 )
 from bindkit.extraction import cache_activations, cache_path, estimate_bytes, sizing
+from bindkit.extraction.drawing import draw_scene
+from bindkit.extraction.forward import compute_shard
 from bindkit.scenes import Split
 
 
@@ -124,6 +126,17 @@ def test_batches_hold_windows_of_several_scenes_but_never_cross_shards(tmp_path:
             expected += [4] * (total // 4) + [total % 4] * bool(total % 4)
     assert backbone.batches == expected
     assert 4 in backbone.batches
+
+
+@pytest.mark.parametrize("layers", [[0], []])
+def test_pixels_are_let_go_while_a_shard_is_computed(layers: list[int]) -> None:
+    """A shard has up to 128 scenes; their pixels must not add up."""
+    backbone, scenes = ExactBackbone(), ExactScenes()
+    arguments = (backbone.geometry, backbone.preprocessing, 8, 0)
+    drawn = (draw_scene(scenes, position, *arguments) for position in range(len(scenes)))
+    content = compute_shard(backbone, drawn, layers, "float32", windows_per_batch=2)
+    assert len(content.scenes) == len(scenes)
+    assert not any(scene.windows.untyped_storage().nbytes() for scene in content.scenes)
 
 
 def test_a_second_run_computes_nothing_loads_nothing_and_says_so(

@@ -62,6 +62,15 @@ def line(figure, name):
     return next(trace for trace in figure.data if trace.name == name)
 
 
+@pytest.mark.parametrize(("column", "other"), [("protocol", "paper"), ("split", "train")])
+def test_figures_that_are_not_comparable_are_not_averaged(results, column, other):
+    mixed = pd.concat([results, results.assign(**{column: other})])
+    with pytest.raises(InvalidParameterError, match=f"rows of vit are of several kinds of {column}"):
+        layer_curves(mixed)
+    with pytest.raises(InvalidParameterError, match=f"rows of quadratic are of several kinds of {column}"):
+        probe_curves(mixed, "vit")
+
+
 def test_layer_curves_draw_means_over_seeds_with_band_and_baseline(results):
     figure = layer_curves(results)
     vit = line(figure, "vit")
@@ -249,3 +258,11 @@ def test_chromium_draws_pictures(tmp_path, results, chromium, monkeypatch):
     assert picture.size == (2 * 860, 2 * 460)
     blue = tuple(int(PALETTE[0][start : start + 2], 16) for start in (1, 3, 5))
     assert blue in {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
+
+
+@pytest.mark.parametrize(("metric", "said"), [("twins_auroc", "no twins"), ("auroc", "one answer")])
+def test_a_table_without_a_figure_gives_a_panel_that_says_why(results, metric, said):
+    figure = layer_curves(results.assign(**{metric: float("nan")}), metric)
+    (note,) = figure.layout.annotations
+    assert "nothing to draw" in note.text
+    assert said in note.text

@@ -44,18 +44,22 @@ def test_labels_of_a_scene_equal_a_plain_walk_over_its_windows(height, width, pa
         "s",
         np.zeros((height, width, 3), dtype=np.uint8),
         instances.astype(np.int32),
-        (instances * 2 % 5).astype(np.int32),
+        (instances // 2 * 3).astype(np.int32),
     )
     geometry = WindowGeometry(short_side=4 * patches + 2, window=4 * patches, patch_size=4)
     labels = label_patches(scene, geometry)
-    resized = np.asarray(Image.fromarray(scene.instances).resize(labels.plan.resized[::-1], Image.Resampling.NEAREST))
+    resized, classes = (
+        np.asarray(Image.fromarray(mask).resize(labels.plan.resized[::-1], Image.Resampling.NEAREST))
+        for mask in (scene.instances, scene.classes)
+    )
     assert len(labels) == labels.plan.n_patches
     for row in range(len(labels)):
         top, left = labels.corners[row]
         expected = plain_majority(resized[top : top + 4, left : left + 4])
         assert (labels.instances[row], labels.purity[row]) == (expected[0], np.float32(expected[1]))
+        assert labels.classes[row] == plain_majority(classes[top : top + 4, left : left + 4])[0]
         if labels.purity[row] > 0.5:
-            assert labels.classes[row] == labels.instances[row] * 2 % 5
+            assert labels.classes[row] == labels.instances[row] // 2 * 3
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), rows=st.integers(1, 40), cols=st.integers(1, 40))

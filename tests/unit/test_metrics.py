@@ -65,6 +65,79 @@ def test_figures_by_hand():
     assert math.isnan(figures["accuracy_low"]), "one scene has no interval over scenes"
 
 
+def by_definition(pairs):
+    """Every figure as the docstring of `judge` words it, pair by pair."""
+    right, twins_right = [], []
+    by_kind = {True: [], False: []}
+    ranked = {(same, asked): [] for same in (True, False) for asked in (True, False)}
+    for logit, same, asked in zip(pairs.logits, pairs.same, pairs.twins_question, strict=True):
+        correct = (logit > 0) == same
+        right.append(correct)
+        by_kind[bool(same)].append(correct)
+        ranked[bool(same), bool(asked)].append(logit)
+        if asked and not same:
+            twins_right.append(correct)
+
+    def mean(values):
+        return sum(values) / len(values) if values else math.nan
+
+    def order(positive, negative):
+        return mean([(p > n) + (p == n) / 2 for p in positive for n in negative])
+
+    return {
+        "accuracy": mean(right),
+        "majority_accuracy": max(len(by_kind[True]), len(by_kind[False])) / len(right),
+        "balanced_accuracy": (mean(by_kind[True]) + mean(by_kind[False])) / 2,
+        "auroc": order(ranked[True, True] + ranked[True, False], ranked[False, True] + ranked[False, False]),
+        "average_precision": average_precision(pairs.logits, pairs.same),
+        "twins_accuracy": mean(twins_right),
+        "twins_auroc": order(ranked[True, True], ranked[False, True]),
+    }
+
+
+def lopsided(seed, n_scenes=6, n_pairs=30, share=0.7):
+    """Pairs whose figures all differ: twins are harder, logits are biased and tied (some at 0), scenes differ."""
+    rng = np.random.default_rng(seed)
+    scene = np.repeat(np.arange(n_scenes), n_pairs)
+    same = rng.random(scene.size) < share
+    twins_question = rng.random(scene.size) < np.where(same, 0.6, 0.3)
+    logits = (
+        rng.normal(size=scene.size) + 0.8 * same + 0.9 * (twins_question & ~same) + rng.normal(size=n_scenes)[scene]
+    )
+    return JudgedPairs(logits.round(1), same, twins_question, scene)
+
+
+@pytest.mark.parametrize("share", [0.7, 0.2])
+def test_every_figure_equals_its_definition(share):
+    pairs = lopsided(4, share=share)
+    figures, expected = judge(pairs, n_bootstrap=0), by_definition(pairs)
+    assert {name: figures[name] for name in FIGURES} == pytest.approx({name: expected[name] for name in FIGURES})
+    assert len({round(expected[name], 3) for name in FIGURES}) == len(FIGURES), "figures must differ to be told apart"
+
+
+@pytest.mark.parametrize("share", [0.7, 0.2])
+def test_every_interval_equals_judging_each_resample_by_definition(share):
+    """With fewer pairs than bins no two logits share one, so that the histograms must give the very same figures."""
+    pairs = lopsided(5, share=share)
+    drawn = []
+    for times in np.random.default_rng(0).multinomial(6, np.full(6, 1 / 6), size=60):
+        chosen = np.concatenate([np.flatnonzero(pairs.scene == k) for k in np.repeat(np.arange(6), times)])
+        columns = (pairs.logits, pairs.same, pairs.twins_question, pairs.scene)
+        drawn.append(by_definition(JudgedPairs(*(column[chosen] for column in columns))))
+    figures = judge(pairs, n_bootstrap=60, seed=0)
+    for name in FIGURES:
+        low, high = np.percentile([figure[name] for figure in drawn], [2.5, 97.5])
+        assert (figures[f"{name}_low"], figures[f"{name}_high"]) == pytest.approx((low, high)), name
+
+
+def test_bins_are_taken_from_a_sample_where_there_are_very_many_pairs(monkeypatch):
+    pairs = judged(6)
+    whole = judge(pairs)
+    monkeypatch.setattr("bindkit.metrics._SAMPLED", 4000)
+    sampled = judge(pairs)
+    assert all(math.isclose(whole[name], sampled[name], abs_tol=0.01) for name in whole)
+
+
 def test_every_figure_lies_within_its_interval_and_binning_does_not_show():
     figures = judge(judged(0))
     for name in FIGURES:

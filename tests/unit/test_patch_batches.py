@@ -14,11 +14,11 @@ from bindkit.training import pair_loss
 
 def random_batch(seed, protocol=STRICT, n_scenes=3, n_patches=9, patch_size=4):
     generator = torch.Generator().manual_seed(seed)
-    instances = torch.randint(0, 4, (n_scenes, n_patches), generator=generator)
+    instances = torch.randint(0, 9, (n_scenes, n_patches), generator=generator)
     return PatchBatch(
         activations=torch.randn(n_scenes, n_patches, 5, generator=generator),
         instances=instances,
-        classes=(instances + 1) // 2,
+        classes=instances // 3,  # instances 1 and 2 have none
         corners=torch.randint(0, 12, (n_scenes, n_patches, 2), generator=generator),
         present=torch.rand(n_scenes, n_patches, generator=generator) < 0.8,
         scenes=torch.arange(n_scenes),

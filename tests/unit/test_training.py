@@ -9,7 +9,8 @@ from planted import PlantedBackbone, PlantedScenes
 
 from bindkit.errors import EmptySplitError, LayerError, ProbeError
 from bindkit.extraction import cache_activations
-from bindkit.patch_batches import SplitPatches
+from bindkit.metrics import judge
+from bindkit.patch_batches import SplitPatches, flat_pairs
 from bindkit.probes import load_probe
 from bindkit.protocols import PAPER, STRICT
 from bindkit.scenes.scene import Scene
@@ -121,26 +122,193 @@ def test_the_kept_epoch_is_the_best_on_validation(cache):
     assert abs(right / total - best) < 1e-6
 
 
-def test_draws_hold_every_scene_without_repetition_and_only_its_own_rows(cache):
+class Sparse(PlantedScenes):
+    """Scenes of which 0, 1, 2, ... patches are labelled; one patch of each is split evenly between two objects."""
+
+    uri = "planted-sparse:"
+
+    def __getitem__(self, position):
+        shown = super().__getitem__(position)
+        instances = np.zeros((8, 12), dtype=np.int32)
+        # In the first columns, which one window shows.
+        instances.flat[[0, 1, 2, 12, 13][: position % 6]] = [1, 1, 2, 2, 3][: position % 6]
+        instances = np.kron(instances, np.ones((4, 4), dtype=np.int32))
+        instances[-4:, :2], instances[-4:, 2:4] = 7, 8
+        return Scene(shown.id, shown.image, instances, (instances > 0).astype(np.int32))
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory):
+    return cache_activations(PlantedBackbone(), Sparse(40), root=tmp_path_factory.mktemp("sparse"))
+
+
+def usable_rows(labels, scene):
+    """Rows of a scene that take part under the strict protocol."""
+    rows = np.arange(labels.scene_offsets[scene], labels.scene_offsets[scene + 1])
+    return rows[(labels.instances[rows] > 0) & (labels.purity[rows] > 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("keep", "validated", "kept"),
+    [
+        ("accuracy", [(0.3, 0.7), (0.4, 0.9), (0.2, 0.8)], 1),
+        ("loss", [(0.3, 0.7), (0.4, 0.9), (0.2, 0.8)], 2),
+        ("accuracy", [(0.3, 0.8), (0.4, 0.8), (0.5, 0.7)], 0),
+        ("accuracy", [(0.3, 0.7), (float("nan"), 0.9), (float("inf"), 0.8)], 0),
+        ("loss", [(0.3, 0.7), (float("nan"), 0.9), (float("inf"), 0.8)], 0),
+    ],
+)
+def test_the_kept_epoch_is_the_first_best_of_what_the_protocol_looks_at(
+    cache, monkeypatch, tmp_path, keep, validated, kept
+):
+    weights = []
+
+    def scripted(model, validation):
+        weights.append(model.weight.detach().clone())
+        return validated[len(weights) - 1]
+
+    monkeypatch.setattr("bindkit.training._validate", scripted)
+    fit = fit_probe(cache, 2, "linear", protocol=replace(PAPER, epochs=3, keep=keep))
+    assert torch.equal(fit.probe.weight, weights[kept])
+    assert not torch.equal(weights[0], weights[1])
+    history = load_probe(fit.save(tmp_path)).fitted_on["history"]
+    finite = [loss if np.isfinite(loss) else None for loss, _ in validated]
+    assert [entry["validation_loss"] for entry in history] == finite
+
+
+def test_the_learning_rate_decays_and_is_divided_by_the_width_where_the_protocol_says(cache):
+    still = replace(PAPER, epochs=4, decay_every=2, decay=0.0)
+    losses = [entry["validation_loss"] for entry in fit_probe(cache, 2, "linear", protocol=still).history]
+    assert losses[0] != losses[1] == losses[2] == losses[3]
+    divided = replace(still, divide_by_width=True, learning_rate=24 * still.learning_rate)
+    one, two = (fit_probe(cache, 2, "linear", protocol=rules).probe.weight for rules in (still, divided))
+    assert torch.allclose(one, two)
+
+
+@pytest.mark.parametrize(
+    ("scenes_per_step", "min_steps", "steps"),
+    [(256, 0, [24]), (10, 0, [10, 10, 4]), (10, 9, [10, 10, 4, 10, 10])],
+)
+def test_an_epoch_shows_every_scene_once_and_again_where_more_steps_are_asked_for(
+    cache, monkeypatch, scenes_per_step, min_steps, steps
+):
+    shown, draw = [], SplitPatches.draw
+
+    def recorded(self, scenes, generator):
+        shown.append(scenes.tolist())
+        return draw(self, scenes, generator)
+
+    monkeypatch.setattr(SplitPatches, "draw", recorded)
+    rules = replace(PAPER, epochs=2, scenes_per_step=scenes_per_step, min_steps=min_steps)
+    orders = []
+    for seed in (0, 1):
+        shown.clear()
+        fit_probe(cache, 2, "linear", protocol=rules, seed=seed)
+        assert [len(scenes) for scenes in shown] == 2 * steps
+        epoch = [scene for scenes in shown[: len(steps)] for scene in scenes]
+        assert sorted(epoch[:24]) == list(range(24))
+        orders.append(epoch)
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("kind", ["cache", "sparse"])
+def test_draws_hold_every_scene_without_repetition_and_only_its_own_rows(kind, request):
+    cache = request.getfixturevalue(kind)
     patches = SplitPatches(cache, "train", 2, replace(STRICT, train_patches=500), CPU)
     labels = cache.labels("train")
     batch = patches.draw(torch.arange(len(patches)), torch.Generator().manual_seed(0))
     for position, scene_id in enumerate(patches.scene_ids):
-        k = labels.scene_ids.index(scene_id)
-        rows = np.arange(labels.scene_offsets[k], labels.scene_offsets[k + 1])
-        rows = rows[(labels.instances[rows] > 0) & (labels.purity[rows] > 0.5)]
-        expected = cache.activations("train", 2).take(rows)
-        drawn = batch.activations[position][batch.present[position]]
-        assert drawn.shape == expected.shape
-        assert torch.equal(drawn.sort(0).values, expected.sort(0).values)
+        rows = usable_rows(labels, labels.scene_ids.index(scene_id))
+        present = batch.present[position]
+        by_corner = np.lexsort(batch.corners[position][present].numpy().T)
+        expected = rows[np.lexsort(labels.corners[rows].T)]
+        assert np.array_equal(batch.corners[position][present].numpy()[by_corner], labels.corners[expected])
+        assert np.array_equal(batch.instances[position][present].numpy()[by_corner], labels.instances[expected])
+        drawn = batch.activations[position][present]
+        taken = cache.activations("train", 2).take(rows)
+        assert drawn.shape == taken.shape
+        assert torch.equal(drawn.sort(0).values, taken.sort(0).values)
+
+
+def test_a_step_draws_so_many_patches_and_others_the_next_time(cache):
     patches = SplitPatches(cache, "train", 2, replace(STRICT, train_patches=10), CPU)
-    few = patches.draw(torch.tensor([3, 0]), torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    few, next_time = (patches.draw(torch.tensor([3, 0]), generator) for _ in range(2))
     assert few.present.all()
     assert few.activations.shape == (2, 10, 24)
+    assert not torch.equal(few.activations.sort(1).values, next_time.activations.sort(1).values)
+
+
+def test_scenes_with_fewer_than_two_usable_patches_are_left_out(sparse):
+    labels = sparse.labels("train")
+    patches = SplitPatches(sparse, "train", 2, STRICT, CPU)
+    n_usable = [len(usable_rows(labels, scene)) for scene in range(labels.n_scenes)]
+    assert {0, 1, 2} <= set(n_usable)
+    assert (labels.purity == 0.5).any()
+    assert patches.scene_ids == tuple(labels.scene_ids[k] for k, count in enumerate(n_usable) if count >= 2)
+    assert patches.n_left_out == sum(count < 2 for count in n_usable)
+    assert patches.n_patches == sum(n_usable)
+    fit = fit_probe(sparse, 2, "linear", protocol=replace(QUICK, epochs=2, min_steps=4))
+    assert fit.metrics["n_scenes"] == len(SplitPatches(sparse, "test", 2, STRICT, CPU))
+
+
+def test_judged_patches_depend_on_the_scene_alone(cache, tmp_path):
+    """Not on the split it is in, nor on the scenes beside it."""
+    other = cache_activations(PlantedBackbone(), PlantedScenes(13), root=tmp_path)
+    rules = replace(STRICT, judged_patches=12)
+    chosen = []
+    for source in (cache, other):
+        seen = {}
+        for split in ("train", "validation", "test"):
+            patches = SplitPatches(source, split, 2, rules, CPU)
+            for batch in patches.judged():
+                for k, scene in enumerate(batch.scenes.tolist()):
+                    seen[patches.scene_ids[scene]] = batch.corners[k].tolist()
+        chosen.append(seen)
+    assert len(chosen[1]) == 13
+    assert all(chosen[0][scene_id] == corners for scene_id, corners in chosen[1].items())
+    assert max(top for corners in chosen[1].values() for top, _ in corners) == 28, "from the whole scene"
+
+
+def test_figures_do_not_depend_on_how_many_scenes_make_a_batch(cache, monkeypatch):
+    probe = fit_probe(cache, 1, "linear", protocol=replace(QUICK, epochs=1, min_steps=1)).probe
+    figures = []
+    for n_scenes in (32, 3):
+        monkeypatch.setattr("bindkit.patch_batches._SCENES_PER_JUDGED_BATCH", n_scenes)
+        patches = SplitPatches(cache, "train", 1, STRICT, CPU)
+        figures.append(judge(flat_pairs((batch, probe(batch.activations)) for batch in patches.judged())))
+    assert figures[0] == pytest.approx(figures[1], abs=1e-6)
+
+
+def test_a_walk_over_the_judged_scenes_that_is_broken_off_leaves_none_out_of_the_next(cache, monkeypatch):
+    monkeypatch.setattr("bindkit.patch_batches._SCENES_PER_JUDGED_BATCH", 5)
+    patches = SplitPatches(cache, "train", 2, STRICT, CPU)
+    next(patches.judged())
+    for _ in range(2):
+        assert torch.equal(torch.cat([batch.scenes for batch in patches.judged()]), torch.arange(len(patches)))
+
+
+def test_batches_given_before_a_scale_is_set_are_not_given_after(cache):
+    patches = SplitPatches(cache, "test", 2, STRICT, CPU)
+    before = next(iter(list(patches.judged()))).activations
+    patches.set_scale(torch.full((24,), 2.0))
+    assert torch.allclose(next(iter(patches.judged())).activations, before / 2)
+
+
+def test_the_scale_is_the_root_mean_square_whatever_the_number_of_patches(cache, monkeypatch):
+    patches = SplitPatches(cache, "train", 2, STRICT, CPU)
+    everything = patches._take(torch.arange(patches.n_patches))
+    assert torch.allclose(patches.root_mean_square(), everything.square().mean(0).sqrt())
+    looked_at = []
+    monkeypatch.setattr(SplitPatches, "n_patches", 27_380_000)
+    monkeypatch.setattr(SplitPatches, "_take", lambda self, chosen: looked_at.append(chosen) or everything)
+    patches.root_mean_square()
+    assert (int(looked_at[0].min()), int(looked_at[0].max())) == (0, 27_379_999)
 
 
 def test_a_split_too_large_for_memory_gives_the_same_batches(cache, monkeypatch):
     patches = SplitPatches(cache, "train", 2, STRICT, CPU)
+    kept = list(patches.judged())
     monkeypatch.setattr("bindkit.patch_batches._IN_MEMORY_BYTES", 0)
     lazily = SplitPatches(cache, "train", 2, STRICT, CPU)
     scenes = torch.tensor([4, 1, 1])
@@ -148,9 +316,9 @@ def test_a_split_too_large_for_memory_gives_the_same_batches(cache, monkeypatch)
     assert lazily._table is None
     assert torch.equal(one.activations, two.activations)
     assert torch.equal(one.instances, two.instances)
-    for one, two in zip(patches.judged(), lazily.judged(), strict=True):
+    for one, two in zip(kept, lazily.judged(), strict=True):
         assert torch.equal(one.activations, two.activations)
-    assert patches._judged
+    assert all(one is again for one, again in zip(kept, patches.judged(), strict=True))
     assert not lazily._judged
 
 
@@ -170,7 +338,7 @@ def test_a_fit_is_saved_with_what_it_was_fitted_on(cache, tmp_path):
 def test_tiny_scene_sets_are_measured_and_say_on_what(n_scenes, judged, tmp_path):
     tiny = cache_activations(PlantedBackbone(), PlantedScenes(n_scenes), root=tmp_path)
     fit = fit_probe(tiny, 2, protocol=replace(QUICK, epochs=2, min_steps=10))
-    assert fit.split == judged
+    assert fit.split == fit.probe.fitted_on["split"] == judged
     assert fit.metrics["n_scenes"] == 1
     assert np.isnan(fit.metrics["accuracy_low"]), "no interval over a single scene"
     assert (fit.history[0]["validation_loss"] is None) == (n_scenes < 3)
@@ -185,6 +353,8 @@ def test_what_cannot_be_fitted_is_a_named_error(cache, tmp_path):
         fit_probe(cache, 2, "cubic")
     with pytest.raises(ProbeError, match="unknown task 'count'"):
         fit_probe(cache, 2, task="count")
+    with pytest.raises(LayerError, match="patches of layer 1, not of layer 2"):
+        fit_probe(LayerPatches(cache, 1), layer=2)
 
 
 class Unlabelled(PlantedScenes):

@@ -28,6 +28,7 @@ ROW = {
         ({"majority_accuracy": 0.9}, "not above the 90.0 %", "distinguishable"),
         ({"twins_auroc": 0.52}, "no better than chance", "look alike"),
         ({"twins_auroc": float("nan")}, "no twins to tell apart", "look alike"),
+        ({"auroc": float("nan")}, "All pairs have one answer, nothing to rank", "nan"),
         ({"objective": "random-init"}, "never trained, a control", "supervised"),
         ({"accuracy_low": float("nan"), "n_scenes": 1}, "no interval over a single scene", "[nan"),
         ({"n_scenes": 3}, "Judged on 3 scenes: a demonstration, not a measurement", "above the 3"),

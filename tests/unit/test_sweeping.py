@@ -1,0 +1,179 @@
+"""A sweep's table is what its fits say, and a fit is read again only if nothing that it depends on has changed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from planted import PlantedBackbone, PlantedScenes
+
+from bindkit.errors import InvalidParameterError, LayerError, ProbeError
+from bindkit.extraction import cache_activations
+from bindkit.probes import load_probe
+from bindkit.protocols import PAPER, STRICT
+from bindkit.scenes.scene import Scene
+from bindkit.sweeping import layer_digest, probe_directory, sweep
+from bindkit.training import RESULT_COLUMNS, fit_probe
+
+BRIEF = replace(STRICT, epochs=2, min_steps=4, judged_patches=24)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return cache_activations(PlantedBackbone(), PlantedScenes(10), root=tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    """Every fit that is made, as (layer, probe, seed); those read from disk are not among them."""
+    made = []
+
+    def counting(patches, probe, task, seed):
+        made.append((patches.layer, probe, seed))
+        return fit_probe(patches, probe=probe, task=task, seed=seed)
+
+    monkeypatch.setattr("bindkit.sweeping.fit_probe", counting)
+    return made
+
+
+def test_every_combination_is_fitted_once_and_its_row_is_the_fits(cache):
+    table = sweep([cache], [2, 0], ["linear", "quadratic"], protocol=BRIEF, seeds=[0, 3])
+    assert tuple(table.columns) == RESULT_COLUMNS
+    wanted = [(layer, kind, seed) for layer in (2, 0) for kind in ("linear", "quadratic") for seed in (0, 3)]
+    assert list(zip(table["layer"], table["probe"], table["seed"], strict=True)) == wanted
+    assert set(sweep([cache], "all", ["linear"], protocol=BRIEF)["layer"]) == {0, 1, 2}
+    for row in table[table["seed"] == 3].to_dict("records"):
+        fit = fit_probe(cache, row["layer"], row["probe"], protocol=BRIEF, seed=row["seed"])
+        expected = fit.row()
+        for name in set(RESULT_COLUMNS) - {"seconds"}:
+            assert row[name] == pytest.approx(expected[name], nan_ok=True), name
+    assert table["accuracy"].nunique() > 4
+
+
+def test_fits_that_are_there_are_read_and_the_table_stays_the_same(cache, fitted, tmp_path):
+    first = sweep([cache], [1, 2], ["linear"], protocol=BRIEF, root=tmp_path)
+    assert len(fitted) == 2
+    again = sweep([cache], [1, 2], ["linear"], protocol=BRIEF, root=tmp_path)
+    assert len(fitted) == 2
+    pd.testing.assert_frame_equal(first, again)
+    more = sweep([cache], [1, 2], ["linear"], protocol=BRIEF, root=tmp_path, seeds=[0, 1])
+    assert fitted[2:] == [(1, "linear", 1), (2, "linear", 1)]
+    pd.testing.assert_frame_equal(more[more["seed"] == 0].reset_index(drop=True), first)
+
+
+def test_figures_that_are_undefined_come_back_as_such(fitted, tmp_path):
+    """Two scenes: one is judged, so that nothing has an interval."""
+    tiny = cache_activations(PlantedBackbone(), PlantedScenes(2), root=tmp_path / "cache")
+    first, again = (sweep([tiny], [2], ["linear"], protocol=BRIEF, root=tmp_path / "probes") for _ in range(2))
+    assert len(fitted) == 1
+    assert first["accuracy_low"].isna().all()
+    pd.testing.assert_frame_equal(first, again)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [replace(BRIEF, learning_rate=0.5), replace(BRIEF, min_purity=0.75), replace(PAPER, epochs=2, name="strict")],
+)
+def test_other_rules_under_the_same_name_are_fitted_again(cache, fitted, rules, tmp_path):
+    sweep([cache], [2], ["linear"], protocol=BRIEF, root=tmp_path)
+    table = sweep([cache], [2], ["linear"], protocol=rules, root=tmp_path)
+    assert len(fitted) == 2
+    assert table["accuracy"][0] == fit_probe(cache, 2, "linear", protocol=rules).metrics["accuracy"]
+
+
+class OtherMasks(PlantedScenes):
+    """The same pictures, each labelled as the next one is."""
+
+    def __getitem__(self, position):
+        shown, other = super().__getitem__(position), super().__getitem__((position + 1) % len(self))
+        return Scene(shown.id, shown.image, other.instances, other.classes)
+
+
+class OtherPictures(PlantedScenes):
+    """The same masks on brighter pictures."""
+
+    def __getitem__(self, position):
+        shown = super().__getitem__(position)
+        return Scene(shown.id, shown.image + np.array([0, 0, 1], dtype=np.uint8), shown.instances, shown.classes)
+
+
+class OtherPlace(PlantedScenes):
+    """The same scenes from elsewhere."""
+
+    uri = "planted-elsewhere:"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        (PlantedBackbone(signal=1.0), PlantedScenes(10)),
+        (PlantedBackbone(objective="something else"), PlantedScenes(10)),
+        (PlantedBackbone(), OtherMasks(10)),
+        (PlantedBackbone(), OtherPictures(10)),
+        (PlantedBackbone(), OtherPlace(10)),
+    ],
+    ids=["activations", "objective", "masks", "pictures", "place"],
+)
+def test_another_cache_is_fitted_again(cache, fitted, other, tmp_path):
+    sweep([cache], [2], ["linear"], protocol=BRIEF, root=tmp_path / "probes")
+    changed = cache_activations(*other, root=tmp_path / "cache")
+    table = sweep([changed], [2], ["linear"], protocol=BRIEF, root=tmp_path / "probes")
+    assert len(fitted) == 2
+    assert table["objective"][0] == changed.backbone["objective"]
+
+
+def test_layers_added_to_a_cache_leave_the_fits_of_the_others_alone(fitted, tmp_path):
+    given = (PlantedBackbone(), PlantedScenes(10), tmp_path / "cache")
+    before = cache_activations(*given, layers=[2])
+    sweep([before], [2], ["linear"], protocol=BRIEF, root=tmp_path / "probes")
+    after = cache_activations(*given, layers=[0, 2])
+    assert layer_digest(after, 2) == layer_digest(before, 2) != layer_digest(after, 0)
+    sweep([after], "all", ["linear"], protocol=BRIEF, root=tmp_path / "probes")
+    assert fitted == [(2, "linear", 0), (0, "linear", 0)]
+
+
+@pytest.mark.parametrize("damaged", ["probe.safetensors", "probe.json", "row.json"])
+def test_a_damaged_fit_is_fitted_again(cache, fitted, damaged, tmp_path):
+    table = sweep([cache], [2], ["linear"], protocol=BRIEF, root=tmp_path)
+    place = probe_directory(tmp_path, table.iloc[0].to_dict())
+    weight = load_probe(place).weight
+    (place / damaged).write_bytes(b"{}")
+    again = sweep([cache], [2], ["linear"], protocol=BRIEF, root=tmp_path)
+    assert len(fitted) == 2
+    assert torch.equal(load_probe(place).weight, weight)
+    pd.testing.assert_frame_equal(table.drop(columns="seconds"), again.drop(columns="seconds"))
+
+
+def test_a_kill_between_probe_and_row_leaves_no_row_of_another_probe(cache, monkeypatch, tmp_path):
+    other = replace(BRIEF, learning_rate=0.5)
+    table = sweep([cache], [2], ["linear"], protocol=BRIEF, root=tmp_path)
+    weight = load_probe(probe_directory(tmp_path, table.iloc[0].to_dict())).weight
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bindkit.sweeping.write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sweep([cache], [2], ["linear"], protocol=other, root=tmp_path)
+    again = sweep([cache], [2], ["linear"], protocol=BRIEF, root=tmp_path)
+    assert torch.equal(load_probe(probe_directory(tmp_path, again.iloc[0].to_dict())).weight, weight)
+
+
+def test_caches_whose_probes_would_overwrite_one_another_are_refused(cache, tmp_path):
+    other = cache_activations(PlantedBackbone(), OtherPlace(10), root=tmp_path / "cache")
+    with pytest.raises(InvalidParameterError, match="would keep their probes in one directory"):
+        sweep([cache, other], [2], ["linear"], protocol=BRIEF, root=tmp_path / "probes")
+
+
+def test_what_cannot_be_fitted_is_refused_before_anything_is(cache, fitted, tmp_path):
+    with pytest.raises(LayerError, match="no layer 7"):
+        sweep([cache], [2, 7], ["linear"], protocol=BRIEF)
+    with pytest.raises(ProbeError, match="unknown probe 'cubic'"):
+        sweep([cache], [2], ["linear", "cubic"], protocol=BRIEF)
+    with pytest.raises(ProbeError, match="unknown task 'count'"):
+        sweep([cache], [2], ["linear"], ["pairwise", "count"], protocol=BRIEF)
+    with pytest.raises(InvalidParameterError, match="at least one cache"):
+        sweep([], protocol=BRIEF)
+    assert not fitted
