@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,10 @@ from bindkit.patch_batches import PatchBatch, SplitPatches, flat_pairs
 from bindkit.probes import Probe, make_probe, save_probe
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
+
+logger = logging.getLogger(__name__)
+
+_IMAGENET_MEAN = [0.485, 0.456, 0.406]
 
 TASKS = ("pairwise",)
 """What a probe can be trained to do: ``pairwise`` judges pairs as *same object* or not."""
@@ -78,6 +83,13 @@ class LayerPatches:
     ) -> None:
         self.protocol = protocol_of(protocol)
         self.cache, self.layer = cache, int(layer)
+        mean = cache.backbone.get("preprocessing", {}).get("mean", _IMAGENET_MEAN)
+        if self.protocol.name == "paper" and list(mean) != _IMAGENET_MEAN:
+            logger.warning(
+                "%s was cached with its checkpoint's own mean and deviation; the paper normalises every backbone with "
+                'ImageNet\'s: load_backbone(..., normalization="imagenet")',
+                cache.backbone["name"],
+            )
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.splits = {
             split: SplitPatches(cache, split, self.layer, self.protocol, self.device)

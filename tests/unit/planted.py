@@ -61,6 +61,7 @@ class PlantedBackbone:
     d_model: int = D_MODEL
     n_layers: int = 3
     signal: float = 2.0
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
 
     geometry = WindowGeometry(short_side=32, window=32, patch_size=4)
     layout = TokenLayout(0, PatchGrid(8, 8, 4))
@@ -84,7 +85,7 @@ class PlantedBackbone:
             "n_layers": self.n_layers,
             "n_prefix": 0,
             "geometry": geometry,
-            "preprocessing": {},
+            "preprocessing": {"mean": list(self.mean)},
         }
 
     def resolve_layers(self, layers):

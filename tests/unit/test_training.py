@@ -371,3 +371,12 @@ def test_scenes_without_a_label_are_an_error_that_says_what_is_missing(tmp_path)
     blank = cache_activations(PlantedBackbone(), Unlabelled(5), root=tmp_path)
     with pytest.raises(EmptySplitError, match=r"train split has no scene with two patches .* strict protocol"):
         fit_probe(blank, 2)
+
+
+def test_the_paper_protocol_says_when_a_cache_was_normalised_otherwise(tmp_path, caplog):
+    other = PlantedBackbone(mean=(0.5, 0.5, 0.5))
+    own = cache_activations(other, PlantedScenes(3), root=tmp_path)
+    LayerPatches(own, 2, "strict")
+    assert "ImageNet" not in caplog.text
+    LayerPatches(own, 2, "paper")
+    assert "the paper normalises every backbone with ImageNet's" in caplog.text
