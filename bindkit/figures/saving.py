@@ -52,17 +52,20 @@ class SavedFigure:
     png: Path | None
     figure: go.Figure = field(repr=False, compare=False)
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        """Give a notebook the picture and, if it is small, the interactive figure."""
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Give a notebook the picture and, if it is small, the interactive figure; and the picture's size as drawn."""
         bundle: dict[str, Any] = {"text/plain": f"figure {self.name}"}
+        sizes: dict[str, Any] = {}
         if self.png is not None:
             photographs = any(trace.type == "image" for trace in self.figure.data)
             kind, picture = _compact(self.png.read_bytes(), photographs)
             bundle[f"image/{kind}"] = base64.b64encode(picture).decode()
+            # Pictures hold more pixels than the figure has units, for sharp screens.
+            sizes[f"image/{kind}"] = {"width": self.figure.layout.width or self.figure.layout.template.layout.width}
         content = self.figure.to_json()
         if len(content) <= INLINE_BYTES or self.png is None:
             bundle["application/vnd.plotly.v1+json"] = json.loads(content)
-        return bundle
+        return bundle, sizes
 
 
 def save_figure(figure: go.Figure, name: str, directory: str | Path, data: pd.DataFrame | None = None) -> SavedFigure:

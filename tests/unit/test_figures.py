@@ -214,7 +214,7 @@ def test_without_a_browser_everything_but_the_picture_is_saved(tmp_path, results
     assert saved.png is None
     assert not (tmp_path / "one.png").exists()
     assert saved.html.exists()
-    assert "application/vnd.plotly.v1+json" in saved._repr_mimebundle_()
+    assert "application/vnd.plotly.v1+json" in saved._repr_mimebundle_()[0]
 
 
 def test_a_missing_browser_is_said_once_and_never_raises(monkeypatch, caplog):
@@ -231,12 +231,12 @@ def test_a_missing_browser_is_said_once_and_never_raises(monkeypatch, caplog):
 
 
 def test_a_notebook_shows_a_small_picture_and_small_figures_alive(tmp_path, results, picture):
-    bundle = save_figure(layer_curves(results), "one", tmp_path)._repr_mimebundle_()
+    bundle = save_figure(layer_curves(results), "one", tmp_path)._repr_mimebundle_()[0]
     shown = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"])))
     assert shown.size == (860, 460)  # the noise does not fit in full size
     assert len(json.dumps(bundle["application/vnd.plotly.v1+json"])) < 60_000
     large = go.Figure(go.Scatter(x=list(range(20_000)), y=list(range(20_000))))
-    assert "application/vnd.plotly.v1+json" not in save_figure(large, "two", tmp_path)._repr_mimebundle_()
+    assert "application/vnd.plotly.v1+json" not in save_figure(large, "two", tmp_path)._repr_mimebundle_()[0]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up", "a b"])
