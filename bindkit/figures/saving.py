@@ -24,8 +24,8 @@ INLINE_BYTES = 60_000
 """A figure larger than this is shown in a notebook by its picture only, so that the notebook stays small."""
 
 
-INLINE_PICTURE_BYTES = 100_000
-"""A picture larger than this is shown in a notebook at half its size."""
+INLINE_PICTURE_BYTES = 60_000
+"""A picture larger than this is shown in a notebook with fewer pixels, at the least half of them a side."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,14 @@ class SavedFigure:
         """Give a notebook the picture and, if it is small, the interactive figure; and the picture's size as drawn."""
         bundle: dict[str, Any] = {"text/plain": f"figure {self.name}"}
         sizes: dict[str, Any] = {}
-        if self.png is not None:
-            photographs = any(trace.type == "image" for trace in self.figure.data)
-            kind, picture = _compact(self.png.read_bytes(), photographs)
-            bundle[f"image/{kind}"] = base64.b64encode(picture).decode()
-            # Pictures hold more pixels than the figure has units, for sharp screens.
-            sizes[f"image/{kind}"] = {"width": self.figure.layout.width or self.figure.layout.template.layout.width}
         content = self.figure.to_json()
         if len(content) <= INLINE_BYTES or self.png is None:
             bundle["application/vnd.plotly.v1+json"] = json.loads(content)
+        if self.png is not None:
+            # JPEG, since Plotly in JupyterLab shows a PNG beside it instead of the interactive figure.
+            bundle["image/jpeg"] = base64.b64encode(_compact(self.png.read_bytes())).decode()
+            # Pictures hold more pixels than the figure has units, for sharp screens.
+            sizes["image/jpeg"] = {"width": self.figure.layout.width or self.figure.layout.template.layout.width}
         return bundle, sizes
 
 
@@ -139,20 +138,15 @@ def _points(figure: go.Figure) -> pd.DataFrame | None:
     return pd.concat(parts, ignore_index=True)
 
 
-def _compact(png: bytes, photographs: bool) -> tuple[str, bytes]:
-    """A smaller picture for a notebook, which holds several: 256 colours for drawings, JPEG for photographs."""
+def _compact(png: bytes) -> bytes:
+    """A smaller picture for a notebook, which holds several, as JPEG."""
     with Image.open(io.BytesIO(png)) as image:
         picture = image.convert("RGB")
-    for shrink in (1, 2):
-        size = (picture.width // shrink, picture.height // shrink)
+    for shrink in (1.0, 1.5, 2.0):
+        size = (round(picture.width / shrink), round(picture.height / shrink))
         small = picture.resize(size, Image.Resampling.LANCZOS) if shrink > 1 else picture
         out = io.BytesIO()
-        if photographs:
-            small.save(out, "JPEG", quality=85, optimize=True)
-        else:
-            small.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-                out, "PNG", optimize=True
-            )
+        small.save(out, "JPEG", quality=85, optimize=True)
         if len(out.getvalue()) <= INLINE_PICTURE_BYTES:
             break
-    return "jpeg" if photographs else "png", out.getvalue()
+    return out.getvalue()

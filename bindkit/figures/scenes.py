@@ -14,7 +14,7 @@ from bindkit.figures.style import INK, titled
 from bindkit.labels import PatchLabels
 from bindkit.scenes import Scene
 
-_PANEL = 330
+_PANEL = 280
 """Width of a panel in the figure's units."""
 _LETTERED = 0.004
 """Share of the image that a twin must cover to have its letter written on it."""

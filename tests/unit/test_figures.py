@@ -232,7 +232,7 @@ def test_a_missing_browser_is_said_once_and_never_raises(monkeypatch, caplog):
 
 def test_a_notebook_shows_a_small_picture_and_small_figures_alive(tmp_path, results, picture):
     bundle = save_figure(layer_curves(results), "one", tmp_path)._repr_mimebundle_()[0]
-    shown = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"])))
+    shown = Image.open(io.BytesIO(base64.b64decode(bundle["image/jpeg"])))
     assert shown.size == (860, 460)  # the noise does not fit in full size
     assert len(json.dumps(bundle["application/vnd.plotly.v1+json"])) < 60_000
     large = go.Figure(go.Scatter(x=list(range(20_000)), y=list(range(20_000))))
