@@ -11,19 +11,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bindkit.scenes.draws import Draws
 from bindkit.scenes.scene import Scene
-from bindkit.scenes.shapes import RADIUS, SHAPES, TURNS, UNIT, rotate
+from bindkit.scenes.shapes import OUTLINES, RADIUS, SHAPES, TURNS, UNIT, rotate
 from bindkit.scenes.textures import (
     GROUND_COLOURS,
     GROUND_TEXTURES,
     OBJECT_COLOURS,
     OBJECT_TEXTURES,
     SUBPIXELS,
+    Colour,
+    Texture,
     mix,
 )
 
@@ -31,8 +34,6 @@ COVERAGE = 62
 """Area of all objects together before occlusion, in percent of the scene."""
 PLACEMENTS = 24
 """Places tried for an object before the best of them is taken."""
-WANTED_SHARE = 55
-"""Percent of an object that should stay visible; the first place that gives this much is taken."""
 LEAST_SHARE = 30
 """An object of which less stays visible (percent) is left out of the scene."""
 
@@ -57,6 +58,52 @@ class Recipe:
     fewest: int = 3
     most: int = 8
     twins: float = 0.5
+    hidden: tuple[int, int] = (0, 45)
+    """Percent of an object that those in front of it hide: of the places tried, the first in this range or nearest."""
+    surface: str = "textured"
+    """One of `SURFACES`."""
+    outlines: str = "compact"
+    """One of `bindkit.scenes.shapes.OUTLINES`."""
+
+
+SURFACES = {
+    "textured": "every look has a pattern of two colours",
+    "graded": "every look fades from one colour to another, from one end of the object to the other",
+    "flat": "every look has one colour",
+    "camouflage": "objects wear the ground's own pattern and colours; shading, shadow and broken lines show them",
+}
+"""What objects can look like."""
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A pattern in two colours: how coarse (1/64 pixel), which noise field, how it is turned (times 15 degrees)."""
+
+    texture: Texture
+    scale: int
+    salt: int
+    colours: tuple[Colour, Colour]
+    turn: int
+
+    def paint(self, right: np.ndarray, down: np.ndarray) -> np.ndarray:
+        """int64 ``[height, width, 3]`` at pixel offsets from the pattern's origin."""
+        x, y = rotate(right, down, self.turn)
+        mixed = self.texture(x * SUBPIXELS // UNIT, y * SUBPIXELS // UNIT, self.scale, self.salt)
+        return mix(*self.colours, mixed)
+
+
+@dataclass(frozen=True)
+class Fade:
+    """A fade from one colour to another over `reach` pixels on each side of the middle, along a turned axis."""
+
+    reach: int
+    colours: tuple[Colour, Colour]
+    turn: int
+
+    def paint(self, right: np.ndarray, down: np.ndarray) -> np.ndarray:
+        """int64 ``[height, width, 3]`` at pixel offsets from the object's middle."""
+        x, _ = rotate(right, down, self.turn)
+        return mix(*self.colours, np.clip((x // UNIT + self.reach) * 255 // (2 * self.reach), 0, 255))
 
 
 @dataclass(frozen=True)
@@ -82,39 +129,58 @@ class Placed:
         return self.look.outline[self.part]
 
 
-def _draw_look(draws: Draws, class_id: int, colour: int, radius: int, unit: int) -> Look:
+Dress = Callable[[Surface, int], Surface | Fade]
+"""From the surface drawn for a look, and the look's outer radius in pixels, to the surface that it wears."""
+
+
+def own_dress(drawn: Surface, outer: int) -> Surface:
+    """Wear what was drawn."""
+    return drawn
+
+
+def _dress(recipe: Recipe, ground: Surface | None) -> Dress:
+    if ground is not None:
+        return lambda drawn, outer: replace(ground, turn=drawn.turn)
+    if recipe.surface == "flat":
+        return lambda drawn, outer: replace(drawn, colours=(drawn.colours[0], drawn.colours[0]))
+    if recipe.surface == "graded":
+        return lambda drawn, outer: Fade(outer, drawn.colours, drawn.turn)
+    return own_dress
+
+
+def _draw_look(draws: Draws, class_id: int, colour: int, radius: int, unit: int, dress: Dress) -> Look:
     """Draw a look of a nominal `radius` in pixels; `unit` is a texture's coarseness in 1/64 pixel."""
     shape = SHAPES[class_id - 1]
     outline = shape.draw_outline(draws)
     outer = max(2, radius * shape.extent * draws.between(88, 116) // 10_000)
     steps = np.arange(-outer - 1, outer + 2, dtype=np.int64)
-    x, y = rotate(steps[None, :], steps[:, None], draws.below(TURNS))
+    turn = draws.below(TURNS)
+    x, y = rotate(steps[None, :], steps[:, None], turn)
     texture = draws.choose(OBJECT_TEXTURES)
-    scale = unit * draws.between(80, 125) // 100
-    mixed = texture(x * SUBPIXELS // UNIT, y * SUBPIXELS // UNIT, scale, draws.below(1 << 62))
-    base, accent = OBJECT_COLOURS[colour]
+    own = Surface(texture, unit * draws.between(80, 125) // 100, draws.below(1 << 62), OBJECT_COLOURS[colour], turn)
     if draws.chance(0.35):
-        base, accent = accent, base
+        own = replace(own, colours=(own.colours[1], own.colours[0]))
     light = -(steps[None, :] + 2 * steps[:, None]) * 22 // (3 * outer)
-    colours = mix(base, accent, mixed) + light[..., None]
+    colours = dress(own, outer).paint(steps[None, :], steps[:, None]) + light[..., None]
     return Look(class_id, outline(x * RADIUS // (outer * UNIT), y * RADIUS // (outer * UNIT)), colours)
 
 
-def _draw_looks(draws: Draws, recipe: Recipe) -> list[Look]:
+def _draw_looks(draws: Draws, recipe: Recipe, dress: Dress = own_dress) -> list[Look]:
     """One look per object, copies sharing one Look, in a drawn order."""
+    shapes = OUTLINES[recipe.outlines]
     n_objects = draws.between(recipe.fewest, recipe.most)
     kinds = [0]
     for _ in range(1, n_objects):
-        copies = (draws.chance(recipe.twins) and max(kinds) > 0) or max(kinds) + 1 == len(SHAPES)
+        copies = (draws.chance(recipe.twins) and max(kinds) > 0) or max(kinds) + 1 == len(shapes)
         kinds.append(draws.below(max(kinds) + 1) if copies else max(kinds) + 1)
     if recipe.twins > 0 and n_objects > 2 and len(set(kinds)) == n_objects:
         kinds[-1] = draws.below(n_objects - 1)
     area = recipe.height * recipe.width * COVERAGE // (100 * n_objects)
     radius = min(math.isqrt(area * 100 // 314), min(recipe.height, recipe.width) * 3 // 10)
     unit = max(2 * SUBPIXELS, SUBPIXELS * min(recipe.height, recipe.width) // 26)
-    class_ids = draws.shuffled(range(1, len(SHAPES) + 1))
+    class_ids = draws.shuffled(shapes)
     colours = draws.shuffled(range(len(OBJECT_COLOURS)))
-    looks = [_draw_look(draws, class_ids[kind], colours[kind], radius, unit) for kind in range(max(kinds) + 1)]
+    looks = [_draw_look(draws, class_ids[kind], colours[kind], radius, unit, dress) for kind in range(max(kinds) + 1)]
     return draws.shuffled([looks[kind] for kind in kinds])
 
 
@@ -136,15 +202,17 @@ def _place_all(draws: Draws, looks: list[Look], recipe: Recipe) -> list[Placed]:
     for look in looks:
         whole = int(look.outline.sum())
         margin = min(look.outline.shape[0] // 3, min(recipe.height, recipe.width) // 2 - 1)
-        best, best_seen = None, -1
+        best, best_seen, best_miss = None, -1, whole * 100 + 1
         for _ in range(PLACEMENTS):
             row = draws.between(margin, recipe.height - 1 - margin)
             col = draws.between(margin, recipe.width - 1 - margin)
             candidate = _place(look, row, col, recipe)
             seen = int((candidate.outline & ~taken[candidate.frame]).sum())
-            if seen > best_seen:
-                best, best_seen = candidate, seen
-            if seen * 100 >= whole * WANTED_SHARE:
+            hidden = (whole - seen) * 100
+            miss = max(whole * recipe.hidden[0] - hidden, hidden - whole * recipe.hidden[1], 0)
+            if miss < best_miss:
+                best, best_seen, best_miss = candidate, seen, miss
+            if miss == 0:
                 break
         if best is not None and best_seen > 0 and best_seen * 100 >= whole * LEAST_SHARE:
             taken[best.frame] |= best.outline
@@ -152,14 +220,12 @@ def _place_all(draws: Draws, looks: list[Look], recipe: Recipe) -> list[Placed]:
     return placed
 
 
-def _paint_ground(draws: Draws, recipe: Recipe) -> np.ndarray:
-    rows, cols = np.arange(recipe.height, dtype=np.int64), np.arange(recipe.width, dtype=np.int64)
-    x, y = rotate(cols[None, :], rows[:, None], draws.choose((0, 0, 3, 6, 21)))
+def _draw_ground(draws: Draws, recipe: Recipe) -> Surface:
+    turn = draws.choose((0, 0, 3, 6, 21))
     scale = max(2 * SUBPIXELS, SUBPIXELS * min(recipe.height, recipe.width) * draws.between(90, 130) // 2200)
     texture = draws.choose(GROUND_TEXTURES)
-    mixed = texture(x * SUBPIXELS // UNIT, y * SUBPIXELS // UNIT, scale, draws.below(1 << 62))
-    base, accent = draws.choose(GROUND_COLOURS)
-    return mix(base, accent, mixed)
+    salt = draws.below(1 << 62)
+    return Surface(texture, scale, salt, draws.choose(GROUND_COLOURS), turn)
 
 
 def _cast_shadow(picture: np.ndarray, placed: Placed, reach: int) -> None:
@@ -189,8 +255,10 @@ def compose(scene_id: str, recipe: Recipe, draws: Draws) -> Scene:
         Instances are numbered 1..k from back to front, classes as in `SHAPES`; the ground is unlabelled.
     """
     size = (recipe.height, recipe.width)
-    placed = _place_all(draws, _draw_looks(draws, recipe), recipe)
-    picture = _paint_ground(draws, recipe)
+    ground = _draw_ground(draws, recipe) if recipe.surface == "camouflage" else None
+    placed = _place_all(draws, _draw_looks(draws, recipe, _dress(recipe, ground)), recipe)
+    ground = ground or _draw_ground(draws, recipe)
+    picture = ground.paint(np.arange(recipe.width)[None, :], np.arange(recipe.height)[:, None])
     instances = np.zeros(size, dtype=np.int32)
     classes = np.zeros(size, dtype=np.int32)
     reach = max(1, min(size) // 40)

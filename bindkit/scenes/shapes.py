@@ -88,6 +88,27 @@ def _clover(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return _disc_at(x, y, 0, -500, 524) | _disc_at(x, y, 433, 250, 524) | _disc_at(x, y, -433, 250, 524)
 
 
+def _within(*strokes: tuple[int, int, int, int, int]) -> Outline:
+    """Union of strokes ``(x0, y0, x1, y1, half_width)`` with round ends."""
+
+    def inside(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        found = np.zeros(np.broadcast_shapes(x.shape, y.shape), dtype=bool)
+        for x0, y0, x1, y1, half in strokes:
+            across, down = x1 - x0, y1 - y0
+            squared = across * across + down * down
+            along = np.clip((x - x0) * across + (y - y0) * down, 0, squared)
+            # Distance to the nearest point of the stroke, in units of 1/squared so that all stays whole.
+            right, below = (x - x0) * squared - along * across, (y - y0) * squared - along * down
+            found |= (right // 1024) ** 2 + (below // 1024) ** 2 <= (half * squared // 1024) ** 2
+        return found
+
+    return inside
+
+
+def _bow(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return _disc(x, y) & ~_disc_at(x, y, 0, 0, 720) & (y <= 250)
+
+
 _TRIANGLE = ((0, -1024), (887, 512), (-887, 512))
 _STAR = (
     *((0, -1024), (307, -423), (974, -316), (497, 161), (602, 828)),
@@ -126,4 +147,17 @@ SHAPES = (
     Shape("crescent", _crescent, 128),
     Shape("clover", _clover, 112),
     Shape("pebble", None, 122),
+    Shape("bar", _within((-850, 0, 850, 0, 170)), 218),
+    Shape("elbow", _within((-610, -610, -610, 610, 155), (-610, 610, 610, 610, 155)), 196),
+    Shape("zed", _within((-620, -560, 560, -560, 150), (560, -560, -560, 560, 150), (-560, 560, 620, 560, 150)), 164),
+    Shape("tee", _within((-660, -560, 660, -560, 155), (0, -560, 0, 840, 155)), 187),
+    Shape("fork", _within((0, 0, 0, 850, 160), (0, 0, -600, -600, 160), (0, 0, 600, -600, 160)), 189),
+    Shape("bow", _bow, 180),
 )
+
+OUTLINES: dict[str, tuple[int, ...]] = {
+    "compact": tuple(range(1, 11)),
+    "slender": tuple(range(11, 17)),
+    "any": tuple(range(1, 17)),
+}
+"""Named sets of class ids: compact objects, long thin ones (whose patches lie far apart), or both."""

@@ -3,7 +3,7 @@
 >>> from bindkit.scenes import open_scenes
 >>> scenes = open_scenes("synthetic:n=3,seed=5")
 >>> scenes.uri
-'synthetic:n=3,seed=5,size=112x144,objects=3-8,twins=0.5'
+'synthetic:n=3,seed=5,size=112x144,objects=3-8,twins=0.5,hidden=0-45,surface=textured,outlines=compact'
 >>> scenes[0].size
 (112, 144)
 
@@ -13,15 +13,17 @@ Scene k of a seed is the same on every machine and does not depend on how many s
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes.base import SceneSequence
-from bindkit.scenes.composition import Recipe, compose
+from bindkit.scenes.composition import SURFACES, Recipe, compose
 from bindkit.scenes.draws import Draws
 from bindkit.scenes.scene import Scene
-from bindkit.scenes.shapes import SHAPES
+from bindkit.scenes.shapes import OUTLINES, SHAPES
 
 OPTIONS = {
     "n": "scenes in the set, 1..1000000, default 400",
@@ -29,6 +31,9 @@ OPTIONS = {
     "size": "HEIGHTxWIDTH in pixels, 32..1024 each, default 112x144",
     "objects": "objects a scene, FEWEST-MOST or one number, 1..12, default 3-8",
     "twins": "chance that a further object copies one already there, 0..1, default 0.5",
+    "hidden": "LEAST-MOST percent of an object that others in front of it hide, 0..70, default 0-45 (0-0: apart)",
+    "surface": f"{' | '.join(SURFACES)}, default textured",
+    "outlines": f"{' | '.join(OUTLINES)}, default compact",
 }
 
 
@@ -48,6 +53,19 @@ def _pair(option: str, text: str, separator: str, low: int, high: int) -> tuple[
     if len(parts) != 2:
         raise _refuse(option, text)
     return _whole(option, parts[0], low, high), _whole(option, parts[1], low, high)
+
+
+def _range(option: str, text: str, low: int, high: int) -> tuple[int, int]:
+    fewest, most = _pair(option, text if "-" in text else f"{text}-{text}", "-", low, high)
+    if fewest > most:
+        raise _refuse(option, text)
+    return fewest, most
+
+
+def _one_of(option: str, text: str, known: Mapping[str, Any]) -> str:
+    if text not in known:
+        raise _refuse(option, text)
+    return text
 
 
 def _share(option: str, text: str) -> float:
@@ -82,26 +100,32 @@ class SyntheticOptions:
                 fault = "is given twice" if option in given else "is not an option"
                 raise InvalidParameterError(f"synthetic scenes: {item!r} {fault}; write NAME=VALUE with {known}")
             given[option] = value
-        plain = Recipe()
-        height, width = (plain.height, plain.width)
-        fewest, most = (plain.fewest, plain.most)
+        recipe = Recipe()
         if "size" in given:
             height, width = _pair("size", given["size"], "x", 32, 1024)
+            recipe = replace(recipe, height=height, width=width)
         if "objects" in given:
-            asked = given["objects"]
-            fewest, most = _pair("objects", asked if "-" in asked else f"{asked}-{asked}", "-", 1, 12)
-            if fewest > most:
-                raise _refuse("objects", asked)
-        twins = _share("twins", given["twins"]) if "twins" in given else plain.twins
-        if twins == 0 and most > len(SHAPES):
+            fewest, most = _range("objects", given["objects"], 1, 12)
+            recipe = replace(recipe, fewest=fewest, most=most)
+        if "twins" in given:
+            recipe = replace(recipe, twins=_share("twins", given["twins"]))
+        if "hidden" in given:
+            recipe = replace(recipe, hidden=_range("hidden", given["hidden"], 0, 70))
+        if "surface" in given:
+            recipe = replace(recipe, surface=_one_of("surface", given["surface"], SURFACES))
+        if "outlines" in given:
+            recipe = replace(recipe, outlines=_one_of("outlines", given["outlines"], OUTLINES))
+        n_shapes = len(OUTLINES[recipe.outlines])
+        if recipe.twins == 0 and recipe.most > n_shapes:
             raise InvalidParameterError(
-                f"synthetic scenes: without twins a scene takes at most {len(SHAPES)} objects (each of another "
-                f"shape), got objects={given['objects']}; allow twins or ask for fewer objects"
+                f"synthetic scenes: without twins a scene takes at most {n_shapes} objects with "
+                f"outlines={recipe.outlines} (each of another shape), got objects={recipe.fewest}-{recipe.most}; allow "
+                "twins, take outlines=any or ask for fewer objects"
             )
         return cls(
             n=_whole("n", given.get("n", str(cls.n)), 1, 1_000_000),
             seed=_whole("seed", given.get("seed", str(cls.seed)), 0, 10**18),
-            recipe=Recipe(height, width, fewest, most, twins),
+            recipe=recipe,
         )
 
     @property
@@ -110,7 +134,8 @@ class SyntheticOptions:
         recipe = self.recipe
         return (
             f"synthetic:n={self.n},seed={self.seed},size={recipe.height}x{recipe.width},"
-            f"objects={recipe.fewest}-{recipe.most},twins={recipe.twins:g}"
+            f"objects={recipe.fewest}-{recipe.most},twins={recipe.twins:g},"
+            f"hidden={recipe.hidden[0]}-{recipe.hidden[1]},surface={recipe.surface},outlines={recipe.outlines}"
         )
 
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes import open_scenes
-from bindkit.scenes.composition import LEAST_SHARE, Recipe, _draw_looks, _place_all
+from bindkit.scenes.composition import LEAST_SHARE, SURFACES, Recipe, _draw_looks, _place_all
 from bindkit.scenes.draws import Draws
+from bindkit.scenes.shapes import OUTLINES, SHAPES
 from bindkit.scenes.synthetic import OPTIONS, SyntheticOptions
 
 # If these change, every published figure on synthetic scenes changes with them: never by accident.
@@ -41,6 +42,21 @@ GOLDEN = [
         "synthetic:n=5,seed=1,size=200x300,objects=10-12,twins=0.9",
         1,
         "c09b8a609b16e7914fc91f9f8f4da8ad832a1d7e6a5332f72eeababb966f4e0e",
+    ),
+    (
+        "synthetic:n=3,seed=2,surface=graded,outlines=any",
+        1,
+        "4a5c02195a552fc58adec1ae35de795d759f28122aa4ca27c7d7a9d01939af26",
+    ),
+    (
+        "synthetic:n=3,seed=2,surface=flat,outlines=slender,hidden=20-60",
+        1,
+        "1b492a382bd6bf4bc847cda8e70e6ae04cb7a628109bcd67d222e2dce1aaab92",
+    ),
+    (
+        "synthetic:n=3,seed=2,surface=camouflage",
+        1,
+        "fef0a42208cd01819c6a2548319b0a478c3e6eb0e18d463e67332db58341a362",
     ),
 ]
 
@@ -166,7 +182,7 @@ def test_any_valid_options_give_scenes_of_that_size_and_a_uri_that_reopens(n, se
 
 
 def test_uri_has_one_spelling_for_one_set():
-    full = "synthetic:n=400,seed=0,size=112x144,objects=3-8,twins=0.5"
+    full = "synthetic:n=400,seed=0,size=112x144,objects=3-8,twins=0.5,hidden=0-45,surface=textured,outlines=compact"
     spellings = ("synthetic:", "synthetic", "synthetic:seed=0", "synthetic: n=400 ,twins=.50", "synthetic:n=0400,")
     for spelling in (*spellings, full):
         assert open_scenes(spelling).uri == full
@@ -180,13 +196,14 @@ def test_uri_has_one_spelling_for_one_set():
         *("size=112x144x3", "size=2000x112", "objects=8-3", "objects=0-3", "objects=3-99", "objects=a-b", "twins=2"),
         *("twins=-0.1", "twins=nan", "twins=50%", "twins=0.123456", "colour=red", "n", "n=3,n=4", "N=3", "twins=1.5"),
         "objects=11,twins=0",
+        "objects=7,outlines=slender,twins=0",
     ],
 )
 def test_malformed_options_are_named_and_the_valid_ones_listed(text: str):
     with pytest.raises(InvalidParameterError) as caught:
         open_scenes(f"synthetic:{text}")
     assert re.split("[,=]", text, maxsplit=1)[0] in str(caught.value)
-    if text != "objects=11,twins=0":
+    if "twins=0" not in text or text == "twins=0.123456":
         assert all(meaning in str(caught.value) for meaning in OPTIONS.values())
 
 
@@ -209,3 +226,89 @@ def test_drawing_is_fast_enough_to_train_on():
         seconds.append(time.process_time() - start)
     # About 5 ms each; the bound leaves room for a busy machine and for the checks of types under test.
     assert min(seconds) < 0.05
+
+
+def hidden_shares(recipe: Recipe, n_scenes: int = 20) -> list[float]:
+    """Share of each object that those in front of it, or the scene's edge, hide."""
+    shares = []
+    for seed in range(n_scenes):
+        draws = Draws(seed)
+        front = np.zeros((recipe.height, recipe.width), bool)
+        for item in _place_all(draws, _draw_looks(draws, recipe), recipe):
+            seen = (item.outline & ~front[item.frame]).sum()
+            shares.append(1 - seen / item.look.outline.sum())
+            front[item.frame] |= item.outline
+    return shares
+
+
+def test_hidden_moves_how_much_of_the_objects_is_covered():
+    means = [np.mean(hidden_shares(Recipe(hidden=hidden))) for hidden in ((0, 0), (0, 45), (40, 65))]
+    assert means[0] < 0.1 < means[1] < 0.3 < means[2] < 0.5
+
+
+def test_objects_that_may_not_be_hidden_seldom_are():
+    whole = [np.mean(np.array(hidden_shares(Recipe(hidden=hidden))) == 0) for hidden in ((0, 0), (0, 45))]
+    # Objects are many and large, so that not every one finds a free place.
+    assert whole[0] > 1.5 * whole[1] > 0
+
+
+def inner_variation(uri: str) -> tuple[float, float]:
+    """Mean over objects of the pixels' standard deviation, within 3 px squares and over the whole object."""
+    local, whole = [], []
+    for scene in open_scenes(uri):
+        grey = scene.image.astype(float).mean(2)
+        for instance in np.unique(scene.instances)[1:]:
+            inside = scene.instances == instance
+            whole.append(grey[inside].std())
+            squares = np.lib.stride_tricks.sliding_window_view(np.where(inside, grey, np.nan), (3, 3))
+            local.append(np.nanmean(squares.reshape(*squares.shape[:2], 9).std(2)))
+    return float(np.mean(local)), float(np.mean(whole))
+
+
+def test_surfaces_differ_as_they_say():
+    scenes = "synthetic:n=12,seed=1,surface="
+    figures = {surface: inner_variation(scenes + surface) for surface in SURFACES}
+    local, whole = ({surface: pair[k] for surface, pair in figures.items()} for k in (0, 1))
+    # A pattern varies from pixel to pixel; a fade only from end to end; one colour only by light and shadow.
+    assert local["textured"] > 2 * local["graded"]
+    assert whole["graded"] > 1.5 * whole["flat"]
+    assert local["graded"] < 1.5 * local["flat"]
+
+
+def test_camouflaged_objects_have_the_grounds_colours():
+    for surface, close in (("camouflage", True), ("flat", False)):
+        gaps = []
+        for scene in open_scenes(f"synthetic:n=12,seed=2,surface={surface}"):
+            ground = np.median(scene.image[scene.instances == 0], axis=0)
+            gaps += [
+                abs(np.median(scene.image[scene.instances == k], axis=0) - ground).max()
+                for k in np.unique(scene.instances)[1:]
+            ]
+        assert (np.median(gaps) < 20) == close
+
+
+def test_outlines_choose_the_shapes_and_slender_objects_reach_farther():
+    reach = {}
+    for outlines, class_ids in OUTLINES.items():
+        seen, spans = set(), []
+        for scene in open_scenes(f"synthetic:n=20,seed=3,outlines={outlines},hidden=0-0"):
+            seen |= set(np.unique(scene.classes)) - {0}
+            for instance in np.unique(scene.instances)[1:]:
+                rows, cols = np.nonzero(scene.instances == instance)
+                spans.append(np.hypot(rows.std(), cols.std()) / np.sqrt(len(rows)))
+        assert seen <= set(class_ids)
+        assert len(seen) > len(class_ids) // 2
+        reach[outlines] = np.mean(spans)
+    assert reach["slender"] > 1.4 * reach["compact"]
+    assert {shape.name for shape in SHAPES} == {SHAPES[k - 1].name for k in OUTLINES["any"]}
+
+
+@pytest.mark.parametrize(
+    "text", ["hidden=50-20", "hidden=0-90", "hidden=a", "surface=shiny", "outlines=round", "surface="]
+)
+def test_sharper_options_are_checked(text: str):
+    with pytest.raises(InvalidParameterError, match=text.partition("=")[0]):
+        open_scenes(f"synthetic:{text}")
+    assert open_scenes("synthetic:hidden=30,surface=flat,outlines=any").uri.endswith(
+        "hidden=30-30,surface=flat,outlines=any"
+    )
