@@ -1,9 +1,10 @@
-"""What a table of results says: the best layer of every backbone, and how sure that is."""
+"""What a table of results says: the best layer of every backbone, how sure that is, and what controls read as well."""
 
 from __future__ import annotations
 
 import pandas as pd
 
+from bindkit.control_names import CONTROL
 from bindkit.errors import InvalidParameterError
 
 COMPARED = ["backbone", "objective", "probe", "task", "protocol", "split"]
@@ -17,8 +18,15 @@ AVERAGED = [
     "twins_auroc",
     "majority_accuracy",
     "n_scenes",
+    "n_pairs",
 ]
 """Columns that are averaged over seeds; of the interval, each bound."""
+
+JUDGED_ALIKE = ["probe", "task", "protocol", "split", "n_scenes", "n_pairs"]
+"""Columns in which rows agree that are judged in one way on the same pairs."""
+
+OVER_CONTROLS = {"auroc": "auroc_over_controls", "twins_auroc": "twins_auroc_over_controls"}
+"""Figures that are compared with those of the controls, and the columns with the difference."""
 
 
 def best_layers(results: pd.DataFrame) -> pd.DataFrame:
@@ -39,7 +47,9 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         One row a group in order of first appearance, with the layer, the figures averaged over seeds (of the 95 %
         interval each bound; missing values left out), ``gain`` (accuracy above always saying the more frequent
-        answer) and ``n_seeds``. Of layers of equal accuracy, the lowest.
+        answer), ``auroc_over_controls`` and ``twins_auroc_over_controls`` (see `strongest_controls`; NaN for
+        controls and where there is none) and ``n_seeds``. Of layers of equal accuracy, the lowest. The layer of a
+        control is NaN.
 
     Notes
     -----
@@ -67,6 +77,38 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
     best = layers.groupby(COMPARED, dropna=False, sort=False).head(1)
     order = rows[COMPARED].drop_duplicates().reset_index(drop=True)
     best = order.merge(best.drop(columns="rank"), on=COMPARED, how="left")
-    best["n_scenes"] = best["n_scenes"].round().astype("Int64")
+    for count in ("n_scenes", "n_pairs"):
+        best[count] = best[count].round().astype("Int64")
     best["gain"] = best["accuracy"] - best["majority_accuracy"]
-    return best[[*COMPARED, "layer", *AVERAGED, "gain", "n_seeds"]]
+    for figure, column in OVER_CONTROLS.items():
+        best[column] = best[figure] - strongest_controls(best, figure)[figure]
+    return best[[*COMPARED, "layer", *AVERAGED, "gain", *OVER_CONTROLS.values(), "n_seeds"]]
+
+
+def strongest_controls(best: pd.DataFrame, figure: str) -> pd.DataFrame:
+    """Find for every row the control that is strongest in a figure among those judged alike on the same pairs.
+
+    >>> rows = [("control:position", "control", 0.7), ("control:raw-pixels", "control", 0.6), ("vit", "dino", 0.9)]
+    >>> best = best_layers(pd.DataFrame(rows, columns=["backbone", "objective", "auroc"]).assign(layer=0, accuracy=1))
+    >>> strongest_controls(best, "auroc").to_dict("records")[2]
+    {'backbone': 'control:position', 'auroc': 0.7}
+
+    Parameters
+    ----------
+    best : pandas.DataFrame
+        As `best_layers` gives it.
+    figure : str
+        A column, larger is stronger.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a row of `best`, with the control's name in ``backbone`` and its ``figure``; both empty in rows of
+        controls and where no control was judged on the row's pairs. Untrained backbones are no controls in this sense.
+    """
+    table = best.reindex(columns=[*JUDGED_ALIKE, "objective", "backbone", figure])
+    controls = table[(table["objective"] == CONTROL) & table[figure].notna()]
+    ranked = controls.sort_values(figure, ascending=False, kind="stable").drop_duplicates(JUDGED_ALIKE)
+    found = table[JUDGED_ALIKE].merge(ranked[[*JUDGED_ALIKE, "backbone", figure]], on=JUDGED_ALIKE, how="left")
+    found = found[["backbone", figure]].set_index(table.index)
+    return found.where(table["objective"] != CONTROL)

@@ -1,4 +1,4 @@
-"""The console: ``bindkit run``, ``cache``, ``verify`` and ``check``. Thin; everything is also Python.
+"""The console: ``bindkit run``, ``cache``, ``verify``, ``export`` and ``check``. Thin; everything is also Python.
 
 Nothing heavy is imported before a command starts, so that ``bindkit --help`` answers at once.
 """
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ...
     SystemExit: 0
     """
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     bindkit.show_messages()
     command: Callable[[argparse.Namespace], int] = options.command
     try:
@@ -42,6 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bindkit: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return INTERRUPTED
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; images may stand behind the options, which argparse before 3.13 does not understand."""
+    parser = _parser()
+    options, behind = parser.parse_known_args(arguments)
+    if behind and (not hasattr(options, "images") or any(word.startswith("-") for word in behind)):
+        parser.error(f"unrecognized arguments: {' '.join(behind)}")
+    if behind:
+        options.images = [*options.images, *behind]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
         help="hub ids, local directories, random-init:dinov2, random-init:vit",
     )
     run.add_argument("--layers", metavar="LAYERS", help="all, or numbers such as 0,6,12")
+    run.add_argument(
+        "--controls",
+        metavar="NAME",
+        nargs="*",
+        help="position raw-pixels position+raw-pixels (the default); without a name, none",
+    )
     run.add_argument("--probes", metavar="PROBE", nargs="+", help="linear diag_quadratic quadratic")
     run.add_argument("--protocol", choices=["strict", "paper"])
     run.add_argument("--patches-per-scene", metavar="N", type=int)
@@ -100,6 +117,42 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("path", metavar="PATH", type=Path, help="a cache, or a directory (a workspace) with several")
     verify.add_argument("--repair", action="store_true", help="remove damaged shards and compute them again")
 
+    export = commands.add_parser("export", help="write one page on which a click at a patch shows its affinities")
+    export.set_defaults(command=_export)
+    export.add_argument("out", metavar="OUT.html", help="the page; it needs no server and no network")
+    export.add_argument("images", metavar="IMAGE", nargs="*", help="image files")
+    export.add_argument("--backbone", metavar="NAME", nargs="+", action="extend", required=True)
+    export.add_argument("--probes", metavar="DIR", required=True, help="fitted probes: a workspace's probes directory")
+    export.add_argument("--layers", metavar="LAYERS", default="all", help="all (that have a probe), or such as 0,6,12")
+    export.add_argument("--probe", metavar="PROBE", help="which kind; default: the most capable that was fitted")
+    export.add_argument("--scenes", metavar="URI", help="show scenes of a set, with their objects")
+    export.add_argument("--n", metavar="N", type=int, default=5, help="how many of its scenes (default: 5)")
+    export.add_argument("--window", metavar="PIXELS", type=int, default=0, help="as for the cache; 0: the backbone's")
+    export.add_argument("--title", metavar="TEXT", help="heading of the page")
+
+    pretrain = commands.add_parser(
+        "pretrain", help="train a tiny backbone on synthetic scenes, or go on where it stopped"
+    )
+    pretrain.set_defaults(command=_pretrain)
+    pretrain.add_argument("objective", metavar="OBJECTIVE", help="mae, dino, supervised or clip")
+    pretrain.add_argument("directory", metavar="DIR", type=Path, help="where the run and its checkpoints are kept")
+    pretrain.add_argument("--scenes", metavar="URI", help="synthetic:... with a training seed, from 1000000000000 on")
+    pretrain.add_argument("--scenes-seen", metavar="N", type=int, default=200_000)
+    pretrain.add_argument("--scenes-per-step", metavar="N", type=int, default=16)
+    pretrain.add_argument("--learning-rate", metavar="RATE", type=float, help="default: the objective's own")
+    pretrain.add_argument("--seed", metavar="N", type=int, default=0)
+    pretrain.add_argument(
+        "--checkpoints",
+        metavar="SHARE",
+        type=float,
+        nargs="+",
+        default=[0.2, 0.4, 0.6, 0.8, 1.0],
+        help="0..1 of the run",
+    )
+    pretrain.add_argument(
+        "--threads", metavar="N", type=int, default=0, help="CPU threads; 0 (the default): torch's own"
+    )
+
     check = commands.add_parser("check", help="load a model and check that its tokens are its patches")
     check.set_defaults(command=_check)
     check.add_argument("model", metavar="MODEL", help="hub id, local directory, or random-init:NAME")
@@ -114,6 +167,7 @@ def _run(options: argparse.Namespace) -> int:
         "scenes": options.scenes,
         "backbones": options.backbone,
         "layers": options.layers,
+        "controls": None if options.controls is None else " ".join(options.controls),
         "probes": options.probes,
         "protocol": options.protocol,
         "patches_per_scene": options.patches_per_scene,
@@ -150,10 +204,14 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def format_results(results: pd.DataFrame) -> str:
-    """Write the table across models: the best layer of every backbone by the most capable probe that was fitted."""
+    """Write the table across models: the best layer of every backbone by the most capable probe that was fitted.
+
+    Where there are controls, two more columns say by how much AUROC and twins AUROC exceed the strongest of them.
+    """
     import pandas as pd
 
-    from bindkit.analysis import best_layers
+    from bindkit.analysis import OVER_CONTROLS, best_layers
+    from bindkit.control_names import CONTROL
     from bindkit.scenes.splits import FEW_SCENES
 
     best = best_layers(results)
@@ -182,6 +240,11 @@ def format_results(results: pd.DataFrame) -> str:
             "twins AUROC": best["twins_auroc"].map(number),
         }
     )
+    has_controls = bool((best["objective"] == CONTROL).any())
+    if has_controls:
+        for at, column in zip((8, 10), OVER_CONTROLS.values(), strict=True):
+            over = [number(value, "+") for value in best[column]]
+            table.insert(at, "over controls", over, allow_duplicates=True)
     splits = ", ".join(sorted(set(best["split"].dropna()))) or "unknown"
     protocols = ", ".join(sorted(set(best["protocol"].dropna()))) or "unknown"
     title = f"Best layer of each backbone ({shown or 'any'} probe, {protocols} protocol, judged on the {splits} scenes)"
@@ -192,6 +255,11 @@ def format_results(results: pd.DataFrame) -> str:
         lines += ["", f"Judged on {judged} only: a demonstration that the path works, not a measurement."]
     if (best["objective"] == "random-init").any():
         lines += ["", "random-init: never trained; a control that trained backbones have to beat, not a result."]
+    if has_controls:
+        lines += [
+            "",
+            "over controls: AUROC minus that of the strongest control, which reads the same pairs without a model.",
+        ]
     return "\n".join(lines)
 
 
@@ -246,10 +314,55 @@ def _caches_in(path: Path) -> list[Path]:
     return found or [path]
 
 
+def _pretrain(options: argparse.Namespace) -> int:
+    import torch
+
+    from bindkit.pretraining import TRAINING_SCENES, pretrain
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    run = pretrain(
+        options.objective,
+        options.directory,
+        scenes=options.scenes or TRAINING_SCENES,
+        scenes_seen=options.scenes_seen,
+        scenes_per_step=options.scenes_per_step,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+        checkpoints=options.checkpoints,
+    )
+    print(run.final)
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
     from bindkit.backbones import check_backbone
 
     print(check_backbone(options.model))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from bindkit.viewer import find_probes
+
+    images: list[Any] = []
+    class_names: dict[int, str] = {}
+    if options.scenes is not None:
+        if options.n < 1:
+            raise InvalidParameterError(f"--n takes how many scenes to show, at least 1, got {options.n}")
+        scenes = bindkit.open_scenes(options.scenes)
+        images += [scenes[position] for position in range(min(options.n, len(scenes)))]
+        class_names.update(scenes.class_names)
+    images += options.images
+    if not images:
+        raise InvalidParameterError("nothing to show: name image files, or a scene set with --scenes URI")
+    shown = {}
+    for name in dict.fromkeys(options.backbone):
+        backbone = bindkit.load_backbone(name, window=options.window or None)
+        layers = None if options.layers == "all" else backbone.resolve_layers(options.layers)
+        shown[backbone] = find_probes(options.probes, name, layers, options.probe, backbone.weights_digest)
+    titled = {} if options.title is None else {"title": options.title}
+    print(bindkit.export_viewer(options.out, shown, images=images, class_names=class_names, **titled))
     return 0
 
 

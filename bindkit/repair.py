@@ -5,9 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bindkit.cache import ActivationCache, Damage
+from bindkit.control_names import is_control
 from bindkit.errors import BindkitError
+
+if TYPE_CHECKING:
+    from bindkit.extraction.forward import ActivationSource
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +62,7 @@ def repair_cache(path: str | Path) -> Repair:
 def _compute_again(cache: ActivationCache, layers: list[int]) -> None:
     """Make the call again that made the cache."""
     from bindkit.backbones import load_backbone
+    from bindkit.controls import control_of
     from bindkit.extraction import cache_activations
     from bindkit.scenes import open_scenes
 
@@ -65,16 +71,20 @@ def _compute_again(cache: ActivationCache, layers: list[int]) -> None:
     root = cache.path.resolve().parent.parent
     index = root.parent / "index"
     scenes = open_scenes(identity.scenes_uri, index_dir=index if index.is_dir() else None)
-    backbone = load_backbone(
-        described["name"],
-        window=described["geometry"]["window"],
-        short_side=described["geometry"]["short_side"],
-        revision=described.get("revision"),
-        device=making.device,
-    )
+    source: ActivationSource
+    if is_control(described.get("objective")):
+        source = control_of(described)
+    else:
+        source = load_backbone(
+            described["name"],
+            window=described["geometry"]["window"],
+            short_side=described["geometry"]["short_side"],
+            revision=described.get("revision"),
+            device=making.device,
+        )
     logger.info("computing %s again", ", ".join(f"layer {layer}" for layer in layers))
     cache_activations(
-        backbone,
+        source,
         scenes,
         root=root,
         layers=layers,

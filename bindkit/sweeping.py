@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bindkit import __version__
 from bindkit.cache import ActivationCache
+from bindkit.control_names import is_control
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.files import slug, write_json
 from bindkit.probes import PROBES, check_layer, load_probe
@@ -42,9 +43,9 @@ def sweep(
     Parameters
     ----------
     caches : sequence of ActivationCache
-        One a backbone.
+        One a backbone or control.
     layers : "all" or sequence of int
-        ``"all"``: every layer that a cache has.
+        ``"all"``: every layer that a cache has. Controls always give their only one.
     probes, tasks : sequences of str
         Names of probes and tasks.
     protocol : str or Protocol
@@ -60,7 +61,7 @@ def sweep(
     Returns
     -------
     pandas.DataFrame
-        One row a fit with the columns of ``results.csv``.
+        One row a fit with the columns of ``results.csv``; the layer of controls is NaN.
 
     Raises
     ------
@@ -87,7 +88,7 @@ def sweep(
     wanted = [
         (cache, check_layer(int(layer), cache.layers, f"the cache {cache.path}"))
         for cache in caches
-        for layer in (cache.layers if layers == "all" else layers)
+        for layer in (cache.layers if layers == "all" or is_control(cache.backbone["objective"]) else layers)
     ]
     fits = list(product(probes, tasks, map(int, seeds)))
     rows: list[dict[str, Any]] = []
@@ -126,9 +127,12 @@ def probe_directory(root: str | Path, row: Mapping[str, Any]) -> Path:
     >>> row = dict(backbone="facebook/dinov2-base", layer=3, probe="linear", task="pairwise", protocol="strict", seed=0)
     >>> probe_directory("probes", row).as_posix()
     'probes/facebook-dinov2-base/layer_03/linear-pairwise-strict-seed0'
+
+    Rows of controls, whose layer is NaN, lie in ``layer_00``.
     """
+    layer = 0 if math.isnan(row["layer"]) else int(row["layer"])
     name = f"{row['probe']}-{row['task']}-{row['protocol']}-seed{row['seed']}"
-    return Path(root) / slug(row["backbone"]) / f"layer_{int(row['layer']):02d}" / name
+    return Path(root) / slug(row["backbone"]) / f"layer_{layer:02d}" / name
 
 
 def _require_places_apart(caches: Sequence[ActivationCache]) -> None:

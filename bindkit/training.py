@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bindkit.cache import ActivationCache
+from bindkit.control_names import is_control
 from bindkit.errors import LayerError, ProbeError
 from bindkit.metrics import judge
 from bindkit.patch_batches import PatchBatch, SplitPatches, flat_pairs
@@ -69,9 +70,11 @@ class Fit:
     seconds: float
 
     def row(self) -> dict[str, Any]:
-        """The fit as one row of ``results.csv``."""
+        """The fit as one row of ``results.csv``. A control has no layers: its layer is NaN."""
         fitted = self.probe.fitted_on
         known = {**fitted, **self.metrics, "split": self.split, "seconds": self.seconds, "probe": self.probe.kind}
+        if is_control(known.get("objective")):
+            known["layer"] = math.nan
         return {column: known.get(column) for column in RESULT_COLUMNS}
 
     def save(self, directory: str | Path) -> Path:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pandas as pd
 
+from bindkit.analysis import strongest_controls
+from bindkit.control_names import control_title, is_control
 from bindkit.scenes.splits import FEW_SCENES
 
 
 def verdicts(best: pd.DataFrame) -> list[str]:
-    """Say of every backbone at its best layer whether its probe beats the majority baseline, and how it does on twins.
+    """Say of every backbone at its best layer whether its probe beats the majority baseline and the controls.
+
+    Over all pairs and on twins, AUROC is set against the control that is strongest there. The difference is stated as
+    it is, rounded to two digits; it has no interval.
 
     Parameters
     ----------
@@ -18,7 +25,7 @@ def verdicts(best: pd.DataFrame) -> list[str]:
     Returns
     -------
     list of str
-        One sentence or two a row.
+        One sentence or two a row; a short one for a control.
 
     Examples
     --------
@@ -26,11 +33,47 @@ def verdicts(best: pd.DataFrame) -> list[str]:
     ...            accuracy_high=0.83, majority_accuracy=0.78, auroc=0.8, twins_auroc=0.51, n_scenes=80)
     >>> print(verdicts(pd.DataFrame([row]))[0])
     vit (random-init: never trained, a control): best at layer 2, where 81.0 % of the pairs are judged right [79.0, 83.0], above the 78.0 % of always giving the more frequent answer. AUROC 0.80; on twins 0.51, no better than chance.
+    >>> control = dict(row, backbone="control:position", objective="control", layer=None, auroc=0.7, twins_auroc=0.66)
+    >>> above, alone = verdicts(pd.DataFrame([dict(row, objective="self-supervised", twins_auroc=0.86), control]))
+    >>> print(above.split("answer. ")[1])
+    AUROC 0.80, 0.10 above the strongest control (position); on twins 0.86, 0.20 above the strongest control (position), so it tells apart objects that look alike by more than that.
+    >>> print(alone)
+    control (position), read without any model: AUROC 0.70; on twins 0.66.
     """  # noqa: E501
-    return [_sentence(row) for row in best.to_dict("records")]
+    against = {figure: strongest_controls(best, figure) for figure in ("auroc", "twins_auroc")}
+    sentences = []
+    for number, row in enumerate(best.to_dict("records")):
+        rivals = {figure: _Rival(*controls.iloc[number]) for figure, controls in against.items()}
+        sentences.append(_control_sentence(row) if is_control(row["objective"]) else _sentence(row, rivals))
+    return sentences
 
 
-def _sentence(row: dict) -> str:
+class _Rival(NamedTuple):
+    """The strongest control in one figure; both NaN where there is none."""
+
+    name: str | float
+    figure: float
+
+    @property
+    def is_there(self) -> bool:
+        return not pd.isna(self.figure)
+
+    @property
+    def title(self) -> str:
+        return control_title(str(self.name))
+
+    def behind(self, figure: float) -> float:
+        """By how much it is beaten, rounded as it is said, so that words and figures agree."""
+        return round(figure - self.figure, 2)
+
+
+def _control_sentence(row: dict) -> str:
+    over_all = "all pairs have one answer" if pd.isna(row["auroc"]) else f"AUROC {row['auroc']:.2f}"
+    twins = "no twins to tell apart" if pd.isna(row["twins_auroc"]) else f"on twins {row['twins_auroc']:.2f}"
+    return f"control ({control_title(row['backbone'])}), read without any model: {over_all}; {twins}."
+
+
+def _sentence(row: dict, rivals: dict[str, _Rival]) -> str:
     role = row["objective"] if row["objective"] != "random-init" else "random-init: never trained, a control"
     low, high, majority = row["accuracy_low"], row["accuracy_high"], row["majority_accuracy"]
     judged = f"{100 * row['accuracy']:.1f} % of the pairs are judged right"
@@ -41,7 +84,8 @@ def _sentence(row: dict) -> str:
         against = ", above" if low > majority else ", not above" if high < majority else ", not distinguishable from"
     text = (
         f"{row['backbone']} ({role}): best at layer {row['layer']:.0f}, where {judged}{against} the "
-        f"{100 * majority:.1f} % of always giving the more frequent answer. {_over_all(row)}; {_on_twins(row)}."
+        f"{100 * majority:.1f} % of always giving the more frequent answer. "
+        f"{_over_all(row, rivals['auroc'])}; {_on_twins(row, rivals['twins_auroc'])}."
     )
     n_scenes = row.get("n_scenes")
     if n_scenes is not None and n_scenes < FEW_SCENES:
@@ -49,14 +93,31 @@ def _sentence(row: dict) -> str:
     return text
 
 
-def _over_all(row: dict) -> str:
-    return "All pairs have one answer, nothing to rank" if pd.isna(row["auroc"]) else f"AUROC {row['auroc']:.2f}"
+def _over_all(row: dict, rival: _Rival) -> str:
+    auroc = row["auroc"]
+    if pd.isna(auroc):
+        return "All pairs have one answer, nothing to rank"
+    if not rival.is_there:
+        return f"AUROC {auroc:.2f}"
+    ahead = rival.behind(auroc)
+    if ahead == 0:
+        return f"AUROC {auroc:.2f}, no more than the strongest control ({rival.title})"
+    way = "above" if ahead > 0 else "below"
+    return f"AUROC {auroc:.2f}, {abs(ahead):.2f} {way} the strongest control ({rival.title})"
 
 
-def _on_twins(row: dict) -> str:
+def _on_twins(row: dict, rival: _Rival) -> str:
     twins = row["twins_auroc"]
     if pd.isna(twins):
         return "no twins to tell apart"
     if twins < 0.55:
         return f"on twins {twins:.2f}, no better than chance"
-    return f"on twins {twins:.2f}, so it tells apart objects that look alike"
+    if not rival.is_there:
+        return f"on twins {twins:.2f}, so it tells apart objects that look alike"
+    ahead = rival.behind(twins)
+    if ahead <= 0:
+        return f"on twins {twins:.2f}, no more than a control has without a model ({rival.title}, {rival.figure:.2f})"
+    return (
+        f"on twins {twins:.2f}, {ahead:.2f} above the strongest control ({rival.title}), so it tells apart objects "
+        "that look alike by more than that"
+    )

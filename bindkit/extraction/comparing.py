@@ -9,7 +9,7 @@ import torch
 
 from bindkit.cache import ActivationCache
 from bindkit.errors import CacheMismatchError, EmptySplitError
-from bindkit.extraction.forward import ActivationSource
+from bindkit.extraction.forward import ActivationSource, activations_of
 from bindkit.labels import label_patches
 from bindkit.scenes.scene import SceneSet
 
@@ -89,7 +89,9 @@ def compare_with_model(cache: ActivationCache, backbone: ActivationSource, scene
         direct = torch.empty_like(stored)
         for number, window in enumerate(labels.plan.windows):
             crop = resized[window.top : window.top + window.side, window.left : window.left + window.side]
-            seen = backbone.activations(torch.from_numpy(crop.copy())[None], [layer])[layer][0].cpu()
+            corner, size = torch.tensor([[window.top, window.left]]), torch.tensor([labels.plan.resized])
+            found = activations_of(backbone, torch.from_numpy(crop.copy())[None], corner, size, [layer])
+            seen = found[layer][0].cpu()
             here = cached.window[rows] == number
             direct[torch.from_numpy(here)] = seen[torch.from_numpy(cached.patch[rows][here]).long()]
         differences.append((stored - direct).abs().max() / direct.abs().max().clamp(min=1e-12))

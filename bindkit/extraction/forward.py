@@ -67,6 +67,36 @@ class ActivationSource(Protocol):
         ...
 
 
+@runtime_checkable
+class PlacedSource(Protocol):
+    """A source that asks where its windows lie, as `bindkit.controls.Control` does."""
+
+    def activations_at(
+        self, windows: Tensor, corners: Tensor, scene_sizes: Tensor, layers: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """As `ActivationSource.activations`, given (top, left) of each window and (height, width) of its scene."""
+        ...
+
+
+def activations_of(
+    source: ActivationSource,
+    windows: UInt8[Tensor, "window height width 3"],
+    corners: Int[Tensor, "window 2"],
+    scene_sizes: Int[Tensor, "window 2"],
+    layers: Sequence[int],
+) -> dict[int, Tensor]:
+    """Activations of windows; where they lie is handed on to a source that asks for it.
+
+    ::
+
+        corners, sizes = torch.tensor([[0, 32]]), torch.tensor([[112, 144]])     # pixels of the resized scene
+        activations_of(backbone, windows, corners, sizes, layers=[3])[3]         # [window, patch, d_model]
+    """
+    if isinstance(source, PlacedSource):
+        return source.activations_at(windows, corners, scene_sizes, layers)
+    return source.activations(windows, layers)
+
+
 @dataclass
 class ShardContent:
     """What the scenes of a shard gave.
@@ -115,6 +145,8 @@ class _DrawnWindow:
     scene_id: str
     pixels: UInt8[Tensor, "height width 3"]
     patches: Int[Tensor, " patch"]
+    corner: tuple[int, int]
+    scene_size: tuple[int, int]
     closes_scene: bool
 
 
@@ -157,12 +189,15 @@ def compute_shard(
         # Pixels are dropped as soon as they are through the model; only labels stay. (A slice would hold them all.)
         no_windows = torch.empty_like(scene.windows[:0])
         content.scenes.append(DrawnScene(scene.id, scene.labels, no_windows, (), scene.digest, scene.reason))
-        if not layers or not scene.patches:
+        if not layers or scene.labels is None or not scene.patches:
             scene_done(1)
             continue
-        last = len(scene.patches) - 1
-        for k, patches in enumerate(scene.patches):
-            batch.append(_DrawnWindow(scene.id, scene.windows[k], patches, k == last))
+        plan, last = scene.labels.plan, len(scene.patches) - 1
+        numbers = np.unique(scene.labels.window)
+        for k, (number, patches) in enumerate(zip(numbers, scene.patches, strict=True)):
+            window = plan.windows[number]
+            corner = (window.top, window.left)
+            batch.append(_DrawnWindow(scene.id, scene.windows[k], patches, corner, plan.resized, k == last))
             if len(batch) == windows_per_batch:
                 _forward(backbone, batch, content, dtype, scene_done)
                 batch = []
@@ -182,7 +217,13 @@ def _forward(
     window_of = torch.arange(len(batch)).repeat_interleave(counts).to(backbone.device)
     patch_of = torch.cat([window.patches for window in batch]).to(backbone.device)
     with torch.inference_mode():
-        activations = backbone.activations(torch.stack([window.pixels for window in batch]), list(content.blocks))
+        activations = activations_of(
+            backbone,
+            torch.stack([window.pixels for window in batch]),
+            torch.tensor([window.corner for window in batch]),
+            torch.tensor([window.scene_size for window in batch]),
+            list(content.blocks),
+        )
         kept = {layer: activations.pop(layer)[window_of, patch_of] for layer in content.blocks}
         _check_finite(backbone, batch, kept, dtype)
         for layer, found in kept.items():

@@ -9,8 +9,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from bindkit.control_names import control_title
 from bindkit.errors import InvalidParameterError
-from bindkit.figures.style import FAINT, colour_of, titled, translucent
+from bindkit.figures.looks import line_looks
+from bindkit.figures.style import FAINT, TEMPLATE, colour_of, titled, translucent
 
 METRICS = {
     "accuracy": "accuracy on pairs of patches",
@@ -37,8 +39,8 @@ _CHANCE = {"balanced_accuracy": 0.5, "auroc": 0.5, "twins_auroc": 0.5}
 def layer_curves(results: pd.DataFrame, metric: str = "accuracy", probe: str = "quadratic") -> go.Figure:
     """One line a backbone over its layers, with the 95 % interval as a band where the metric is the accuracy.
 
-    Dashed: what one gets without looking, i.e. the more frequent answer (accuracy) or chance. Rows without a layer
-    (controls) are dotted levels. Figures are averaged over seeds.
+    Dashed: what one gets without looking, i.e. the more frequent answer (accuracy) or chance. Controls, which have no
+    layer, are grey levels with a legend of their own. Figures are averaged over seeds.
 
     Parameters
     ----------
@@ -143,32 +145,38 @@ def _curves(rows: pd.DataFrame, metric: str, line_of: str) -> go.Figure:
     """Lines over layers with bands, and levels for rows without a layer."""
     figure = go.Figure()
     averaged = [name for name in (metric, "accuracy_low", "accuracy_high") if name in rows]
-    for position, name in enumerate(rows[line_of].unique()):
-        own, colour = rows[rows[line_of] == name], colour_of(position)
-        _require_one_kind(own, str(name))
+    looks = line_looks(rows, line_of)
+    aside = {"legend": "legend2"} if any(look.is_control for look in looks.values()) else {}
+    for name, look in looks.items():
+        own, colour = rows[rows[line_of] == name], look.colour
+        _require_one_kind(own, name)
         by_layer = own.groupby("layer")[averaged].mean().sort_index()
-        if metric == "accuracy" and {"accuracy_low", "accuracy_high"} <= set(by_layer):
+        if metric == "accuracy" and not look.recedes and {"accuracy_low", "accuracy_high"} <= set(by_layer):
             band = by_layer[["accuracy_low", "accuracy_high"]].dropna()
-            figure.add_trace(_band(band, str(name), colour))
+            figure.add_trace(_band(band, name, colour))
         if len(by_layer):
             figure.add_trace(
                 go.Scatter(
                     x=by_layer.index,
                     y=by_layer[metric],
-                    name=str(name),
-                    legendgroup=str(name),
+                    name=name,
+                    legendgroup=name,
                     mode="lines+markers",
-                    line={"color": colour, "width": 2.5},
-                    marker={"size": 7, "line": {"color": "white", "width": 1}},
+                    line=look.line,
+                    marker={"size": 5 if look.recedes else 7, "line": {"color": "white", "width": 1}},
                     hovertemplate="%{y:.3f}",
                 )
             )
         level = own[own["layer"].isna()][metric].mean()
-        if pd.notna(level):
-            _add_level(figure, rows, float(level), str(name), {"color": colour, "dash": "dot", "width": 2})
-    _add_baseline(figure, rows, metric)
-    # Bands below all lines: later traces are drawn over earlier ones.
-    figure.data = sorted(figure.data, key=lambda trace: trace.fill is None)
+        if pd.notna(level) and look.is_control:
+            _add_level(figure, rows, float(level), control_title(name), look.line, aside)
+        elif pd.notna(level):
+            _add_level(figure, rows, float(level), name, {"color": colour, "dash": "dot", "width": 2})
+    _add_baseline(figure, rows, metric, aside)
+    if aside:
+        _legend_aside(figure)
+    # Bands below all lines, and levels without a model below those of models: later traces are drawn over earlier ones.
+    figure.data = sorted(figure.data, key=lambda trace: (trace.fill is None, trace.legend != "legend2"))
     figure.update_xaxes(title_text="layer (transformer block, counted from 0)", **_whole_ticks(rows["layer"].dropna()))
     figure.update_yaxes(title_text=METRICS[metric], tickformat=".2f")
     if metric in _CHANCE:
@@ -211,27 +219,48 @@ def _band(band: pd.DataFrame, name: str, colour: str) -> go.Scatter:
     )
 
 
-def _add_baseline(figure: go.Figure, rows: pd.DataFrame, metric: str) -> None:
+def _add_baseline(figure: go.Figure, rows: pd.DataFrame, metric: str, aside: dict[str, str]) -> None:
     """The dashed level that looking nowhere reaches."""
     line = {"color": FAINT, "dash": "dash", "width": 1.5}
     if metric in _CHANCE:
-        _add_level(figure, rows, _CHANCE[metric], "chance", line)
+        _add_level(figure, rows, _CHANCE[metric], "chance", line, aside)
     elif metric == "accuracy" and "majority_accuracy" in rows and rows["majority_accuracy"].notna().any():
-        levels = rows.groupby("backbone", sort=False)["majority_accuracy"].mean().dropna()
+        # Controls are judged on the pairs of a backbone that is there, so that they add no level of their own.
+        judged = rows[rows["layer"].notna()] if rows["layer"].notna().any() else rows
+        levels = judged.groupby("backbone", sort=False)["majority_accuracy"].mean().dropna()
         if levels.max() - levels.min() < 0.002:
-            _add_level(figure, rows, float(levels.mean()), "more frequent answer", line)
+            _add_level(figure, rows, float(levels.mean()), "more frequent answer", line, aside)
         else:
             for backbone, level in levels.items():
-                _add_level(figure, rows, float(level), f"more frequent answer, {backbone}", line)
+                _add_level(figure, rows, float(level), f"more frequent answer, {backbone}", line, aside)
 
 
-def _add_level(figure: go.Figure, rows: pd.DataFrame, level: float, name: str, line: dict[str, Any]) -> None:
+def _legend_aside(figure: go.Figure) -> None:
+    """Give controls and baselines a legend below that of the backbones; a figure of many lines grows for both."""
+    title = {"text": "without a model", "font": {"size": 13, "color": FAINT}}
+    entries = sum(trace.showlegend is not False for trace in figure.data)
+    figure.update_layout(
+        legend={"tracegroupgap": 0},
+        legend2={"title": title, "font": {"size": 13}, "x": 1.01, "y": 0, "xanchor": "left", "yanchor": "bottom"},
+        height=max(TEMPLATE.layout.height, 220 + 20 * entries),
+    )
+
+
+def _add_level(
+    figure: go.Figure,
+    rows: pd.DataFrame,
+    level: float,
+    name: str,
+    line: dict[str, Any],
+    aside: dict[str, str] | None = None,
+) -> None:
     """A horizontal line over all layers."""
     layers = rows["layer"].dropna()
     ends = [float(layers.min()), float(layers.max())] if len(layers) else [0.0, 1.0]
     if ends[0] == ends[1]:
         ends = [ends[0] - 0.5, ends[1] + 0.5]
-    figure.add_trace(go.Scatter(x=ends, y=[level, level], name=name, mode="lines", line=line, hovertemplate="%{y:.3f}"))
+    look = {"name": name, "mode": "lines", "line": line, "hovertemplate": "%{y:.3f}"}
+    figure.add_trace(go.Scatter(x=ends, y=[level, level], **look, **(aside or {})))
 
 
 def _whole_ticks(numbers: pd.Series) -> dict[str, Any]:

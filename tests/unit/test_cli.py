@@ -11,7 +11,7 @@ import pytest
 
 import bindkit
 from bindkit import pipeline
-from bindkit.cli import main
+from bindkit.cli import format_results, main
 from bindkit.errors import BackboneError
 
 PARAMETERS = (
@@ -68,11 +68,13 @@ def test_run_passes_every_option_on(notebooks, tmp_path, monkeypatch):
         "112",
     ]
     options += ["--seed", "3", "--workspace", "w", "--force", "-p", "rate", "0.25"]
+    options += ["--controls", "position", "raw-pixels"]
     assert main(["run", *options]) == 2
     assert seen == {
         "scenes": "ade20k:d",
         "backbones": ["a", "b c", "d"],
         "layers": "0,6",
+        "controls": "position raw-pixels",
         "probes": ["linear", "quadratic"],
         "protocol": "paper",
         "patches_per_scene": 64,
@@ -82,6 +84,36 @@ def test_run_passes_every_option_on(notebooks, tmp_path, monkeypatch):
         "force": True,
         "rate": 0.25,
     }
+
+
+def test_no_controls_can_be_asked_for(notebooks, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(pipeline, "run_pipeline", lambda workspace, force, **given: seen.update(given) or 1 / 0)
+    for options, expected in ((["--controls"], {"controls": ""}), ([], {})):
+        with pytest.raises(ZeroDivisionError):
+            main(["run", *options])
+        assert seen == expected
+        seen.clear()
+
+
+def test_the_table_says_how_far_backbones_are_above_the_controls():
+    names = ["backbone", "objective", "layer", "accuracy", "auroc", "twins_auroc", "accuracy_low", "accuracy_high"]
+    rows = [
+        ("pretrained/self-supervised-dino", "self-supervised", 11, 0.9, 0.95, 0.7, 0.885, 0.915),
+        ("control:position+raw-pixels", "control", None, 0.8, 0.91, 0.66, 0.785, 0.815),
+        ("control:position", "control", None, 0.7, 0.86, 0.72, 0.685, 0.715),
+    ]
+    results = pd.DataFrame(rows, columns=names).assign(probe="quadratic", majority_accuracy=0.7, n_scenes=80)
+    lines = format_results(results).splitlines()
+    assert max(map(len, lines)) <= 140
+    cells = {line.split()[0]: line.split()[1:] for line in lines if (line and "/" in line) or "control:" in line}
+    assert cells["pretrained/self-supervised-dino"][-4:] == ["0.950", "+0.040", "0.700", "-0.020"]
+    assert cells["control:position"] == [
+        *("control", "-", "0.700", "0.685", "to", "0.715", "0.700", "+0.000"),
+        *("0.860", "-", "0.720", "-"),
+    ]
+    assert "over controls" in lines[-1]
+    assert "over controls" not in format_results(results[:1])
 
 
 @pytest.mark.parametrize(

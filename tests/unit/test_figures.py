@@ -50,12 +50,14 @@ def results():
         ("vit", "quadratic", 3, 0, 0.90),
         ("vit", "linear", 0, 0, 0.60),
         ("dino", "quadratic", 0, 0, 0.50),
-        ("raw pixels", "quadratic", None, 0, 0.66),
+        ("control:raw-pixels", "quadratic", None, 0, 0.66),
     ]:
         low, high = accuracy - 0.1, accuracy + 0.05
         rows.append((backbone, probe, layer, seed, accuracy, low, high, accuracy - 0.2, 0.65, "strict", "test"))
     names = ["backbone", "probe", "layer", "seed", "accuracy", "accuracy_low", "accuracy_high", "twins_auroc"]
-    return pd.DataFrame(rows, columns=[*names, "majority_accuracy", "protocol", "split"])
+    table = pd.DataFrame(rows, columns=[*names, "majority_accuracy", "protocol", "split"])
+    objectives = {"vit": "supervised", "dino": "self-supervised", "control:raw-pixels": "control"}
+    return table.assign(objective=table["backbone"].map(objectives))
 
 
 def line(figure, name):
@@ -82,9 +84,52 @@ def test_layer_curves_draw_means_over_seeds_with_band_and_baseline(results):
     assert set(line(figure, "more frequent answer").y) == {0.65}
     assert line(figure, "more frequent answer").line.dash == "dash"
     assert set(line(figure, "raw pixels").y) == {0.66}
-    assert line(figure, "raw pixels").line.dash == "dot"
+    assert line(figure, "raw pixels").line.dash not in ("solid", "dash")
     assert "strict protocol" in figure.layout.title.subtitle.text
     assert "layer" in figure.layout.xaxis.title.text
+
+
+def test_lines_without_a_model_recede_and_have_a_legend_of_their_own(results):
+    more = [("position", 0.64), ("position+raw-pixels", 0.68)]
+    rows = [results.iloc[[5]].assign(backbone=f"control:{kind}", accuracy=accuracy) for kind, accuracy in more]
+    twins = results.iloc[:3].assign(objective="random-init")
+    rows += [twins.assign(backbone="random-init:vit"), twins.assign(backbone="random-init:deit")]
+    figure = layer_curves(pd.concat([results, *rows]))
+    aside = [trace for trace in figure.data if trace.legend == "legend2"]
+    assert [trace.name for trace in aside] == [
+        "raw pixels",
+        "position",
+        "position + raw pixels",
+        "more frequent answer",
+    ]
+    assert len({trace.line.dash for trace in aside}) == 4
+    greys = {trace.line.color for trace in aside} | {line(figure, "random-init:deit").line.color}
+    assert not greys & set(PALETTE)
+    assert line(figure, "random-init:vit").line.color == line(figure, "vit").line.color
+    assert line(figure, "random-init:vit").line.dash != line(figure, "vit").line.dash == "solid"
+    assert not any("random-init" in trace.name for trace in figure.data if trace.fill)
+    # Models are drawn over them, bands below all.
+    order = [2 if trace.mode == "lines+markers" else 0 if trace.fill else 1 for trace in figure.data]
+    assert order == sorted(order)
+
+
+def test_untrained_backbones_have_colours_where_they_are_all_there_is(results):
+    untrained = results[results["layer"].notna()].assign(objective="random-init")
+    figure = layer_curves(untrained)
+    assert [line(figure, name).line.color for name in ("vit", "dino")] == list(PALETTE[:2])
+    assert all(trace.legend is None for trace in figure.data)
+
+
+def test_controls_of_two_geometries_are_told_apart(results):
+    kinds = [f"control:position@{geometry}" for geometry in ("112/8", "592-224/16")]
+    figure = layer_curves(pd.concat([results, *(results.iloc[[5]].assign(backbone=kind) for kind in kinds)]))
+    first, second = (line(figure, f"position at {geometry}").line for geometry in ("112/8", "592-224/16"))
+    assert (first.color, first.dash) != (second.color, second.dash)
+
+
+def test_a_controls_own_probes_are_levels(results):
+    figure = probe_curves(results, "control:raw-pixels")
+    assert set(line(figure, "quadratic").y) == {0.66}
 
 
 def test_other_metrics_have_their_own_baseline_and_no_band_of_the_accuracy(results):

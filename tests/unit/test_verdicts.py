@@ -38,3 +38,38 @@ def test_the_sentence_says_what_the_numbers_say(change, said, unsaid):
     (sentence,) = verdicts(pd.DataFrame([ROW | change]))
     assert said in sentence
     assert unsaid not in sentence
+
+
+def said_beside(controls, **change):
+    """Sentences for the backbone above, changed, and for controls given as name -> (AUROC, twins AUROC)."""
+    rows = [ROW | {"backbone": f"control:{name}", "objective": "control", "layer": None} for name in controls]
+    for row, (auroc, twins) in zip(rows, controls.values(), strict=True):
+        row.update(auroc=auroc, twins_auroc=twins)
+    return verdicts(pd.DataFrame([ROW | change, *rows]))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "AUROC 0.90, 0.04 above the strongest control (position + raw pixels);"),
+        (
+            {},
+            "on twins 0.70, 0.05 above the strongest control (position), so it tells apart objects that look alike by",
+        ),
+        ({"auroc": 0.81}, "AUROC 0.81, 0.05 below the strongest control (position + raw pixels);"),
+        ({"auroc": 0.862}, "AUROC 0.86, no more than the strongest control (position + raw pixels);"),
+        ({"auroc": float("nan")}, "All pairs have one answer, nothing to rank;"),
+        ({"twins_auroc": 0.6}, "on twins 0.60, no more than a control has without a model (position, 0.65)."),
+        ({"twins_auroc": 0.652}, "on twins 0.65, no more than a control has without a model (position, 0.65)."),
+        ({"twins_auroc": 0.52}, "on twins 0.52, no better than chance."),
+        ({"n_pairs": 7}, "AUROC 0.90; on twins 0.70, so it tells apart objects that look alike."),
+    ],
+)
+def test_a_backbone_is_set_against_the_strongest_control(change, said):
+    sentence, *_ = said_beside({"position": (0.8, 0.65), "position+raw-pixels": (0.86, 0.6)}, **change)
+    assert said in sentence
+
+
+def test_controls_get_a_short_sentence_of_their_own():
+    _, sentence = said_beside({"raw-pixels": (0.8, float("nan"))})
+    assert sentence == "control (raw pixels), read without any model: AUROC 0.80; no twins to tell apart."

@@ -1,0 +1,114 @@
+"""Which fitted probes a page shows: one a layer, found in the directories that `fit.save` and sweeps leave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bindkit.errors import ProbeError
+
+PREFERRED = ("quadratic", "quadratic_fixed_rank", "diag_quadratic", "linear")
+"""Kinds from the most capable on; others come behind in alphabetical order."""
+
+
+def find_probes(
+    directory: str | Path,
+    backbone: str | None = None,
+    layers: Sequence[int] | None = None,
+    probe: str | None = None,
+    weights_digest: str | None = None,
+) -> list[Path]:
+    """Directories of the probes to show, one a layer, layers ascending.
+
+    Of several that read one layer the most capable kind is taken, `strict` before other protocols, the lowest seed.
+
+    Parameters
+    ----------
+    directory : path
+        A probe's own directory, or one that holds many at any depth, such as a workspace's ``probes``.
+    backbone : str, optional
+        Name of the backbone that they were fitted on.
+    layers : sequence of int, optional
+        Which layers; all there are if not given.
+    probe : str, optional
+        Which kind of probe; else one kind for all layers: the most capable that has as many layers as any.
+    weights_digest : str, optional
+        Of the backbone: probes that were fitted on other weights are left out, whatever its name.
+
+    Returns
+    -------
+    list of Path
+
+    Raises
+    ------
+    ProbeError
+        If there is none, or none for a layer asked for; says what there is.
+
+    Examples
+    --------
+    ::
+
+        find_probes("workspace/probes", "random-init:vit")
+        [PosixPath('workspace/probes/random-init-vit/layer_00/quadratic-pairwise-strict-seed0'), ...]
+    """
+    place = Path(directory).expanduser()
+    records = sorted(place.rglob("probe.json")) if place.is_dir() else []
+    if not records:
+        raise ProbeError(f"{place} holds no fitted probe; give a directory that fit.save() or a sweep wrote")
+    found = [(path.parent, *_described(path)) for path in records]
+    names = sorted({str(fitted.get("backbone")) for _, _, fitted in found})
+    if backbone is not None:
+        mine = [entry for entry in found if _is_of(entry[2], backbone, weights_digest)]
+        # A probe that does not say what it was fitted on is nobody's but the one who points at it.
+        found = mine or [entry for entry in found if "backbone" not in entry[2]]
+        if not found:
+            raise ProbeError(f"{place} holds no probe of {backbone}; it has probes of {', '.join(names)}")
+    if layers is not None:
+        found = [entry for entry in found if entry[2].get("layer") in set(layers)]
+    kinds = {kind for _, kind, _ in found}
+    if probe is None and kinds:
+        n_layers = {kind: len({fitted.get("layer") for _, k, fitted in found if k == kind}) for kind in kinds}
+        probe = min((kind for kind in kinds if n_layers[kind] == max(n_layers.values())), key=_rank_of_kind)
+    chosen: dict[Any, tuple[Path, str, dict[str, Any]]] = {}
+    for entry in sorted((e for e in found if e[1] == probe), key=_preference):
+        chosen.setdefault(entry[2].get("layer"), entry)
+    missing = sorted(set(layers or ()) - set(chosen))
+    if missing or not chosen:
+        wanted = f"no {probe or ''} probe".replace("  ", " ")
+        where = f" of layer {', '.join(map(str, missing))}" if missing else ""
+        raise ProbeError(
+            f"{place} holds {wanted}{where}{f' of {backbone}' if backbone else ''}; "
+            f"it has {', '.join(sorted(kinds)) or 'none of these layers'}; fit it, or ask for other layers"
+        )
+    return [chosen[layer][0] for layer in sorted(chosen, key=lambda value: (value is None, value))]
+
+
+def _described(record: Path) -> tuple[str, dict[str, Any]]:
+    """Kind of a saved probe and what it was fitted on. Raises ProbeError for a file that does not say."""
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        return str(content["probe"]), dict(content["fitted_on"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ProbeError(f"{record} cannot be read ({error}); remove that directory or fit the probe again") from error
+
+
+def _is_of(fitted: dict[str, Any], backbone: str, digest: str | None) -> bool:
+    if digest is not None and "weights_digest" in fitted:
+        return bool(fitted["weights_digest"] == digest)
+    return fitted.get("backbone") == backbone
+
+
+def _rank_of_kind(kind: str) -> tuple[int, str]:
+    return (PREFERRED.index(kind) if kind in PREFERRED else len(PREFERRED), kind)
+
+
+def _preference(entry: tuple[Path, str, dict[str, Any]]) -> tuple[Any, ...]:
+    place, _, fitted = entry
+    return (
+        fitted.get("task") != "pairwise",
+        fitted.get("protocol") != "strict",
+        fitted.get("seed") or 0,
+        place.as_posix(),
+    )
