@@ -37,8 +37,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 RUN_DEFAULTS: Mapping[str, Any] = {
-    "scenes": "synthetic:n=400,seed=0",
-    "backbones": "random-init:dinov2 random-init:vit",
+    "scenes": "synthetic:n=400,seed=0,size=80x80,objects=4-6,twins=1,surface=graded,outlines=any",
+    "backbones": "bindkit/scenes-mae bindkit/scenes-dino bindkit/scenes-motion bindkit/scenes-supervised "
+    "bindkit/scenes-clip random-init:bindkit/scenes-mae",
     "layers": "all",
 }
 """What a run measures unless told otherwise; the notebooks' own defaults are a smaller smoke configuration."""
@@ -94,9 +95,13 @@ def notebooks_directory() -> Path:
     )
 
 
+FIRST_LAB = 6
+"""Notebooks numbered from here on are laboratories: run on their own, not by `run_pipeline`."""
+
+
 def numbered_notebooks(directory: Path) -> list[Path]:
-    """Notebooks named ``NN_verb_object.ipynb``, in order."""
-    return sorted(directory.glob("[0-9][0-9]_*.ipynb"))
+    """Notebooks of the pipeline, named ``NN_verb_object.ipynb`` with NN below `FIRST_LAB`, in order."""
+    return [path for path in sorted(directory.glob("[0-9][0-9]_*.ipynb")) if int(path.name[:2]) < FIRST_LAB]
 
 
 def pipeline_parameters(notebooks: Path) -> dict[str, Any]:

@@ -48,6 +48,13 @@ def verdicts(best: pd.DataFrame) -> list[str]:
     return sentences
 
 
+_ROLES = {
+    "random-init": ": never trained, a control",
+    "common-fate": ": trained to say which patches move together, so a reference for what can be bound",
+}
+"""What a reader must know of an objective to read its figures rightly."""
+
+
 class _Rival(NamedTuple):
     """The strongest control in one figure; both NaN where there is none."""
 
@@ -74,7 +81,7 @@ def _control_sentence(row: dict) -> str:
 
 
 def _sentence(row: dict, rivals: dict[str, _Rival]) -> str:
-    role = row["objective"] if row["objective"] != "random-init" else "random-init: never trained, a control"
+    role = row["objective"] + _ROLES.get(row["objective"], "")
     low, high, majority = row["accuracy_low"], row["accuracy_high"], row["majority_accuracy"]
     judged = f"{100 * row['accuracy']:.1f} % of the pairs are judged right"
     if pd.isna(low):

@@ -71,6 +71,11 @@ class Workspace:
         return self.root / "results.csv"
 
     @property
+    def viewer(self) -> Path:
+        """The page to click through."""
+        return self.root / "viewer.html"
+
+    @property
     def caches_csv(self) -> Path:
         """The table of caches, one row a backbone, with paths relative to the workspace."""
         return self.root / "caches.csv"

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from bindkit.backbones.families import Family, family_of_type
+from bindkit.backbones.positions import start_positions
 from bindkit.backbones.preprocessing import Preprocessing, read_preprocessing
 from bindkit.backbones.shape import vision_config_of
 from bindkit.errors import BackboneError
@@ -44,7 +45,7 @@ def read_config(name: str, revision: str | None = None) -> Any:
         )
     from transformers import AutoConfig
 
-    with _quiet(), _explained(name, "config"):
+    with quiet(), _explained(name, "config"):
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
 
 
@@ -59,7 +60,7 @@ def find_preprocessing(name: str, config: Any, revision: str | None = None) -> P
     from transformers.utils import cached_file
 
     for file in ("preprocessor_config.json", "processor_config.json"):
-        with _quiet(), _explained(name, file):
+        with quiet(), _explained(name, file):
             path = cached_file(
                 name,
                 file,
@@ -93,7 +94,7 @@ def load_weights(name: str, config: Any, revision: str | None = None) -> nn.Modu
     if family is not None:
         vision_config = vision_config_of(config)
         model_class = _class_of(family)
-        with _quiet(), _explained(name, "weights"):
+        with quiet(), _explained(name, "weights"):
             model, report = model_class.from_pretrained(
                 name, config=vision_config, **arguments, **family.model_arguments
             )
@@ -101,7 +102,7 @@ def load_weights(name: str, config: Any, revision: str | None = None) -> nn.Modu
     else:
         from transformers import AutoModel
 
-        with _quiet(), _explained(name, "weights"):
+        with quiet(), _explained(name, "weights"):
             whole, report = AutoModel.from_pretrained(name, config=config, **arguments)
         prefix, model = _vision_part(whole, name)
     _require_weights(name, report, prefix, getattr(config, "transformers_version", None))
@@ -117,7 +118,7 @@ def build_untrained(name: str, config: Any) -> nn.Module:
         If the architecture is unknown to transformers or is no vision model.
     """
     family = family_of_type(config.model_type)
-    with _quiet(), _explained(name, "config"):
+    with quiet(), _explained(name, "config"):
         if family is not None:
             model = _class_of(family)(vision_config_of(config), **family.model_arguments)
         else:
@@ -126,6 +127,7 @@ def build_untrained(name: str, config: Any) -> nn.Module:
             model = AutoModel.from_config(config, trust_remote_code=False)
     if family is None:
         _, model = _vision_part(model, name)
+    start_positions(model, config)
     return model.float().eval().requires_grad_(False)
 
 
@@ -174,7 +176,7 @@ def _require_weights(name: str, report: dict[str, Any], prefix: str, written_by:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the warnings and bars of transformers: bindkit checks what they warn of. Downloads keep their bars."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging

@@ -91,8 +91,11 @@ def objective_of(family: Family | None, config: Any) -> str:
     """Pretraining objective of a checkpoint, as far as its family and config tell; ``"unknown"`` otherwise.
 
     ViT and DeiT checkpoints with a classifier are supervised. The same architectures without one (DINO, for example)
-    carry no trace of how they were trained.
+    carry no trace of how they were trained. A config may say it itself, as ``pretraining_objective``.
     """
+    stated = getattr(config, "pretraining_objective", None)
+    if isinstance(stated, str):
+        return stated
     if family is None:
         return "unknown"
     if family.objective != "by-architecture":

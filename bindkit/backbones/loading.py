@@ -13,6 +13,7 @@ from bindkit.backbones.families import family_of_type, objective_of
 from bindkit.backbones.preprocessing import IMAGENET
 from bindkit.backbones.random_init import build_seeded, embedded_config, parse_random_init
 from bindkit.backbones.shape import EncoderShape
+from bindkit.backbones.shipped import directory_of
 from bindkit.backbones.tower import VisionTower
 from bindkit.errors import InvalidParameterError
 from bindkit.geometry import TokenLayout, WindowGeometry
@@ -40,8 +41,9 @@ def load_backbone(
     Parameters
     ----------
     name : str
-        A hub id, a local directory, or ``random-init:NAME[,seed=0]`` with untrained weights, where NAME is
-        ``dinov2``, ``vit`` (small, embedded) or any hub id or directory.
+        A hub id, a local directory, one that comes with bindkit (``bindkit/scenes-mae``, see `shipped_names`), or
+        ``random-init:NAME[,seed=0]`` with untrained weights, where NAME is ``dinov2``, ``vit`` (small, embedded) or
+        any of the others.
     window : int, optional
         Side of the windows in pixels, a multiple of the patch. Default: the size that the model was trained on.
     short_side : int, optional
@@ -78,6 +80,7 @@ def load_backbone(
     random_init = parse_random_init(name)
     source = name if random_init is None else random_init.source
     embedded = random_init is not None and random_init.is_embedded
+    source = source if embedded else directory_of(source)
     config = embedded_config(source) if embedded else read_config(source, revision)
     shape = EncoderShape.of_config(source, config)
     geometry = _geometry(shape, window, short_side)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,27 @@ def find_probes(
             f"it has {', '.join(sorted(kinds)) or 'none of these layers'}; fit it, or ask for other layers"
         )
     return [chosen[layer][0] for layer in sorted(chosen, key=lambda value: (value is None, value))]
+
+
+def spread(layers: Iterable[float], most: int) -> list[int]:
+    """At most so many layers of those given, evenly spread from the first to the last.
+
+    >>> spread([0, 1, 2, 3, 4, 5], 3), spread([2, 2, 0], 9)
+    ([0, 2, 5], [0, 2])
+
+    Raises
+    ------
+    ProbeError
+        For fewer than one.
+    """
+    if most < 1:
+        raise ProbeError(f"a page shows at least one layer, got {most}")
+    found = sorted({int(layer) for layer in layers})
+    if len(found) <= most:
+        return found
+    if most == 1:
+        return [found[-1]]
+    return [found[position * (len(found) - 1) // (most - 1)] for position in range(most)]
 
 
 def _described(record: Path) -> tuple[str, dict[str, Any]]:

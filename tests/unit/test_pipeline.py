@@ -21,7 +21,15 @@ from bindkit.errors import (
     WorkspaceBusyError,
     WorkspaceMismatchError,
 )
-from bindkit.pipeline import absolute_backbones, absolute_scenes, notebooks_directory, run_pipeline
+from bindkit.pipeline import (
+    FIRST_LAB,
+    RUN_DEFAULTS,
+    absolute_backbones,
+    absolute_scenes,
+    notebooks_directory,
+    numbered_notebooks,
+    run_pipeline,
+)
 
 FIRST = [
     'workspace = "here"\nscenes = "synthetic:n=4,seed=0"\nseed = 0',
@@ -138,7 +146,7 @@ def test_unknown_or_wrong_parameters_stop_it_before_anything_starts(run, tmp_pat
     with pytest.raises(UnknownParameterError) as caught:
         run(layer="0")
     assert "'layer' (did you mean 'layers'?)" in str(caught.value)
-    assert "scenes='synthetic:n=400,seed=0'" in str(caught.value)  # a run's default, not the notebook's
+    assert f"scenes={RUN_DEFAULTS['scenes']!r}" in str(caught.value)  # a run's default, not the notebook's
     with pytest.raises(InvalidParameterError, match="'seed' takes a whole number"):
         run(seed="0")
     assert not (tmp_path / "run").exists()
@@ -214,3 +222,10 @@ def test_the_numbered_notebooks_are_found(root):
     if not any((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         pytest.skip("notebooks/ holds no numbered notebook yet")
     assert notebooks_directory() == root / "notebooks"
+
+
+def test_laboratories_are_not_part_of_a_run(root, tmp_path):
+    for name in ("05_explore_affinity", f"{FIRST_LAB:02d}_some_lab", "08_emergence"):
+        (tmp_path / f"{name}.ipynb").write_text("{}")
+    assert [path.stem for path in numbered_notebooks(tmp_path)] == ["05_explore_affinity"]
+    assert [path.name[:2] for path in numbered_notebooks(root / "notebooks")] == ["01", "02", "03", "04", "05"]

@@ -1,0 +1,34 @@
+"""Tiny backbones, pretrained on synthetic scenes with different objectives: the controlled experiment.
+
+One architecture (a ViT of 1.2 million parameters), one stream of scenes, several objectives. What differs between the
+resulting backbones is the objective and nothing else.
+
+>>> sorted(OBJECTIVES)
+['clip', 'dino', 'mae', 'motion', 'supervised']
+"""
+
+from bindkit.pretraining import classification, common_fate, distillation, image_text, masked  # noqa: F401
+from bindkit.pretraining.architecture import GRID, PATCH, SIDE
+from bindkit.pretraining.captions import caption
+from bindkit.pretraining.cards import ship
+from bindkit.pretraining.loop import PretrainingRun, checkpoints_of, pretrain
+from bindkit.pretraining.objectives import OBJECTIVES, Objective, objective_loss, read_objective
+from bindkit.pretraining.training_scenes import TRAINING_SCENES, TRAINING_SEED, TrainingScenes
+
+__all__ = [
+    "GRID",
+    "OBJECTIVES",
+    "PATCH",
+    "SIDE",
+    "TRAINING_SCENES",
+    "TRAINING_SEED",
+    "Objective",
+    "PretrainingRun",
+    "TrainingScenes",
+    "caption",
+    "checkpoints_of",
+    "objective_loss",
+    "pretrain",
+    "read_objective",
+    "ship",
+]

@@ -1,0 +1,228 @@
+"""What an objective is: a model to train, a loss on a batch of scenes, and a directory that holds both.
+
+>>> objective = OBJECTIVES["mae"](seed=0)
+>>> objective.label, objective.n_parameters < 2_000_000
+('masked-reconstruction', True)
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from bindkit.backbones.checkpoint import quiet
+from bindkit.backbones.positions import fill_positions
+from bindkit.errors import BackboneError, InvalidParameterError
+from bindkit.files import write_bytes, write_json
+from bindkit.pretraining.architecture import POSITION_SCALE, write_preprocessing
+from bindkit.pretraining.training_scenes import SceneBatch, TrainingScenes
+
+OBJECTIVE_FILE = "objective.json"
+HEADS_FILE = "heads.safetensors"
+
+OBJECTIVES: dict[str, type[Objective]] = {}
+"""Name -> objective; each module of `bindkit.pretraining` that holds one adds it."""
+
+
+class Objective(nn.Module, ABC):
+    """A model with what its training needs beside it (decoder, heads, teacher).
+
+    ::
+
+        objective = OBJECTIVES["mae"](seed=0)
+        loss = objective(pool.batch(64, generator), generator)
+        objective.write("runs/mae/final")                   # a Hugging Face directory
+        bk.load_backbone("runs/mae/final")
+
+    Parameters
+    ----------
+    seed : int
+        Of the starting weights.
+    **settings
+        Options of the objective, plain values; kept in the directory.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    """As ``objective`` in tables of results."""
+    self_supervised: ClassVar[bool]
+    learning_rate: ClassVar[float] = 1e-3
+
+    def __init__(self, seed: int = 0, **settings: Any) -> None:
+        super().__init__()
+        self.settings = self._checked(settings)
+        with _seeded(seed):
+            # Any: transformers' models have methods of their own, which nn.Module's annotations hide.
+            self.model: Any = self._build()
+        fill_positions(self.vision, POSITION_SCALE)
+        for parameter in self.vision.parameters():
+            parameter.requires_grad_(True)
+
+    defaults: ClassVar[dict[str, Any]] = {}
+
+    def _checked(self, settings: dict[str, Any]) -> dict[str, Any]:
+        unknown = sorted(set(settings) - set(self.defaults))
+        if unknown:
+            raise InvalidParameterError(
+                f"the objective {self.name} has no option {', '.join(unknown)}; it has "
+                f"{', '.join(f'{name}={value!r}' for name, value in self.defaults.items()) or 'none'}"
+            )
+        return {**self.defaults, **settings}
+
+    @abstractmethod
+    def _build(self) -> nn.Module:
+        """The transformers model that is saved; its weights depend on torch's seed alone."""
+
+    @property
+    @abstractmethod
+    def vision(self) -> nn.Module:
+        """The vision encoder within the model."""
+
+    @abstractmethod
+    def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:
+        """The loss of a batch; all that is random comes from the generator."""
+
+    def after_step(self, progress: float) -> None:
+        """What follows an optimiser's step, such as moving a teacher; `progress` runs from 0 to 1."""
+
+    def heads(self) -> dict[str, Tensor]:
+        """Tensors beside the saved model that the loss needs."""
+        return {}
+
+    def set_heads(self, heads: dict[str, Tensor]) -> None:
+        """Take what `heads` gave."""
+
+    def saved_model(self) -> Any:
+        """The model whose weights go into the directory."""
+        return self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters of the vision encoder."""
+        return sum(parameter.numel() for parameter in self.vision.parameters())
+
+    def write(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+        """Write a Hugging Face directory (config, weights, preprocessing) with the heads beside it; returns it."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        model = self.saved_model()
+        weights = {name: tensor.detach().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
+        with quiet():
+            model.save_pretrained(directory, state_dict=weights, safe_serialization=True)
+        write_preprocessing(directory)
+        heads = {name: tensor.detach().to(dtype).contiguous() for name, tensor in self.heads().items()}
+        if heads:
+            write_bytes(directory / HEADS_FILE, save(heads))
+        write_json(directory / OBJECTIVE_FILE, {"format": 1, "objective": self.name, "settings": self.settings})
+        return directory
+
+
+def register(objective: type[Objective]) -> type[Objective]:
+    """Class decorator that makes an objective known by its name."""
+    OBJECTIVES[objective.name] = objective
+    return objective
+
+
+def make_objective(name: str, seed: int = 0, **settings: Any) -> Objective:
+    """Build an objective by name.
+
+    Raises
+    ------
+    InvalidParameterError
+        For a name or an option that does not exist; lists those that do.
+    """
+    if name not in OBJECTIVES:
+        raise InvalidParameterError(f"unknown objective {name!r}; choose one of {', '.join(sorted(OBJECTIVES))}")
+    return OBJECTIVES[name](seed, **settings)
+
+
+def read_objective(directory: str | Path) -> Objective:
+    """Read back what `Objective.write` wrote, in evaluation mode and float32, so that its own loss can be computed.
+
+    Raises
+    ------
+    BackboneError
+        If the directory holds no pretrained objective, or lacks weights.
+    """
+    directory = Path(directory)
+    try:
+        described = json.loads((directory / OBJECTIVE_FILE).read_text(encoding="utf-8"))
+        objective = make_objective(described["objective"], **described["settings"])
+    except (OSError, ValueError, KeyError, TypeError, InvalidParameterError) as error:
+        raise BackboneError(
+            f"{directory} holds no readable {OBJECTIVE_FILE} ({error}); give a directory that pretrain() wrote"
+        ) from error
+    try:
+        # Through transformers, which writes some families' weights under other names than its modules have.
+        kind: Any = type(objective.saved_model())
+        with quiet():
+            model, report = kind.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+        # A class may have parts that the objective goes without (ViT's pooler), but the objective lacks none.
+        lacking = set(report["missing_keys"]) & set(objective.saved_model().state_dict())
+        if lacking:
+            raise BackboneError(f"{directory} lacks the weights {', '.join(sorted(lacking)[:5])}; pretrain again")
+        objective.saved_model().load_state_dict(model.state_dict(), strict=False)
+        if (directory / HEADS_FILE).exists():
+            heads = load_file(directory / HEADS_FILE)
+            objective.set_heads({name: tensor.float() for name, tensor in heads.items()})
+    except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
+        raise BackboneError(f"the weights in {directory} cannot be read ({error}); pretrain again") from error
+    return objective.eval()
+
+
+def objective_loss(
+    directory: str | Path, scenes: str | TrainingScenes, seed: int = 0, scenes_per_batch: int = 64
+) -> float:
+    """An objective's own loss on scenes that training never saw, averaged over scenes.
+
+    ::
+
+        objective_loss("runs/mae/final", "synthetic:n=256,seed=0,size=80x80,...")
+
+    Parameters
+    ----------
+    directory : path
+        As `Objective.write` wrote it.
+    scenes : str or TrainingScenes
+        A synthetic URI with a measuring seed, or scenes drawn already.
+    seed : int
+        Of masks and crops.
+    scenes_per_batch : int
+        Contrastive losses depend on it: a caption is told from those of one batch.
+
+    Raises
+    ------
+    BackboneError, InvalidParameterError
+        As `read_objective` and `TrainingScenes.held_out` do.
+    """
+    objective = read_objective(directory)
+    pool = scenes if isinstance(scenes, TrainingScenes) else TrainingScenes.held_out(scenes)
+    generator = torch.Generator().manual_seed(seed)
+    total = 0.0
+    with torch.inference_mode():
+        for batch in pool.in_order(scenes_per_batch):
+            total += float(objective(batch, generator)) * len(batch.images)
+    return total / len(pool)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator for a while."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

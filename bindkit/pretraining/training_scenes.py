@@ -1,0 +1,207 @@
+"""Scenes to train on: a pool of synthetic scenes in memory, turned, mirrored and recoloured anew for every batch.
+
+Training seeds begin at `TRAINING_SEED`; measuring sets have smaller ones. `TrainingScenes.open` holds training to its
+side, and the shipped sets that are measured by default stand on the other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from bindkit.backbones.preprocessing import IMAGENET
+from bindkit.errors import InvalidParameterError
+from bindkit.geometry import WindowGeometry
+from bindkit.labels import label_patches
+from bindkit.pretraining.architecture import GRID, PATCH, SIDE
+from bindkit.pretraining.captions import Named
+from bindkit.progress import progress
+from bindkit.scenes import open_scenes
+from bindkit.scenes.synthetic import SyntheticScenes
+
+TRAINING_SEED = 10**12
+"""Seeds from here on are for training; smaller ones for measuring. No scene has both."""
+
+TRAINING_SCENES = (
+    f"synthetic:n=20000,seed={TRAINING_SEED},size={SIDE}x{SIDE},objects=3-5,twins=0.8,surface=graded,outlines=any"
+)
+"""What the shipped backbones were trained on."""
+
+_MOST = 12
+_GEOMETRY = WindowGeometry(short_side=SIDE, window=SIDE, patch_size=PATCH)
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class SceneBatch:
+    """Scenes as a model sees them, and what is known of them.
+
+    Attributes
+    ----------
+    images : float tensor [scene, 3, side, side]
+        Normalised with ImageNet's mean and deviation.
+    classes : int tensor [scene, object]
+        Class id of each object, 0 where there is no further one.
+    middles : float tensor [scene, object, 2]
+        Middle (down, across) of what is seen of each object, as shares 0..1 of the scene.
+    instances : int tensor [scene, row, col]
+        Most frequent instance id of each patch (0 = ground).
+    class_names : tuple of str
+        Class 1 first.
+    """
+
+    images: Float[Tensor, "scene 3 side side"]
+    classes: Int[Tensor, "scene object"]
+    middles: Float[Tensor, "scene object 2"]
+    instances: Int[Tensor, "scene row col"]
+    class_names: tuple[str, ...]
+
+    def present(self) -> Float[Tensor, "scene class"]:
+        """1 where a class is in the scene."""
+        marks = torch.zeros(len(self.classes), len(self.class_names) + 1)
+        return marks.scatter_(1, self.classes, 1.0)[:, 1:]
+
+    def named_objects(self) -> list[Named]:
+        """Objects of every scene, ordered from upper left to lower right as one reads."""
+        scenes = []
+        for classes, middles in zip(self.classes.tolist(), self.middles.tolist(), strict=True):
+            objects = [(self.class_names[k - 1], *where) for k, where in zip(classes, middles, strict=True) if k]
+            scenes.append(sorted(objects, key=lambda named: (int(3 * named[1]), named[2], named[0])))
+        return scenes
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingScenes:
+    """A pool of scenes in memory: uint8 images, classes and middles of their objects.
+
+    ::
+
+        pool = TrainingScenes.open("synthetic:n=20000,seed=1000000000000,size=80x80")
+        pool.batch(64, torch.Generator().manual_seed(0)).images      # float32 [64, 3, 80, 80]
+    """
+
+    uri: str
+    images: UInt8[Tensor, "scene 3 side side"]
+    classes: Int[Tensor, "scene object"]
+    middles: Float[Tensor, "scene object 2"]
+    instances: UInt8[Tensor, "scene row col"]
+    class_names: tuple[str, ...]
+
+    @classmethod
+    def open(cls, uri: str, workers: int | None = None) -> TrainingScenes:
+        """Draw a synthetic set into memory (about 3 ms a scene and core).
+
+        Raises
+        ------
+        InvalidParameterError
+            For scenes that are not synthetic, not of the architecture's size, or of a seed below `TRAINING_SEED`,
+            which is kept for measuring.
+        """
+        scenes = _synthetic(uri)
+        if scenes.options.seed < TRAINING_SEED:
+            raise InvalidParameterError(
+                f"seed={scenes.options.seed} is kept for measuring, so that no backbone is measured on scenes that it "
+                f"was trained on; train with a seed from {TRAINING_SEED} on"
+            )
+        return cls._drawn(scenes, workers)
+
+    @classmethod
+    def held_out(cls, uri: str, workers: int | None = None) -> TrainingScenes:
+        """Scenes for computing an objective's own loss: as `open`, of seeds that training never saw.
+
+        Raises
+        ------
+        InvalidParameterError
+            For a seed from `TRAINING_SEED` on, and as `open` does.
+        """
+        scenes = _synthetic(uri)
+        if scenes.options.seed >= TRAINING_SEED:
+            raise InvalidParameterError(f"held-out scenes have a seed below {TRAINING_SEED}, got {uri!r}")
+        return cls._drawn(scenes, workers)
+
+    @classmethod
+    def _drawn(cls, scenes: SyntheticScenes, workers: int | None) -> TrainingScenes:
+        if scenes.size_of(0) != (SIDE, SIDE):
+            raise InvalidParameterError(
+                f"the tiny backbones see {SIDE} x {SIDE} px, these scenes are {scenes.size_of(0)}; add "
+                f"size={SIDE}x{SIDE}"
+            )
+        starts = range(0, len(scenes), _CHUNK)
+        spans = [(scenes.uri, start, min(len(scenes), start + _CHUNK)) for start in starts]
+        workers = (os.cpu_count() or 1) if workers is None else workers
+        parts = []
+        with progress(len(scenes), "draw training scenes", "scene") as bar:
+            if workers > 1 and len(spans) > 8:
+                # "spawn": a forked copy of a process whose torch threads run can hang.
+                with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                    for part in pool.map(_draw_span, spans):
+                        parts.append(part)
+                        bar.update(len(part[0]))
+            else:
+                for span in spans:
+                    parts.append(_draw_span(span))
+                    bar.update(len(parts[-1][0]))
+        columns = (torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True))
+        return cls(scenes.uri, *columns, tuple(scenes.class_names.values()))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, n_scenes: int, generator: torch.Generator) -> SceneBatch:
+        """Scenes drawn with replacement; mirrored, transposed, colour channels swapped at random for all of them."""
+        chosen = torch.randint(len(self), (n_scenes,), generator=generator)
+        mirror_down, mirror_across, transpose = (torch.rand(3, generator=generator) < 0.5).tolist()
+        channels = torch.randperm(3, generator=generator)
+        return self._prepared(chosen, mirror_down, mirror_across, transpose, channels)
+
+    def in_order(self, n_scenes: int) -> Sequence[SceneBatch]:
+        """All scenes once, as they are, in batches of at most `n_scenes`."""
+        plain = torch.arange(3)
+        return [self._prepared(part, False, False, False, plain) for part in torch.arange(len(self)).split(n_scenes)]
+
+    def _prepared(self, chosen: Tensor, down: bool, across: bool, transpose: bool, channels: Tensor) -> SceneBatch:
+        images, middles = self.images[chosen].float() / 255, self.middles[chosen].clone()
+        instances = self.instances[chosen].long()
+        if down:
+            images, instances, middles[..., 0] = images.flip(2), instances.flip(1), 1 - middles[..., 0]
+        if across:
+            images, instances, middles[..., 1] = images.flip(3), instances.flip(2), 1 - middles[..., 1]
+        if transpose:
+            images, instances, middles = images.transpose(2, 3), instances.transpose(1, 2), middles.flip(2)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET.mean, IMAGENET.std))
+        images = (images[:, channels] - mean) / std
+        return SceneBatch(images, self.classes[chosen], middles, instances, self.class_names)
+
+
+def _synthetic(uri: str) -> SyntheticScenes:
+    scenes = open_scenes(uri) if uri.startswith("synthetic") else None
+    if not isinstance(scenes, SyntheticScenes):
+        raise InvalidParameterError(f"pretraining draws synthetic scenes, got {uri!r}; write synthetic:n=...,seed=...")
+    return scenes
+
+
+def _draw_span(span: tuple[str, int, int]) -> tuple[np.ndarray, ...]:
+    """Images, classes and middles of objects, and patches' instances of the scenes from one position up to another."""
+    uri, start, stop = span
+    scenes = open_scenes(uri)
+    images = np.zeros((stop - start, 3, SIDE, SIDE), dtype=np.uint8)
+    classes = np.zeros((stop - start, _MOST), dtype=np.int64)
+    middles = np.zeros((stop - start, _MOST, 2), dtype=np.float32)
+    instances = np.zeros((stop - start, GRID, GRID), dtype=np.uint8)
+    for slot, position in enumerate(range(start, stop)):
+        scene = scenes[position]
+        images[slot] = scene.image.transpose(2, 0, 1)
+        instances[slot] = label_patches(scene, _GEOMETRY).instances.reshape(GRID, GRID)
+        for number in range(int(scene.instances.max())):
+            rows, cols = np.nonzero(scene.instances == number + 1)
+            classes[slot, number] = scene.classes[rows[0], cols[0]]
+            middles[slot, number] = (rows.mean() + 0.5) / SIDE, (cols.mean() + 0.5) / SIDE
+    return images, classes, middles, instances
