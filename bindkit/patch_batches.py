@@ -185,7 +185,9 @@ class SplitPatches:
         counts = self._counts[scenes]
         keys = torch.rand(len(scenes), max(int(counts.max()), n_patches), generator=generator)
         keys[torch.arange(keys.shape[1]) >= counts[:, None]] = 2.0
-        chosen = keys.topk(n_patches, dim=1, largest=False, sorted=False).indices
+        # No wider than the richest scene drawn: slots that nothing fills would only cost time.
+        widest = min(n_patches, int(counts.max()))
+        chosen = keys.topk(widest, dim=1, largest=False, sorted=False).indices
         return self._batch(scenes, chosen, chosen < counts[:, None])
 
     def judged(self) -> Iterator[PatchBatch]:
