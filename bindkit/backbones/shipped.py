@@ -1,7 +1,7 @@
 """Backbones that come with bindkit: tiny ViTs pretrained on synthetic scenes, addressed like models of a hub.
 
->>> shipped_names()[:2]
-('bindkit/scenes-clip', 'bindkit/scenes-dino')
+>>> shipped_names()[0]
+'bindkit/scenes-clip'
 >>> directory_of("facebook/dinov2-small") == "facebook/dinov2-small"
 True
 """

@@ -1,12 +1,18 @@
 """Figures: how they look, what they show, how they are saved. The only part of bindkit that imports Plotly."""
 
+from bindkit.figures.affinity import affinity_figure
 from bindkit.figures.curves import layer_curves, probe_curves, training_curves
+from bindkit.figures.difficulty import difficulty_figure
 from bindkit.figures.gallery import scenes_figure
 from bindkit.figures.saving import SavedFigure, save_figure
 from bindkit.figures.scenes import scene_figure, scene_table
+from bindkit.figures.variations import difficulty_scenes
 
 __all__ = [
     "SavedFigure",
+    "affinity_figure",
+    "difficulty_figure",
+    "difficulty_scenes",
     "layer_curves",
     "probe_curves",
     "save_figure",

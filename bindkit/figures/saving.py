@@ -20,7 +20,7 @@ from bindkit.figures.pictures import browser
 from bindkit.files import slug, write_bytes
 
 LIBRARY = "plotly.min.js"
-INLINE_BYTES = 60_000
+INLINE_BYTES = 40_000
 """A figure larger than this is shown in a notebook by its picture only, so that the notebook stays small."""
 
 
@@ -60,10 +60,14 @@ class SavedFigure:
         if len(content) <= INLINE_BYTES or self.png is None:
             bundle["application/vnd.plotly.v1+json"] = json.loads(content)
         if self.png is not None:
-            # JPEG, since Plotly in JupyterLab shows a PNG beside it instead of the interactive figure.
-            bundle["image/jpeg"] = base64.b64encode(_compact(self.png.read_bytes())).decode()
+            drawn = self.png.read_bytes()
+            kind, picture = "image/jpeg", _compact(drawn)
+            # A PNG only alone: beside an interactive figure, Plotly in JupyterLab would show it instead of that.
+            if len(bundle) == 1 and len(few := _in_few_colours(drawn)) < len(picture):
+                kind, picture = "image/png", few
+            bundle[kind] = base64.b64encode(picture).decode()
             # Pictures hold more pixels than the figure has units, for sharp screens.
-            sizes["image/jpeg"] = {"width": self.figure.layout.width or self.figure.layout.template.layout.width}
+            sizes[kind] = {"width": self.figure.layout.width or self.figure.layout.template.layout.width}
         return bundle, sizes
 
 
@@ -149,4 +153,13 @@ def _compact(png: bytes) -> bytes:
         small.save(out, "JPEG", quality=85, optimize=True)
         if len(out.getvalue()) <= INLINE_PICTURE_BYTES:
             break
+    return out.getvalue()
+
+
+def _in_few_colours(png: bytes) -> bytes:
+    """The same picture as a PNG of 64 colours: for curves and text smaller than a JPEG, and sharp."""
+    with Image.open(io.BytesIO(png)) as image:
+        picture = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    out = io.BytesIO()
+    picture.save(out, "PNG", optimize=True)
     return out.getvalue()

@@ -71,7 +71,7 @@ class SceneBatch:
 
     def named_objects(self) -> list[Named]:
         """Objects of every scene, ordered from upper left to lower right as one reads."""
-        scenes = []
+        scenes: list[Named] = []
         for classes, middles in zip(self.classes.tolist(), self.middles.tolist(), strict=True):
             objects = [(self.class_names[k - 1], *where) for k, where in zip(classes, middles, strict=True) if k]
             scenes.append(sorted(objects, key=lambda named: (int(3 * named[1]), named[2], named[0])))
@@ -149,8 +149,10 @@ class TrainingScenes:
                 for span in spans:
                     parts.append(_draw_span(span))
                     bar.update(len(parts[-1][0]))
-        columns = (torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True))
-        return cls(scenes.uri, *columns, tuple(scenes.class_names.values()))
+        images, classes, middles, instances = (
+            torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)
+        )
+        return cls(scenes.uri, images, classes, middles, instances, tuple(scenes.class_names.values()))
 
     def __len__(self) -> int:
         return len(self.images)

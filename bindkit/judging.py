@@ -1,0 +1,94 @@
+"""A fitted probe judged on other scenes than those that it was fitted for."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from bindkit.cache import ActivationCache
+from bindkit.errors import LayerError, ProbeMismatchError
+from bindkit.metrics import judge
+from bindkit.patch_batches import SplitPatches, flat_pairs
+from bindkit.probes import Probe
+from bindkit.protocols import Protocol
+from bindkit.protocols import protocol as protocol_of
+
+_PREFERRED = ("test", "validation", "train")
+
+
+def judge_probe(
+    probe: Probe,
+    cache: ActivationCache,
+    split: str | None = None,
+    protocol: str | Protocol | None = None,
+    layer: int | None = None,
+    device: str = "auto",
+) -> dict[str, float]:
+    """Judge a fitted probe on the scenes of a cache, on the very pairs that a probe fitted there is judged on.
+
+    Nothing is fitted. Of another scene set, this asks whether what the probe reads is there too; the split of the
+    probe's own cache that it was judged on gives the figures of its fit again.
+
+    Parameters
+    ----------
+    probe : Probe
+        As ``fit.probe`` or `load_probe` gives it.
+    cache : ActivationCache
+        Of the same backbone.
+    split : str, optional
+        "train", "validation" or "test". Default: the first of test, validation and train that has usable scenes.
+    protocol : str or Protocol, optional
+        Which patches and pairs are judged. Default: that of the fit.
+    layer : int, optional
+        0-based. Default: the layer of the fit.
+    device : str
+        ``"auto"`` takes CUDA where there is one.
+
+    Returns
+    -------
+    dict
+        The figures of `bindkit.metrics.judge`, ``n_scenes`` and ``n_pairs``.
+
+    Raises
+    ------
+    ProbeMismatchError
+        If the probe was fitted on another backbone, width or layer.
+    LayerError
+        If the cache lacks the layer, or none is known.
+    EmptySplitError
+        If the split has no scene with two usable patches.
+
+    Examples
+    --------
+    ::
+
+        fit = bk.fit_probe(plain_scenes, layer=4)
+        bk.judge_probe(fit.probe, harder_scenes)["auroc"]
+    """
+    fitted, described = probe.fitted_on, cache.backbone
+    digest = fitted.get("weights_digest")
+    if digest is not None and digest != described["weights_digest"]:
+        raise ProbeMismatchError(
+            f"this {probe.kind} probe was fitted on {fitted.get('backbone')} (weights {digest[:8]}), it is asked to "
+            f"judge a cache of {described['name']} (weights {described['weights_digest'][:8]}); give a cache of that "
+            "backbone or fit another probe"
+        )
+    layer = fitted.get("layer") if layer is None else layer
+    if layer is None:
+        raise LayerError(f"this {probe.kind} probe does not say which layer it was fitted on; say layer=")
+    probe.check_fits(cache.d_model, layer)
+    rules = protocol_of(fitted.get("protocol", "strict") if protocol is None else protocol)
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    for name in _PREFERRED if split is None else (split,):
+        patches = SplitPatches(cache, name, layer, rules, where)
+        if len(patches):
+            break
+    patches.require()
+    # The activations are as they were cached: a fitted probe takes them in their own units.
+    model = probe.to(where)
+    try:
+        with torch.inference_mode():
+            pairs = flat_pairs((batch, model(batch.activations)) for batch in patches.judged())
+    finally:
+        probe.cpu()
+    return judge(pairs) | {"n_scenes": len(np.unique(pairs.scene)), "n_pairs": len(pairs)}

@@ -1,0 +1,102 @@
+"""Synthetic scenes varied one option at a time, all else as in a base set.
+
+>>> sets = scene_variations("synthetic:n=60,seed=0,objects=4", {"twins": [0, 0.5], "surface": ["flat"]})
+>>> [(entry.option, entry.value, entry.is_base) for entry in sets]
+[('twins', '0', False), ('twins', '0.5', True), ('surface', 'flat', False)]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bindkit.errors import InvalidParameterError
+from bindkit.scenes.opening import open_scenes
+from bindkit.scenes.synthetic import SyntheticOptions, SyntheticScenes
+
+
+@dataclass(frozen=True)
+class Variation:
+    """A scene set that differs from the base in one option.
+
+    Attributes
+    ----------
+    option, value : str
+        As given.
+    uri : str
+        Of the scenes, every option spelled out.
+    is_base : bool
+        Whether the value is the base's own.
+    """
+
+    option: str
+    value: str
+    uri: str
+    is_base: bool
+
+
+def read_variations(text: str) -> dict[str, list[str]]:
+    """Read options and their values from one line, as notebooks and terminals give them.
+
+    >>> read_variations("twins=0 0.5 0.9; surface=flat camouflage")
+    {'twins': ['0', '0.5', '0.9'], 'surface': ['flat', 'camouflage']}
+
+    Raises
+    ------
+    InvalidParameterError
+        Where an option has no value, or is given twice.
+    """
+    options: dict[str, list[str]] = {}
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        option, equals, values = (piece.strip() for piece in part.partition("="))
+        if not option or not equals or not values or option in options:
+            fault = "is given twice" if option in options else "is not understood"
+            raise InvalidParameterError(
+                f"{part!r} {fault}; write OPTION=VALUE VALUE ... with semicolons between options, for example "
+                '"twins=0 0.5 0.9; surface=flat camouflage"'
+            )
+        options[option] = values.split()
+    return options
+
+
+def scene_variations(base: str, options: Mapping[str, Sequence[Any]] | str) -> list[Variation]:
+    """Every option varied by itself, all else as in the base.
+
+    Parameters
+    ----------
+    base : str
+        A ``synthetic:`` URI.
+    options : mapping or str
+        Option -> values, as text or numbers, ordered from easy to hard; or one line as `read_variations` takes it.
+
+    Returns
+    -------
+    list of Variation
+        In the order given; a value that is given twice counts once.
+
+    Raises
+    ------
+    InvalidParameterError
+        For scenes that are not synthetic, no option, an option without values, and whatever the scenes themselves
+        refuse: an unknown option, a malformed value.
+    SceneSetError
+        For a URI that names no scene set.
+    """
+    scenes = open_scenes(base)
+    if not isinstance(scenes, SyntheticScenes):
+        raise InvalidParameterError(f'only synthetic scenes are varied, got {base!r}; write "synthetic:n=...,seed=..."')
+    values_of = read_variations(options) if isinstance(options, str) else options
+    empty = [option for option, values in values_of.items() if isinstance(values, str) or not len(values)]
+    if empty or not values_of:
+        raise InvalidParameterError(
+            f"give every option a list of values, for example {{'twins': [0, 0.5, 0.9]}}, got {dict(values_of)!r}"
+        )
+    told = dict(part.split("=", 1) for part in scenes.uri.removeprefix("synthetic:").split(","))
+    found: list[Variation] = []
+    for option, values in values_of.items():
+        for value in dict.fromkeys(str(value).strip() for value in values):
+            text = ",".join(f"{name}={given}" for name, given in {**told, option: value}.items())
+            varied = SyntheticOptions.parse(text)
+            found.append(Variation(option, value, varied.uri, varied.uri == scenes.uri))
+    return found
