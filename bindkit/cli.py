@@ -193,6 +193,7 @@ def _run(options: argparse.Namespace) -> int:
     print(format_results(pd.read_csv(workspace.results_csv)))
     print()
     for what, place in (
+        ("viewer", workspace.viewer),
         ("results", workspace.results_csv),
         ("figures", workspace.figures),
         ("notebooks", workspace.notebooks),

@@ -41,6 +41,7 @@ RUN_DEFAULTS: Mapping[str, Any] = {
     "backbones": "bindkit/scenes-mae bindkit/scenes-dino bindkit/scenes-motion bindkit/scenes-supervised "
     "bindkit/scenes-clip random-init:bindkit/scenes-mae",
     "layers": "all",
+    "probes": "linear quadratic",
 }
 """What a run measures unless told otherwise; the notebooks' own defaults are a smaller smoke configuration."""
 

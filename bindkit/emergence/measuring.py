@@ -196,7 +196,12 @@ class _Measuring:
 
         missing = [layer for layer in source.resolve_layers(layers) if self._lacks(kept, layer)]
         cache = cache_activations(source, self.scenes, root=place / "cache", layers=missing)
-        choice: dict[str, Any] = {"protocol": self.rules, "seeds": self.seeds, "root": place / "probes", "device": self.device}
+        choice: dict[str, Any] = {
+            "protocol": self.rules,
+            "seeds": self.seeds,
+            "root": place / "probes",
+            "device": self.device,
+        }
         fitted = sweep([cache], missing, [self.probe], **choice)
         parts = [part for part in (kept, fitted.assign(n_layers=source.n_layers)) if len(part)]
         together = pd.concat(parts, ignore_index=True)

@@ -12,6 +12,8 @@ from bindkit.emergence.gains import FEW_SEEDS, FIGURES, emergence_gains
 from bindkit.scenes.splits import FEW_SCENES
 
 _NO_BETTER_THAN_CHANCE = 0.55
+_ASKED_FOR = ("motion",)
+"""Objectives whose loss is about objects: what binds there did not emerge by itself."""
 
 
 def emergence_verdicts(table: pd.DataFrame) -> list[str]:
@@ -143,8 +145,9 @@ class _Judged(NamedTuple):
         row = self.pairs.row
         n_seeds = row["n_seeds"]
         seeds = f"{n_seeds} training seed{'' if n_seeds == 1 else 's'}"
+        how = "is there, as its loss asks for" if self.label.split(",")[0] in _ASKED_FOR else "emerged in training"
         verdict = (
-            "Yes: binding emerged in training, beyond likeness and beyond what can be read without a model"
+            f"Yes: binding {how}, beyond likeness and beyond what can be read without a model"
             if self.binds
             else f"No: {'; '.join(self.lacking)}"
         )

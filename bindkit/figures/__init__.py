@@ -3,9 +3,11 @@
 from bindkit.figures.affinity import affinity_figure
 from bindkit.figures.curves import layer_curves, probe_curves, training_curves
 from bindkit.figures.difficulty import difficulty_figure
+from bindkit.figures.emergence import emergence_figure
 from bindkit.figures.gallery import scenes_figure
 from bindkit.figures.saving import SavedFigure, save_figure
 from bindkit.figures.scenes import scene_figure, scene_table
+from bindkit.figures.training import loss_curves, training_slider
 from bindkit.figures.variations import difficulty_scenes
 
 __all__ = [
@@ -13,11 +15,14 @@ __all__ = [
     "affinity_figure",
     "difficulty_figure",
     "difficulty_scenes",
+    "emergence_figure",
     "layer_curves",
+    "loss_curves",
     "probe_curves",
     "save_figure",
     "scene_figure",
     "scene_table",
     "scenes_figure",
     "training_curves",
+    "training_slider",
 ]
