@@ -32,6 +32,8 @@ EMERGENCE_COLUMNS = (*RESULT_COLUMNS, "pretraining", "training_seed", "scenes_se
 """Columns of the table: those of ``results.csv``; what the backbone was trained with, from which seed, how far."""
 
 _KEPT_COLUMNS = [*RESULT_COLUMNS, "n_layers"]
+_TEXTS = ("backbone", "objective", "probe", "task", "protocol", "split")
+_COUNTS = ("n_scenes", "n_pairs", "seed", "n_layers")
 
 
 def measure_checkpoints(
@@ -234,7 +236,10 @@ def _kept_rows(file: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        return pd.read_csv(file, float_precision="round_trip")[_KEPT_COLUMNS]
+        rows = pd.read_csv(file, dtype=str)[_KEPT_COLUMNS]
+        # Through Python's own numbers: the default parser of some pandas loses the last digit.
+        kinds = dict.fromkeys(_KEPT_COLUMNS, float) | dict.fromkeys(_TEXTS, str) | dict.fromkeys(_COUNTS, int)
+        return pd.DataFrame({name: [kind(value) for value in rows[name]] for name, kind in kinds.items()})
     except (OSError, ValueError, KeyError):
         return pd.DataFrame(columns=_KEPT_COLUMNS).astype({"layer": float})
 

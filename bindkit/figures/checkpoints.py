@@ -45,6 +45,16 @@ def split_table(table: pd.DataFrame, metrics: Sequence[str]) -> tuple[pd.DataFra
     return rows[rows["pretraining"].notna() & ~aside], rows[aside]
 
 
+def panel_title(label: str) -> str:
+    """Name of an objective above its panel; what sets it apart, if anything, in small below.
+
+    >>> panel_title("mae, mask_ratio=0.5")
+    '<b>mae</b><br><sub>mask_ratio=0.5</sub>'
+    """
+    name, comma, rest = label.partition(", ")
+    return f"<b>{name}</b>" + (f"<br><sub>{rest}</sub>" if comma else "")
+
+
 def short_count(seen: float) -> str:
     """Few letters for a number of scenes: 0, 512, 9k, 1.5M."""
     for unit, letter in ((1e6, "M"), (1e3, "k")):

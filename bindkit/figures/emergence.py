@@ -17,6 +17,7 @@ from bindkit.figures.checkpoints import (
     add_levels,
     is_named,
     limits_of,
+    panel_title,
     short_count,
     split_table,
     subtitle_of,
@@ -85,7 +86,7 @@ def emergence_figure(table: pd.DataFrame, metric: str | Sequence[str] = "auroc")
         cols=n_cols,
         shared_xaxes=len(metrics) > 1,
         shared_yaxes=True,
-        subplot_titles=[f"<b>{label}</b>" for label in labels],
+        subplot_titles=[panel_title(label) for label in labels],
         horizontal_spacing=_GAP / inside[0],
         vertical_spacing=between / inside[1] if n_rows > 1 else 0,
     )

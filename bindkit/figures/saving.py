@@ -107,7 +107,8 @@ def save_figure(figure: go.Figure, name: str, directory: str | Path, data: pd.Da
     place = Path(directory).expanduser()
     place.mkdir(parents=True, exist_ok=True)
     _write_library(place)
-    page = figure.to_html(include_plotlyjs="directory", div_id=name, config={"displaylogo": False, "responsive": False})
+    config = {"displaylogo": False, "responsive": False}
+    page = figure.to_html(include_plotlyjs="directory", div_id=name, config=config, auto_play=False)
     page = page.replace("<head>", f"<head><title>{html.escape(name)}</title>", 1)
     write_bytes(place / f"{name}.html", page.encode())
 

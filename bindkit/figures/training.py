@@ -15,6 +15,7 @@ from bindkit.figures.checkpoints import (
     DASH_UNTRAINED,
     add_levels,
     limits_of,
+    panel_title,
     short_count,
     split_table,
     subtitle_of,
@@ -104,7 +105,7 @@ def loss_curves(history: pd.DataFrame) -> go.Figure:
     figure = make_subplots(
         rows=n_rows,
         cols=n_cols,
-        subplot_titles=[f"<b>{label}</b>" for label in labels],
+        subplot_titles=[panel_title(label) for label in labels],
         horizontal_spacing=0.07,
         vertical_spacing=0.36 if n_rows > 1 else 0,
     )
@@ -181,8 +182,8 @@ def _player(moments: Sequence[float]) -> dict[str, Any]:
             {
                 "steps": steps,
                 "active": len(steps) - 1,
-                "x": 0.2,
-                "len": 0.8,
+                "x": 0.24,
+                "len": 0.76,
                 "y": -0.2,
                 "yanchor": "top",
                 "pad": {"t": 10},

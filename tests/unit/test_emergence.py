@@ -254,9 +254,12 @@ def test_the_last_checkpoint_is_one_that_all_seeds_have():
         ([(0.90, 0.75)], "Yes: binding emerged in training.*in the one seed that was trained"),
         ([(0.79, 0.75), (0.79, 0.75)], "No: AUROC is not above what a control reads"),
         ([(0.90, 0.59), (0.90, 0.58)], "No: twins AUROC is not above what a control reads"),
-        ([(0.78, 0.55), (0.78, 0.55)], "No: AUROC is not above its random init;"),
+        (
+            [(0.78, 0.55), (0.78, 0.55)],
+            "No: AUROC is not above its random init nor above what a control reads; twins AUROC is not above",
+        ),
         ([(0.90, 0.75), (0.90, 0.50)], "No: twins AUROC is not above its random init"),
-        ([(0.70, 0.52), (0.71, 0.53)], r"AUROC 0\.70 at layer 3, 0\.07 below its random init \(0\.78\)"),
+        ([(0.71, 0.52), (0.71, 0.53)], r"AUROC 0\.71 at layer 3, 0\.07 below its random init \(0\.78\)"),
         ([(0.70, 0.52), (0.71, 0.53)], "twins are told apart no better than by chance"),
         ([(0.90, math.nan), (0.90, math.nan)], "No: there is no twins AUROC"),
     ],
@@ -270,7 +273,7 @@ def test_the_verdict_says_what_the_numbers_say(ends, said):
 def test_seeds_that_disagree_are_no_yes():
     ends = [(0.90, 0.72), (0.90, 0.56), (0.90, 0.70)]
     sentence = verdict(*((START, end) for end in ends))[0]
-    assert "No: twins AUROC is not above its random init; twins AUROC is not above what a control reads" in sentence
+    assert "No: twins AUROC is not above its random init nor above what a control reads." in sentence
     assert "not told apart from its random init (0.55) [-" in sentence
 
 
