@@ -28,9 +28,11 @@ def notebook(path):
     return nbformat.read(path, as_version=4)
 
 
-def test_the_notebooks_are_numbered_without_a_gap(notebook_paths):
+def test_the_pipeline_is_numbered_without_a_gap_and_labs_come_after_it(notebook_paths):
     numbers = [int(path.name[:2]) for path in notebook_paths]
-    assert numbers == list(range(1, len(numbers) + 1))
+    pipeline = [number for number in numbers if number < FIRST_LAB]
+    assert pipeline == list(range(1, len(pipeline) + 1))
+    assert numbers == sorted(set(numbers))
     others = [path.name for path in notebook_paths[0].parent.glob("*.ipynb") if path not in notebook_paths]
     assert not others
 
