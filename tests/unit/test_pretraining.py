@@ -138,7 +138,7 @@ def test_a_student_learns_the_answers_of_a_teacher_that_stands_still(pool):
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
 
 
