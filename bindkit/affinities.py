@@ -25,9 +25,7 @@ from bindkit.errors import (
     BrokenSceneError,
     GeometryError,
     InvalidParameterError,
-    LayerError,
     NonFiniteActivationsError,
-    ProbeMismatchError,
 )
 from bindkit.extraction.forward import ActivationSource, activations_of
 from bindkit.geometry import Box
@@ -137,17 +135,7 @@ def layer_of(probe: Probe, backbone: ActivationSource, layer: int | None = None)
     ProbeMismatchError, LayerError
         As `affinity`.
     """
-    fitted = probe.fitted_on
-    digest, described = fitted.get("weights_digest"), backbone.describe()
-    if digest is not None and digest != described["weights_digest"]:
-        raise ProbeMismatchError(
-            f"this {probe.kind} probe was fitted on {fitted.get('backbone')} (weights {digest[:8]}), it is asked to "
-            f"judge {described['name']} (weights {described['weights_digest'][:8]}); load that backbone or fit another "
-            "probe"
-        )
-    chosen = fitted.get("layer") if layer is None else layer
-    if chosen is None:
-        raise LayerError(f"this {probe.kind} probe does not say which layer it was fitted on; say layer=")
+    chosen = probe.layer_for(backbone.describe(), layer)
     (chosen,) = backbone.resolve_layers([chosen])
     probe.check_fits(backbone.d_model, chosen)
     return chosen

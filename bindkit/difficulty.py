@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +21,14 @@ from bindkit import __version__
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.extraction import cache_activations
 from bindkit.extraction.forward import ActivationSource
-from bindkit.files import slug, write_json
+from bindkit.files import slug, with_nan, without_nan, write_json
 from bindkit.judging import judge_probe
 from bindkit.probes import PROBES, load_probe
 from bindkit.progress import progress
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
 from bindkit.scenes import open_scenes, split_scenes
-from bindkit.scenes.synthetic import SyntheticOptions
+from bindkit.scenes.synthetic import require_unseen
 from bindkit.scenes.variations import scene_variations
 from bindkit.sweeping import probe_directory, sweep
 from bindkit.training import RESULT_COLUMNS
@@ -131,7 +131,8 @@ def vary_scenes(
         table.pivot_table("auroc", ["option", "value"], "backbone", sort=False)
     """
     variations, rules = scene_variations(base, options), protocol_of(protocol)
-    _require_measuring_seeds(varied.uri for varied in variations)
+    for varied in variations:
+        require_unseen(open_scenes(varied.uri))
     asked = _Asked(probe, rules, tuple(map(int, seeds)), patches_per_scene, device, keep_caches)
     wanted = _checked_layers(backbones, layers, asked)
     place = Path(root) / slug(open_scenes(base).uri)
@@ -171,19 +172,6 @@ class _Asked:
     patches_per_scene: int | str
     device: str
     keep_caches: bool
-
-
-def _require_measuring_seeds(uris: Iterable[str]) -> None:
-    """Refuse scenes that backbones may have been trained on. Raises InvalidParameterError."""
-    from bindkit.pretraining.training_scenes import TRAINING_SEED
-
-    for uri in uris:
-        seed = SyntheticOptions.parse(uri.removeprefix("synthetic:")).seed
-        if seed >= TRAINING_SEED:
-            raise InvalidParameterError(
-                f"seed={seed} is kept for training, so that no backbone is measured on scenes that it was trained on; "
-                f"measure with a seed below {TRAINING_SEED}"
-            )
 
 
 def _checked_layers(backbones: Sequence[ActivationSource], layers: Any, asked: _Asked) -> dict[str, tuple[int, ...]]:
@@ -240,14 +228,14 @@ class _Source:
             elif base is not None:
                 rows["base"] = [self._carried(row, base, cache) for row in own]
             record.parent.mkdir(parents=True, exist_ok=True)
-            plain = {origin: [_plain(row) for row in found] for origin, found in rows.items()}
+            plain = {origin: [without_nan(row) for row in found] for origin, found in rows.items()}
             write_json(record, {"made_from": made_from, "rows": plain})
             if not asked.keep_caches:
                 shutil.rmtree(cache.path)
                 with contextlib.suppress(OSError):  # other backbones' caches may lie there still
                     cache.path.parent.rmdir()
                     cache.path.parent.parent.rmdir()
-        return {origin: [_with_nan(row) for row in found] for origin, found in rows.items()}
+        return {origin: [with_nan(row) for row in found] for origin, found in rows.items()}
 
     def _carried(self, row: dict[str, Any], base: Path, cache: Any) -> dict[str, Any]:
         """The row of the base's probe of the same layer and seed, judged on this cache."""
@@ -282,11 +270,3 @@ def _kept(record: Path, made_from: dict[str, Any]) -> dict[str, list[dict[str, A
         return rows if kept["made_from"] == made_from else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
-
-
-def _with_nan(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: math.nan if value is None else value for name, value in row.items()}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,21 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, indented, keys in the order given."""
     write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """NaN and infinity, which JSON cannot hold, as None; `with_nan` reads them back (as NaN).
+
+    >>> without_nan({"auroc": float("nan"), "seed": 0}), with_nan({"auroc": None, "seed": 0})
+    ({'auroc': None, 'seed': 0}, {'auroc': nan, 'seed': 0})
+    """
+    broken = {name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+    return {name: None if name in broken else value for name, value in row.items()}
+
+
+def with_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """None, as JSON gives it back, as NaN."""
+    return {name: math.nan if value is None else value for name, value in row.items()}
 
 
 def sha256_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""A fitted probe judged on other scenes than those that it was fitted for."""
+"""A probe judged on the pairs of a split: of its own cache, or of other scenes than it was fitted for."""
 
 from __future__ import annotations
 
@@ -6,14 +6,25 @@ import numpy as np
 import torch
 
 from bindkit.cache import ActivationCache
-from bindkit.errors import LayerError, ProbeMismatchError
+from bindkit.devices import device_of
 from bindkit.metrics import judge
 from bindkit.patch_batches import SplitPatches, flat_pairs
 from bindkit.probes import Probe
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
 
-_PREFERRED = ("test", "validation", "train")
+JUDGED_FIRST = ("test", "validation", "train")
+"""Of these splits the first that has usable scenes is the one whose figures are reported."""
+
+
+def judge_split(probe: Probe, patches: SplitPatches) -> dict[str, float]:
+    """Figures of a probe on the judged pairs of a split, ``n_scenes`` and ``n_pairs`` among them.
+
+    Probe and patches are in the same units and on the same device.
+    """
+    with torch.inference_mode():
+        pairs = flat_pairs((batch, probe(batch.activations)) for batch in patches.judged())
+    return judge(pairs) | {"n_scenes": len(np.unique(pairs.scene)), "n_pairs": len(pairs)}
 
 
 def judge_probe(
@@ -65,30 +76,17 @@ def judge_probe(
         fit = bk.fit_probe(plain_scenes, layer=4)
         bk.judge_probe(fit.probe, harder_scenes)["auroc"]
     """
-    fitted, described = probe.fitted_on, cache.backbone
-    digest = fitted.get("weights_digest")
-    if digest is not None and digest != described["weights_digest"]:
-        raise ProbeMismatchError(
-            f"this {probe.kind} probe was fitted on {fitted.get('backbone')} (weights {digest[:8]}), it is asked to "
-            f"judge a cache of {described['name']} (weights {described['weights_digest'][:8]}); give a cache of that "
-            "backbone or fit another probe"
-        )
-    layer = fitted.get("layer") if layer is None else layer
-    if layer is None:
-        raise LayerError(f"this {probe.kind} probe does not say which layer it was fitted on; say layer=")
+    layer = probe.layer_for(cache.backbone, layer)
     probe.check_fits(cache.d_model, layer)
-    rules = protocol_of(fitted.get("protocol", "strict") if protocol is None else protocol)
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    for name in _PREFERRED if split is None else (split,):
+    rules = protocol_of(probe.fitted_on.get("protocol", "strict") if protocol is None else protocol)
+    where = device_of(device)
+    for name in JUDGED_FIRST if split is None else (split,):
         patches = SplitPatches(cache, name, layer, rules, where)
         if len(patches):
             break
     patches.require()
     # The activations are as they were cached: a fitted probe takes them in their own units.
-    model = probe.to(where)
     try:
-        with torch.inference_mode():
-            pairs = flat_pairs((batch, model(batch.activations)) for batch in patches.judged())
+        return judge_split(probe.to(where), patches)
     finally:
         probe.cpu()
-    return judge(pairs) | {"n_scenes": len(np.unique(pairs.scene)), "n_pairs": len(pairs)}

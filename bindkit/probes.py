@@ -31,7 +31,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,34 @@ class Probe(nn.Module, ABC):
                 f"this {self.kind} probe was fitted on layer {fitted}, it is asked to judge layer {layer}; "
                 f"use activations of layer {fitted} or fit a probe on layer {layer}"
             )
+
+    def layer_for(self, backbone: Mapping[str, Any], layer: int | None = None) -> int:
+        """Layer that this probe reads, once it is known to be a probe of that backbone.
+
+        Parameters
+        ----------
+        backbone : mapping
+            As ``backbone.describe()`` or ``cache.backbone`` gives it: ``name``, ``weights_digest``.
+        layer : int, optional
+            0-based; needed for a probe that does not know which layer it was fitted on.
+
+        Raises
+        ------
+        ProbeMismatchError
+            If it was fitted on other weights.
+        LayerError
+            If no layer is known.
+        """
+        digest, given = self.fitted_on.get("weights_digest"), backbone["weights_digest"]
+        if digest is not None and digest != given:
+            raise ProbeMismatchError(
+                f"this {self.kind} probe was fitted on {self.fitted_on.get('backbone')} (weights {digest[:8]}), it is "
+                f"asked to judge {backbone['name']} (weights {given[:8]}); take that backbone or fit another probe"
+            )
+        chosen = self.fitted_on.get("layer") if layer is None else layer
+        if chosen is None:
+            raise LayerError(f"this {self.kind} probe does not say which layer it was fitted on; say layer=")
+        return int(chosen)
 
 
 def register_probe(kind: str) -> Callable[[type[Probe]], type[Probe]]:

@@ -15,7 +15,7 @@ from bindkit import __version__
 from bindkit.cache import ActivationCache
 from bindkit.control_names import is_control
 from bindkit.errors import InvalidParameterError, ProbeError
-from bindkit.files import slug, write_json
+from bindkit.files import slug, with_nan, without_nan, write_json
 from bindkit.probes import PROBES, check_layer, load_probe
 from bindkit.progress import progress
 from bindkit.protocols import Protocol
@@ -109,7 +109,7 @@ def sweep(
                         # A row that is there belongs to the probe that is about to be replaced.
                         (place / "row.json").unlink(missing_ok=True)
                         fit.save(place)
-                        write_json(place / "row.json", {"made_from": made_from, "row": _without_nan(row)})
+                        write_json(place / "row.json", {"made_from": made_from, "row": without_nan(row)})
                 else:
                     n_read += 1
                 rows.append(row)
@@ -155,10 +155,6 @@ def layer_digest(cache: ActivationCache, layer: int) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
-
-
 def _kept_row(place: Path | None, made_from: dict[str, Any]) -> dict[str, Any] | None:
     """The row of a fit that is already there, whole and made from the same things, else None."""
     if place is None:
@@ -168,6 +164,6 @@ def _kept_row(place: Path | None, made_from: dict[str, Any]) -> dict[str, Any] |
         if kept["made_from"] != made_from:
             return None
         load_probe(place)
-        return {name: math.nan if value is None else value for name, value in kept["row"].items()}
+        return with_nan(kept["row"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ProbeError):
         return None

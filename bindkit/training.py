@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,9 +18,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bindkit.cache import ActivationCache
 from bindkit.control_names import is_control
+from bindkit.devices import device_of
 from bindkit.errors import LayerError, ProbeError
-from bindkit.metrics import judge
-from bindkit.patch_batches import PatchBatch, SplitPatches, flat_pairs
+from bindkit.files import without_nan
+from bindkit.judging import JUDGED_FIRST, judge_split
+from bindkit.patch_batches import PatchBatch, SplitPatches
 from bindkit.probes import Probe, make_probe, save_probe
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
@@ -97,7 +98,7 @@ class LayerPatches:
                 'ImageNet\'s: load_backbone(..., normalization="imagenet")',
                 cache.backbone["name"],
             )
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = device_of(device)
         self.splits = {
             split: SplitPatches(cache, split, self.layer, self.protocol, self.device)
             for split in ("train", "validation", "test")
@@ -111,7 +112,7 @@ class LayerPatches:
     @property
     def judged_split(self) -> str:
         """The split whose figures are reported: the first that has usable scenes of test, validation, train."""
-        return next(split for split in ("test", "validation", "train") if len(self.splits[split]))
+        return next(split for split in JUDGED_FIRST if len(self.splits[split]))
 
 
 def pair_loss(logits: Float[Tensor, "scene patch patch"], batch: PatchBatch) -> Float[Tensor, ""]:
@@ -208,14 +209,11 @@ def fit_probe(
         raise LayerError(f"these are the patches of layer {cache.layer}, not of layer {layer}; leave out layer=")
     patches, rules, seed = cache, cache.protocol, int(seed)
     model = make_probe(probe, patches.cache.d_model, seed).to(patches.device)
-    judged = patches.splits[patches.judged_split]
     with _threads_for(model.d_model**2 * rules.train_patches * rules.scenes_per_step, patches.device):
         started = time.perf_counter()
         history = _train(model, patches, rules, seed)
         seconds = time.perf_counter() - started
-        with torch.inference_mode():
-            pairs = flat_pairs((batch, model(batch.activations)) for batch in judged.judged())
-    metrics = judge(pairs) | {"n_scenes": len(np.unique(pairs.scene)), "n_pairs": len(pairs)}
+        metrics = judge_split(model, patches.splits[patches.judged_split])
     if patches.scale is not None:
         model.fold_scale(patches.scale)
     model = model.cpu().eval().requires_grad_(False)
@@ -231,8 +229,8 @@ def fit_probe(
         "seed": seed,
         "split": patches.judged_split,
         "seconds": round(seconds, 3),
-        "metrics": _for_json(metrics),
-        "history": [_for_json(entry) for entry in history],
+        "metrics": without_nan(metrics),
+        "history": [without_nan(entry) for entry in history],
     }
     return Fit(model, metrics, history, patches.judged_split, seconds)
 
@@ -250,11 +248,6 @@ def _threads_for(products_per_step: int, device: torch.device) -> Iterator[None]
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _for_json(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """NaN and infinity, which JSON cannot hold, as None."""
-    return {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}
 
 
 def _train(model: Probe, patches: LayerPatches, rules: Protocol, seed: int) -> tuple[dict[str, float | None], ...]:

@@ -15,6 +15,7 @@ from bindkit.backbones.random_init import build_seeded, embedded_config, parse_r
 from bindkit.backbones.shape import EncoderShape
 from bindkit.backbones.shipped import directory_of
 from bindkit.backbones.tower import VisionTower
+from bindkit.devices import device_of
 from bindkit.errors import InvalidParameterError
 from bindkit.geometry import TokenLayout, WindowGeometry
 
@@ -74,7 +75,7 @@ def load_backbone(
         For options that do not exist.
     """
     # From cheap to costly: whatever is wrong should show before any weights are downloaded.
-    target = _device(device)
+    target = device_of(device)
     if normalization not in NORMALIZATIONS:
         raise InvalidParameterError(f"unknown normalization {normalization!r}; choose one of {NORMALIZATIONS}")
     random_init = parse_random_init(name)
@@ -146,15 +147,3 @@ def _geometry(shape: EncoderShape, window: int | None, short_side: int | None) -
     if short_side is None:
         short_side = max(window, _PAPER_PATCHES_PER_SIDE.get(patch_size, 0) * patch_size)
     return WindowGeometry(short_side=short_side, window=window, patch_size=patch_size)
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InvalidParameterError(f'unknown device {device!r}; choose "auto", "cpu" or "cuda"') from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidParameterError(f'device {device!r} asks for a GPU and there is none; choose "auto" or "cpu"')
-    return chosen

@@ -8,7 +8,7 @@
 """
 
 from bindkit.emergence.gains import emergence_gains
-from bindkit.emergence.measuring import EMERGENCE_COLUMNS, measure_checkpoints, unseen_scenes
+from bindkit.emergence.measuring import EMERGENCE_COLUMNS, measure_checkpoints
 from bindkit.emergence.runs import TrainingRun, find_runs, read_runs, training_histories
 from bindkit.emergence.verdicts import emergence_verdicts
 
@@ -21,5 +21,4 @@ __all__ = [
     "measure_checkpoints",
     "read_runs",
     "training_histories",
-    "unseen_scenes",
 ]

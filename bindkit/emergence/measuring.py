@@ -20,6 +20,8 @@ from bindkit.files import sha256_of, slug, write_bytes
 from bindkit.progress import progress
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
+from bindkit.scenes import open_scenes
+from bindkit.scenes.synthetic import require_unseen
 from bindkit.training import RESULT_COLUMNS
 
 if TYPE_CHECKING:
@@ -100,7 +102,8 @@ def measure_checkpoints(
     from bindkit.backbones import load_backbone
 
     known = read_runs(runs)
-    scene_set, asked = unseen_scenes(scenes), _asked(layers)
+    scene_set, asked = open_scenes(scenes) if isinstance(scenes, str) else scenes, _asked(layers)
+    require_unseen(scene_set)
     if not seeds:
         raise InvalidParameterError("give at least one seed of probes")
     wanted = [(run, seen) for run in known for seen in _chosen(run, checkpoints)]
@@ -132,27 +135,6 @@ def measure_checkpoints(
             "pairs; measure runs of one architecture together"
         )
     return table[list(EMERGENCE_COLUMNS)]
-
-
-def unseen_scenes(scenes: str | SceneSet) -> SceneSet:
-    """Open scenes to measure on.
-
-    Raises
-    ------
-    InvalidParameterError
-        If backbones may have been trained on them: synthetic scenes of a training seed.
-    """
-    from bindkit.pretraining.training_scenes import TRAINING_SEED
-    from bindkit.scenes import open_scenes
-    from bindkit.scenes.synthetic import SyntheticScenes
-
-    scene_set = open_scenes(scenes) if isinstance(scenes, str) else scenes
-    if isinstance(scene_set, SyntheticScenes) and scene_set.options.seed >= TRAINING_SEED:
-        raise InvalidParameterError(
-            f"seed={scene_set.options.seed} is kept for training, so a backbone could be measured on scenes that it "
-            f"was trained on; measure on scenes with a seed below {TRAINING_SEED}"
-        )
-    return scene_set
 
 
 @dataclass(frozen=True)

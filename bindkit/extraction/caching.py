@@ -45,6 +45,7 @@ from bindkit.files import slug
 from bindkit.progress import progress
 from bindkit.scenes import Split, split_scenes
 from bindkit.scenes.scene import SceneSet
+from bindkit.scenes.synthetic import require_unseen
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +120,9 @@ def cache_activations(
     WorkspaceBusyError
         If another process is writing to this cache.
     InvalidParameterError
-        For arguments outside what they take.
+        For arguments outside what they take, and for synthetic scenes of a seed that is kept for training.
     """
+    require_unseen(scenes)
     for name, count, least in (("windows_per_batch", windows_per_batch, 1), ("workers", workers, 0)):
         if count is not None and count < least:
             raise InvalidParameterError(f"{name} must be at least {least}, got {count}")

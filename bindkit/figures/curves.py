@@ -111,7 +111,7 @@ def training_curves(history: Sequence[Mapping[str, Any]] | pd.DataFrame, title: 
                 marker={"size": 6},
             )
             figure.add_trace(trace, row=1, col=panel)
-    figure.update_xaxes(title_text="epoch", **_whole_ticks(number))
+    figure.update_xaxes(title_text="epoch", **whole_ticks(number))
     figure.update_yaxes(tickformat=".2f")
     figure.update_yaxes(title_text="loss (nats a pair)", row=1, col=1)
     figure.update_yaxes(title_text="accuracy on pairs", row=1, col=2)
@@ -177,7 +177,7 @@ def _curves(rows: pd.DataFrame, metric: str, line_of: str) -> go.Figure:
         _legend_aside(figure)
     # Bands below all lines, and levels without a model below those of models: later traces are drawn over earlier ones.
     figure.data = sorted(figure.data, key=lambda trace: (trace.fill is None, trace.legend != "legend2"))
-    figure.update_xaxes(title_text="layer (transformer block, counted from 0)", **_whole_ticks(rows["layer"].dropna()))
+    figure.update_xaxes(title_text="layer (transformer block, counted from 0)", **whole_ticks(rows["layer"].dropna()))
     figure.update_yaxes(title_text=METRICS[metric], tickformat=".2f")
     if metric in _CHANCE:
         # From chance to perfect, so that noise around chance is not stretched into a trend.
@@ -263,7 +263,7 @@ def _add_level(
     figure.add_trace(go.Scatter(x=ends, y=[level, level], **look, **(aside or {})))
 
 
-def _whole_ticks(numbers: pd.Series) -> dict[str, Any]:
+def whole_ticks(numbers: pd.Series) -> dict[str, Any]:
     """Ticks at whole numbers, at most about a dozen."""
     if numbers.empty:
         return {}

@@ -21,7 +21,7 @@ from bindkit.figures.checkpoints import (
     subtitle_of,
     two_legends,
 )
-from bindkit.figures.curves import METRICS, _whole_ticks
+from bindkit.figures.curves import METRICS, whole_ticks
 from bindkit.figures.style import INK, colour_of, titled, translucent
 
 
@@ -71,7 +71,7 @@ def training_slider(table: pd.DataFrame, metric: str = "auroc") -> go.Figure:
         )
         for seen in moments
     ]
-    figure.update_xaxes(title_text="layer (transformer block, counted from 0)", range=ends, **_whole_ticks(layers))
+    figure.update_xaxes(title_text="layer (transformer block, counted from 0)", range=ends, **whole_ticks(layers))
     figure.update_yaxes(title_text=METRICS[metric], tickformat=".2f", range=limits_of(trained, controls, metric))
     titled(
         figure,

@@ -1,7 +1,8 @@
 """Tiny backbones, pretrained on synthetic scenes with different objectives: the controlled experiment.
 
-One architecture (a ViT of 1.2 million parameters), one stream of scenes, several objectives. What differs between the
-resulting backbones is the objective and nothing else.
+One architecture (a ViT of just under a million parameters), one stream of scenes, several objectives. Backbones that
+were trained on as many scenes differ in the objective and nothing else; those that are shipped saw different numbers of
+scenes, as their cards say.
 
 >>> sorted(OBJECTIVES)
 ['clip', 'dino', 'mae', 'motion', 'supervised']

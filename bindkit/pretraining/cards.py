@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from bindkit.files import write_bytes, write_json
 from bindkit.pretraining.architecture import GRID, HEADS, LAYERS, PATCH, SIDE, WIDTH
 from bindkit.pretraining.loop import RUN_FILE, STATE_FILE, checkpoints_of
 from bindkit.pretraining.objectives import objective_loss, read_objective
-from bindkit.pretraining.training_scenes import TRAINING_SEED
+from bindkit.scenes.synthetic import TRAINING_SEED, SyntheticOptions
 
 CARD_FILE = "card.json"
 
@@ -24,12 +23,11 @@ CARD_FILE = "card.json"
 def held_out_scenes(training_scenes: str, n_scenes: int = 512) -> str:
     """The training recipe with a measuring seed.
 
-    >>> held_out_scenes("synthetic:n=20000,seed=1000000000000,size=80x80", 8)
-    'synthetic:n=8,seed=1,size=80x80'
+    >>> held_out_scenes("synthetic:n=20000,seed=1000000000000,size=80x80", 8)[:41]
+    'synthetic:n=8,seed=1,size=80x80,objects=3'
     """
-    options = dict(item.split("=", 1) for item in training_scenes.removeprefix("synthetic:").split(","))
-    options |= {"n": str(n_scenes), "seed": "1"}
-    return "synthetic:" + ",".join(f"{name}={value}" for name, value in options.items())
+    trained_on = SyntheticOptions.parse(training_scenes.removeprefix("synthetic:"))
+    return replace(trained_on, n=n_scenes, seed=1).uri
 
 
 def ship(run: str | Path, directory: str | Path) -> Path:
@@ -58,7 +56,8 @@ def ship(run: str | Path, directory: str | Path) -> Path:
     """
     run, directory = Path(run), Path(directory)
     try:
-        plan = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))["plan"]
+        record = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+        plan, machine = record["plan"], record["machine"]
         state = torch.load(run / STATE_FILE, weights_only=True)
         history = state["history"]
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -71,13 +70,8 @@ def ship(run: str | Path, directory: str | Path) -> Path:
     held_out = held_out_scenes(plan["scenes"])
     card = {
         "plan": plan,
-        "command": command_of(plan, torch.get_num_threads()),
-        "machine": {
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        },
+        "command": command_of(plan, machine["threads"]),
+        "machine": machine,
         "training_seconds": round(history[-1]["seconds"]),
         "training_loss": history[-1]["loss"],
         "held_out_scenes": held_out,
@@ -85,7 +79,7 @@ def ship(run: str | Path, directory: str | Path) -> Path:
         "held_out_loss_untrained": objective_loss(checkpoints[0], held_out),
         "n_parameters": objective.n_parameters,
         "objective": objective.label,
-        "self_supervised": objective.self_supervised,
+        "supervision": objective.supervision,
     }
     write_json(directory / CARD_FILE, card)
     write_bytes(directory / "README.md", model_card(directory.name, card).encode())
@@ -104,13 +98,11 @@ def command_of(plan: dict[str, Any], threads: int) -> str:
 def model_card(name: str, card: dict[str, Any]) -> str:
     """The text of a model card, from ``card.json``'s figures."""
     plan, machine = card["plan"], card["machine"]
-    kind = "self-supervised" if card["self_supervised"] else "supervised by labels or captions"
     return f"""# bindkit/{name}
 
 A tiny ViT ({card["n_parameters"] / 1e6:.2f} million parameters: {LAYERS} blocks, width {WIDTH}, {HEADS} heads, patches
-of {PATCH} px, windows of {SIDE} px, {GRID} x {GRID} patches), pretrained on synthetic scenes. Objective:
-**{card["objective"]}** ({kind}). It is for studying object binding on synthetic scenes and for nothing else: it has
-never seen a photograph.
+of {PATCH} px, windows of {SIDE} px, {GRID} x {GRID} patches), pretrained on synthetic scenes. It is for studying object
+binding on synthetic scenes and for nothing else: it has never seen a photograph.
 
 ```python
 backbone = bindkit.load_backbone("bindkit/{name}")
@@ -118,6 +110,8 @@ backbone = bindkit.load_backbone("bindkit/{name}")
 
 | | |
 |---|---|
+| objective | {card["objective"]} |
+| told besides the pictures | {card["supervision"]} |
 | scenes seen | {plan["scenes_seen"]:,}, mirrored, transposed and recoloured |
 | training scenes | `{plan["scenes"]}` |
 | seed | {plan["seed"]} |

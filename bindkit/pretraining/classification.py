@@ -18,7 +18,7 @@ class Classification(Objective):
 
     name = "supervised"
     label = "supervised"
-    self_supervised = False
+    supervision = "the classes that are in a scene"
 
     def _build(self) -> nn.Module:
         from transformers import ViTConfig, ViTForImageClassification

@@ -1,9 +1,9 @@
 """Common fate: see a still scene and how a few patches move, say how every patch moves.
 
 This is conditional motion propagation (Zhan et al., "Self-Supervised Learning via Conditional Motion Propagation", CVPR
-2019), with the exact motion of synthetic objects in the place of optical flow: every object gets a random motion, the
-ground stays. Which patches move together is all that there is to learn, so this is the objective that asks for binding
-outright: a reference for what such a model can bind when it has to, not evidence that binding emerges by itself.
+2019), but with the exact motion of synthetic objects in the place of optical flow: every object gets a random motion,
+the ground stays. That motion is made from the instance masks, so the target tells which patches are one object. Here it
+is therefore no self-supervised objective but a reference: what such a model can bind when it is asked to.
 
 The hints enter behind the middle block. What the blocks before it compute comes from the picture alone.
 """
@@ -33,7 +33,9 @@ class CommonFate(Objective):
 
     name = "motion"
     label = "common-fate"
-    self_supervised = True
+    supervision = (
+        "which patches move together, from the generator's own masks: the very partition that a probe asks for"
+    )
     learning_rate = 1.5e-3
     defaults: ClassVar[dict[str, Any]] = {"hinted": 0.8}
 

@@ -46,7 +46,7 @@ class SelfDistillation(Objective):
 
     name = "dino"
     label = "self-distillation"
-    self_supervised = True
+    supervision = "nothing"
     learning_rate = 5e-4
     defaults: ClassVar[dict[str, Any]] = {"patch_term": True, "large_crops": 2, "small_crops": 2}
 

@@ -21,7 +21,7 @@ class ImageText(Objective):
 
     name = "clip"
     label = "contrastive"
-    self_supervised = False
+    supervision = "captions: classes and where they are"
 
     def _build(self) -> nn.Module:
         from transformers import CLIPConfig, CLIPModel

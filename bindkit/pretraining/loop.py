@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import pickle
 import platform
 import time
@@ -17,6 +18,7 @@ import torch
 
 from bindkit import __version__
 from bindkit.backbones.positions import position_embeddings
+from bindkit.devices import device_of
 from bindkit.errors import BackboneError, InvalidParameterError, NonFiniteActivationsError
 from bindkit.files import write_json
 from bindkit.pretraining.architecture import FADE_IN_STEPS, POSITION_SCALE, POSITION_SCALE_LATER
@@ -156,7 +158,7 @@ def pretrain(
     )
     directory = Path(directory)
     _claim(directory, plan)
-    target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    target = device_of(device)
     trainer = _Trainer(plan, model.to(target), directory)
     trainer.resume()
     if trainer.step < plan.steps or not (directory / _CHECKPOINT.format(plan.scenes_seen)).exists():
@@ -192,8 +194,13 @@ def _claim(directory: Path, plan: Plan) -> None:
         kept = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))["plan"]
     except FileNotFoundError:
         directory.mkdir(parents=True, exist_ok=True)
-        versions = {"bindkit": __version__, "torch": torch.__version__, "python": platform.python_version()}
-        write_json(directory / RUN_FILE, {"format": 1, "plan": record, "versions": versions})
+        machine = {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        write_json(directory / RUN_FILE, {"format": 1, "bindkit": __version__, "plan": record, "machine": machine})
         return
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackboneError(f"{directory / RUN_FILE} cannot be read ({error}); give a new directory") from error

@@ -25,7 +25,7 @@ class MaskedReconstruction(Objective):
 
     name = "mae"
     label = "masked-reconstruction"
-    self_supervised = True
+    supervision = "nothing"
     learning_rate = 2e-3
     defaults: ClassVar[dict[str, Any]] = {"mask_ratio": 0.75}
 

@@ -55,7 +55,8 @@ class Objective(nn.Module, ABC):
     name: ClassVar[str]
     label: ClassVar[str]
     """As ``objective`` in tables of results."""
-    self_supervised: ClassVar[bool]
+    supervision: ClassVar[str]
+    """What the loss is told besides the pictures, as a model card says it."""
     learning_rate: ClassVar[float] = 1e-3
 
     def __init__(self, seed: int = 0, **settings: Any) -> None:

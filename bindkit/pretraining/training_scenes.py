@@ -1,7 +1,7 @@
 """Scenes to train on: a pool of synthetic scenes in memory, turned, mirrored and recoloured anew for every batch.
 
-Training seeds begin at `TRAINING_SEED`; measuring sets have smaller ones. `TrainingScenes.open` holds training to its
-side, and the shipped sets that are measured by default stand on the other.
+Training seeds begin at `TRAINING_SEED`, measuring sets have smaller ones: `TrainingScenes.open` holds training to its
+side, `cache_activations` holds measuring to the other.
 """
 
 from __future__ import annotations
@@ -25,10 +25,7 @@ from bindkit.pretraining.architecture import GRID, PATCH, SIDE
 from bindkit.pretraining.captions import Named
 from bindkit.progress import progress
 from bindkit.scenes import open_scenes
-from bindkit.scenes.synthetic import SyntheticScenes
-
-TRAINING_SEED = 10**12
-"""Seeds from here on are for training; smaller ones for measuring. No scene has both."""
+from bindkit.scenes.synthetic import TRAINING_SEED, SyntheticScenes, require_unseen
 
 TRAINING_SCENES = (
     f"synthetic:n=20000,seed={TRAINING_SEED},size={SIDE}x{SIDE},objects=3-5,twins=0.8,surface=graded,outlines=any"
@@ -123,8 +120,7 @@ class TrainingScenes:
             For a seed from `TRAINING_SEED` on, and as `open` does.
         """
         scenes = _synthetic(uri)
-        if scenes.options.seed >= TRAINING_SEED:
-            raise InvalidParameterError(f"held-out scenes have a seed below {TRAINING_SEED}, got {uri!r}")
+        require_unseen(scenes)
         return cls._drawn(scenes, workers)
 
     @classmethod

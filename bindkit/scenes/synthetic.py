@@ -22,8 +22,11 @@ from bindkit.errors import InvalidParameterError
 from bindkit.scenes.base import SceneSequence
 from bindkit.scenes.composition import SURFACES, Recipe, compose
 from bindkit.scenes.draws import Draws
-from bindkit.scenes.scene import Scene
+from bindkit.scenes.scene import Scene, SceneSet
 from bindkit.scenes.shapes import OUTLINES, SHAPES
+
+TRAINING_SEED = 10**12
+"""Seeds from here on are for training backbones on; smaller ones for measuring. No scene has both."""
 
 OPTIONS = {
     "n": "scenes in the set, 1..1000000, default 400",
@@ -158,6 +161,26 @@ class SyntheticScenes(SceneSequence):
         """``(height, width)`` in pixels."""
         self._position(position)
         return self.options.recipe.height, self.options.recipe.width
+
+
+def require_unseen(scenes: SceneSet) -> None:
+    """Refuse to measure on synthetic scenes that backbones may have been trained on; other scenes pass.
+
+    >>> from bindkit.scenes import open_scenes
+    >>> require_unseen(open_scenes("synthetic:n=3,seed=5"))
+
+    Raises
+    ------
+    InvalidParameterError
+        For a seed from `TRAINING_SEED` on.
+    """
+    # By the URI, which a subset of a set carries on.
+    found = re.match(r"synthetic:.*?\bseed=([0-9]+)", scenes.uri)
+    if found and int(found[1]) >= TRAINING_SEED:
+        raise InvalidParameterError(
+            f"seed={found[1]} is kept for training, so that no backbone is measured on scenes that it was "
+            f"trained on; measure with a seed below {TRAINING_SEED}"
+        )
 
 
 def open_synthetic(options: str, index_dir: Path | None = None) -> SyntheticScenes:

@@ -264,7 +264,7 @@ def test_judging_equals_a_plain_loop_over_pairs(cache, controls, tmp_path):
 def test_a_probe_is_not_judged_on_what_it_was_not_fitted_for(cache, controls, tmp_path):
     fit = fit_probe(cache, 0, "linear", protocol=BRIEF)
     other = cache_activations(controls[1], open_scenes(BASE), tmp_path / "cache")
-    with pytest.raises(ProbeMismatchError, match=r"fitted on control:raw-pixels .* judge a cache of control:position"):
+    with pytest.raises(ProbeMismatchError, match=r"fitted on control:raw-pixels .* judge control:position"):
         judge_probe(fit.probe, other)
     with pytest.raises(ProbeMismatchError, match="fitted on layer 0, it is asked to judge layer 3"):
         judge_probe(fit.probe, cache, layer=3)

@@ -16,6 +16,7 @@ import torch
 from cache_fakes import D_MODEL, ExactBackbone, ExactScenes, all_bytes, expected_rows, thirds
 
 import bindkit as bk
+from bindkit.cli import main
 from bindkit.errors import (
     CacheMismatchError,
     DiskSpaceError,
@@ -28,6 +29,8 @@ from bindkit.extraction import cache_activations, cache_path, estimate_bytes, si
 from bindkit.extraction.drawing import draw_scene
 from bindkit.extraction.forward import compute_shard
 from bindkit.scenes import Split
+from bindkit.scenes.base import subset
+from bindkit.scenes.synthetic import TRAINING_SEED
 
 
 @pytest.fixture(autouse=True)
@@ -283,6 +286,20 @@ def test_a_split_without_scenes(tmp_path: Path) -> None:
     assert labels.scene_offsets.tolist() == [0] and labels.corners.shape == (0, 2)
     assert cache.activations("test", 0).n_rows == 0
     assert cache.summary()["test_scenes"] == 0
+
+
+def test_scenes_that_backbones_were_trained_on_are_not_measured_nor_any_part_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"synthetic:n=6,seed={TRAINING_SEED + 7},size=32x32"
+    seen = bk.open_scenes(uri)
+    for scenes in (seen, subset(seen, [4, 1])):
+        with pytest.raises(InvalidParameterError, match="kept for training"):
+            cache_activations(ExactBackbone(), scenes, root=tmp_path / "cache")
+    asked = ["cache", "--scenes", uri, "--backbone", "random-init:vit", "--root", str(tmp_path / "cache")]
+    assert main(asked) == 2
+    assert "measure with a seed below" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
 
 
 def test_nothing_to_cache_is_an_error(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 FLOORS = {
-    1: {"control_names", "errors", "files", "geometry", "metrics", "probes", "progress", "protocols"},
+    1: {"control_names", "devices", "errors", "files", "geometry", "metrics", "probes", "progress", "protocols"},
     2: {"cache", "labels", "scenes", "stitching"},
     3: {"backbones", "controls"},
     4: {"affinities", "extraction", "judging", "patch_batches", "training"},

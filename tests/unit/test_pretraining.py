@@ -73,7 +73,7 @@ def test_a_seed_on_the_wrong_side_is_refused(tmp_path):
         TrainingScenes.open(UNSEEN)
     with pytest.raises(InvalidParameterError, match="kept for measuring"):
         bk.pretrain("mae", tmp_path / "run", UNSEEN, scenes_seen=16)
-    with pytest.raises(InvalidParameterError, match="below"):
+    with pytest.raises(InvalidParameterError, match="measure with a seed below"):
         TrainingScenes.held_out(SMALL)
     with pytest.raises(InvalidParameterError, match=f"size={SIDE}x{SIDE}"):
         TrainingScenes.open(SMALL.replace(f"size={SIDE}x{SIDE}", "size=64x64"))
