@@ -15,12 +15,19 @@ AVERAGED = [
     "accuracy_low",
     "accuracy_high",
     "auroc",
+    "auroc_low",
+    "auroc_high",
     "twins_auroc",
+    "twins_auroc_low",
+    "twins_auroc_high",
     "majority_accuracy",
     "n_scenes",
     "n_pairs",
 ]
 """Columns that are averaged over seeds; of the interval, each bound."""
+
+SPREAD = {"accuracy": "accuracy_spread", "auroc": "auroc_spread", "twins_auroc": "twins_auroc_spread"}
+"""Figures whose standard deviation over seeds is given, and the columns that it stands in."""
 
 JUDGED_ALIKE = ["probe", "task", "protocol", "split", "n_scenes", "n_pairs"]
 """Columns in which rows agree that are judged in one way on the same pairs."""
@@ -48,7 +55,8 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
         One row a group in order of first appearance, with the layer, the figures averaged over seeds (of the 95 %
         interval each bound; missing values left out), ``gain`` (accuracy above always saying the more frequent
         answer), ``auroc_over_controls`` and ``twins_auroc_over_controls`` (see `strongest_controls`; NaN for
-        controls and where there is none) and ``n_seeds``. Of layers of equal accuracy, the lowest. The layer of a
+        controls and where there is none), the standard deviation over seeds (``accuracy_spread``,
+        ``auroc_spread``, ``twins_auroc_spread``; NaN for a single seed) and ``n_seeds``. Of layers of equal accuracy, the lowest. The layer of a
         control is NaN.
 
     Notes
@@ -71,7 +79,8 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
     rows[AVERAGED] = rows[AVERAGED].apply(pd.to_numeric)
     rows = rows[rows["accuracy"].notna()]
     by_layer = rows.groupby([*COMPARED, "layer"], dropna=False, sort=False)
-    layers = by_layer[AVERAGED].mean().assign(n_seeds=by_layer.size()).reset_index()
+    spread = by_layer[list(SPREAD)].std(ddof=1).rename(columns=SPREAD)
+    layers = by_layer[AVERAGED].mean().join(spread).assign(n_seeds=by_layer.size()).reset_index()
     # Rounded, so that layers that differ only in the last bits of a mean count as equal.
     layers = layers.assign(rank=-layers["accuracy"].round(9)).sort_values(["rank", "layer"], kind="stable")
     best = layers.groupby(COMPARED, dropna=False, sort=False).head(1)
@@ -82,7 +91,7 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
     best["gain"] = best["accuracy"] - best["majority_accuracy"]
     for figure, column in OVER_CONTROLS.items():
         best[column] = best[figure] - strongest_controls(best, figure)[figure]
-    return best[[*COMPARED, "layer", *AVERAGED, "gain", *OVER_CONTROLS.values(), "n_seeds"]]
+    return best[[*COMPARED, "layer", *AVERAGED, "gain", *OVER_CONTROLS.values(), *SPREAD.values(), "n_seeds"]]
 
 
 def strongest_controls(best: pd.DataFrame, figure: str) -> pd.DataFrame:

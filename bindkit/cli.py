@@ -78,7 +78,11 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         help="position raw-pixels position+raw-pixels (the default); without a name, none",
     )
-    run.add_argument("--probes", metavar="PROBE", nargs="+", help="linear diag_quadratic quadratic")
+    run.add_argument(
+        "--probes", metavar="PROBE", nargs="+", help="linear diag_quadratic quadratic quadratic_fixed_rank ..."
+    )
+    run.add_argument("--tasks", metavar="TASK", nargs="+", help="pairwise pointwise_class pointwise_identity ...")
+    run.add_argument("--seeds", metavar="N", type=int, help="how many seeds, counted from --seed on")
     run.add_argument("--protocol", choices=["strict", "paper"])
     run.add_argument("--patches-per-scene", metavar="N", type=int)
     run.add_argument("--window", metavar="PIXELS", type=int, help="side of the windows; 0: the backbone's own")
@@ -169,6 +173,8 @@ def _run(options: argparse.Namespace) -> int:
         "layers": options.layers,
         "controls": None if options.controls is None else " ".join(options.controls),
         "probes": options.probes,
+        "tasks": options.tasks,
+        "seeds": options.seeds,
         "protocol": options.protocol,
         "patches_per_scene": options.patches_per_scene,
         "window": options.window,
@@ -215,7 +221,9 @@ def format_results(results: pd.DataFrame) -> str:
     from bindkit.control_names import CONTROL
     from bindkit.scenes.splits import FEW_SCENES
 
-    best = best_layers(results)
+    if "task" in results:
+        results = results[results["task"].isna() | (results["task"] == "pairwise")]
+    best = best_layers(results[results["probe"] != "oracle"])
     shown = next((name for name in ("quadratic", "diag_quadratic", "linear") if name in set(best["probe"])), None)
     if shown is not None:
         best = best[best["probe"] == shown]

@@ -18,6 +18,9 @@ CONTROL = "control"
 
 PREFIX = "control:"
 
+SAME_CLASS = "control:same-class"
+"""Rows of the oracle that knows every patch's class: no source of activations, so not among `KINDS`."""
+
 KINDS = ("position", "raw-pixels", "position+raw-pixels")
 
 

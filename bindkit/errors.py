@@ -99,6 +99,14 @@ class NonFiniteActivationsError(BindkitError, ValueError):
     """A backbone gave NaN or infinite activations, or values that the cache's dtype cannot hold."""
 
 
+class ConstantActivationsError(BindkitError, ValueError):
+    """All patches have the same activation, so that there is nothing for a probe to read."""
+
+
+class OneAnswerError(BindkitError, ValueError):
+    """All training pairs have the same answer (one object per scene, or no two patches on one), or no class labels."""
+
+
 # --- probes ----------------------------------------------------------------------------------------
 
 

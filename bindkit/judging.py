@@ -2,29 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from bindkit.cache import ActivationCache
 from bindkit.devices import device_of
 from bindkit.metrics import judge
-from bindkit.patch_batches import SplitPatches, flat_pairs
+from bindkit.patch_batches import PatchBatch, SplitPatches, flat_pairs
 from bindkit.probes import Probe
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
+from bindkit.tasks import TASKS, own_figures
 
 JUDGED_FIRST = ("test", "validation", "train")
 """Of these splits the first that has usable scenes is the one whose figures are reported."""
 
 
-def judge_split(probe: Probe, patches: SplitPatches) -> dict[str, float]:
-    """Figures of a probe on the judged pairs of a split, ``n_scenes`` and ``n_pairs`` among them.
+def judge_split(probe: Probe, patches: SplitPatches, task: str = "pairwise") -> dict[str, float]:
+    """Figures of a probe on the judged pairs of a split, ``n_scenes``, ``n_pairs`` and the task's own among them.
 
-    Probe and patches are in the same units and on the same device.
+    Probe and patches are on the same device.
     """
+    chosen = TASKS[task]
+
+    def judged() -> Iterator[PatchBatch]:
+        return (patches.shuffled(batch) if chosen.shuffled else batch for batch in patches.judged())
+
     with torch.inference_mode():
-        pairs = flat_pairs((batch, probe(batch.activations)) for batch in patches.judged())
-    return judge(pairs) | {"n_scenes": len(np.unique(pairs.scene)), "n_pairs": len(pairs)}
+        pairs = flat_pairs(_said(probe, batch) for batch in judged())
+        own = own_figures(chosen, probe, judged())
+    return judge(pairs) | {"n_scenes": len(np.unique(pairs.scene)), "n_pairs": len(pairs)} | own
+
+
+def _said(probe: Probe, batch: PatchBatch) -> tuple[PatchBatch, Tensor, Tensor]:
+    logits = probe(batch.activations)
+    return batch, logits, probe.says_same(batch.activations, logits)
+
+
+def judge_same_class(
+    cache: ActivationCache, protocol: str | Protocol = "strict", split: str | None = None
+) -> tuple[str, dict[str, float]]:
+    """Judge the oracle that calls two patches *same* where their classes are, on the pairs that probes are judged on.
+
+    Returns
+    -------
+    split : str
+        The judged one: of test, validation and train the first that has usable scenes, unless one is asked for.
+    figures : dict
+        As `judge_probe`.
+
+    Raises
+    ------
+    EmptySplitError
+        If there is no usable scene.
+    """
+    rules = protocol_of(protocol)
+    for name in JUDGED_FIRST if split is None else (split,):
+        patches = SplitPatches(cache, name, cache.layers[0], rules, torch.device("cpu"))
+        if len(patches):
+            break
+    batches = patches.require().judged()
+    same_class = ((batch, batch.classes[:, :, None] == batch.classes[:, None, :]) for batch in batches)
+    pairs = flat_pairs((batch, said.float() - 0.5, said) for batch, said in same_class)
+    return patches.split, judge(pairs) | {"n_scenes": len(np.unique(pairs.scene)), "n_pairs": len(pairs)}
 
 
 def judge_probe(
@@ -87,6 +130,6 @@ def judge_probe(
     patches.require()
     # The activations are as they were cached: a fitted probe takes them in their own units.
     try:
-        return judge_split(probe.to(where), patches)
+        return judge_split(probe.to(where), patches, probe.fitted_on.get("task", "pairwise"))
     finally:
         probe.cpu()

@@ -47,24 +47,33 @@ class JudgedPairs:
     Attributes
     ----------
     logits : float array of shape (pair,)
-        A pair is called *same* where its logit is above 0.
+        A pair is called *same* where its logit is above 0, unless `said` says otherwise.
     same : bool array of shape (pair,)
         Whether both patches belong to one instance.
     twins_question : bool array of shape (pair,)
         Pairs of one class of which the scene shows several instances: pairs on one of them, and twins.
     scene : int array of shape (pair,)
         Number of the scene, 0-based; the unit of the bootstrap.
+    said : bool array of shape (pair,), optional
+        Which pairs are called *same*, where that is not decided by the logit.
     """
 
     logits: np.ndarray
     same: np.ndarray
     twins_question: np.ndarray
     scene: np.ndarray
+    said: np.ndarray | None = None
+
+    @property
+    def said_same(self) -> np.ndarray:
+        """Which pairs are called *same*."""
+        return self.logits > 0 if self.said is None else self.said
 
     def __post_init__(self) -> None:
-        shapes = {np.shape(column) for column in (self.logits, self.same, self.twins_question, self.scene)}
+        columns = (self.logits, self.same, self.twins_question, self.scene, self.said_same)
+        shapes = {np.shape(column) for column in columns}
         if len(shapes) != 1 or len(next(iter(shapes))) != 1:
-            raise InvalidParameterError(f"judged pairs are four arrays of one shape (pair,), got {sorted(shapes)}")
+            raise InvalidParameterError(f"judged pairs are arrays of one shape (pair,), got {sorted(shapes)}")
         if not np.isfinite(self.logits).all():
             raise NonFiniteActivationsError(
                 "a probe gave NaN or infinite logits; look at the activations (cache.verify()) and the learning rate"
@@ -131,7 +140,7 @@ def judge(pairs: JudgedPairs, n_bootstrap: int = 1000, seed: int = 0) -> dict[st
         The names of `FIGURES`, each also with ``_low`` and ``_high`` (percentiles 2.5 and 97.5). NaN where a figure is
         undefined (no pair on one object, no twins, fewer than two scenes for an interval).
 
-        - ``accuracy``: share of pairs judged right at logit 0.
+        - ``accuracy``: share of pairs judged right (at logit 0, unless ``said`` says otherwise).
         - ``majority_accuracy``: the same for always giving these pairs' more frequent answer.
         - ``balanced_accuracy``: mean of the shares of same and of different pairs judged right.
         - ``auroc``, ``average_precision``: of *same* as the positive answer.
@@ -146,8 +155,8 @@ def judge(pairs: JudgedPairs, n_bootstrap: int = 1000, seed: int = 0) -> dict[st
     """
     if not len(pairs):
         raise InvalidParameterError("there is no pair to judge; the split has no scene with two usable patches")
-    said_same, same = pairs.logits > 0, pairs.same.astype(bool)
-    right = said_same == same
+    same = pairs.same.astype(bool)
+    right = pairs.said_same == same
     twins = pairs.twins_question & ~same
     asked = pairs.twins_question.astype(bool)
     figures = {
@@ -166,7 +175,7 @@ def judge(pairs: JudgedPairs, n_bootstrap: int = 1000, seed: int = 0) -> dict[st
 
 
 def _bootstrap(pairs: JudgedPairs, n_bootstrap: int, seed: int) -> dict[str, tuple[float, float]]:
-    """Percentile intervals. Each scene is reduced to histograms of its logits, with an edge exactly at 0.
+    """Percentile intervals. Each scene is reduced to counts of right answers and histograms of its logits.
 
     Accuracies are exact; ranks are exact up to the bin (2,048 bins of equal count), far below the interval's width.
     """
@@ -175,23 +184,24 @@ def _bootstrap(pairs: JudgedPairs, n_bootstrap: int, seed: int) -> dict[str, tup
         return {}
     rng = np.random.default_rng(seed)
     sample = pairs.logits if len(pairs) <= _SAMPLED else rng.choice(pairs.logits, _SAMPLED)
-    edges = np.unique(np.append(np.quantile(sample, np.linspace(0, 1, _BINS)), 0.0))
-    # side="left" keeps a logit of exactly 0 below the edge at 0, as `logit > 0` does.
+    edges = np.unique(np.quantile(sample, np.linspace(0, 1, _BINS)))
     slot = np.searchsorted(edges, pairs.logits, side="left")
     n_slots = len(edges) + 1
-    zero = int(np.searchsorted(edges, 0.0, side="left"))
     same, asked = pairs.same.astype(bool), pairs.twins_question.astype(bool)
+    right = pairs.said_same == same
     draws = rng.multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), size=n_bootstrap).astype(np.float64)
 
     def resampled(chosen: np.ndarray) -> np.ndarray:
         counts = np.bincount(scene[chosen] * n_slots + slot[chosen], minlength=len(scenes) * n_slots)
         return draws @ counts.reshape(len(scenes), n_slots)
 
+    def counted(chosen: np.ndarray) -> np.ndarray:
+        return draws @ np.bincount(scene[chosen], minlength=len(scenes))
+
     positive, negative = resampled(same), resampled(~same)
     with np.errstate(invalid="ignore", divide="ignore"):
         n_positive, n_negative = positive.sum(1), negative.sum(1)
-        hit = positive[:, zero + 1 :].sum(1)
-        rejected = negative[:, : zero + 1].sum(1)
+        hit, rejected = counted(right & same), counted(right & ~same)
         twins_positive, twins = resampled(same & asked), resampled(~same & asked)
         values = {
             "accuracy": (hit + rejected) / (n_positive + n_negative),
@@ -199,7 +209,7 @@ def _bootstrap(pairs: JudgedPairs, n_bootstrap: int, seed: int) -> dict[str, tup
             "balanced_accuracy": (hit / n_positive + rejected / n_negative) / 2,
             "auroc": _binned_auroc(positive, negative),
             "average_precision": _binned_average_precision(positive, negative),
-            "twins_accuracy": twins[:, : zero + 1].sum(1) / twins.sum(1),
+            "twins_accuracy": counted(right & ~same & asked) / twins.sum(1),
             "twins_auroc": _binned_auroc(twins_positive, twins),
         }
     return {name: _percentiles(drawn) for name, drawn in values.items()}

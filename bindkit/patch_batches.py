@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bindkit.cache import ActivationCache
-from bindkit.errors import EmptySplitError
+from bindkit.errors import ConstantActivationsError, EmptySplitError, NonFiniteActivationsError
 from bindkit.metrics import JudgedPairs
-from bindkit.probes import check_layer
+from bindkit.probes import PairMoments, check_layer
 from bindkit.protocols import Protocol
 
 _IN_MEMORY_BYTES = 512 * 2**20
@@ -34,7 +34,11 @@ class PatchBatch:
     classes: Int[Tensor, "scene patch"]
     corners: Int[Tensor, "scene patch 2"]
     """``(top, left)`` in pixels of the resized scene."""
+    window: Int[Tensor, "scene patch"]
+    """Number of the window in its scene, 0-based."""
     present: Bool[Tensor, "scene patch"]
+    positions: Int[Tensor, "scene patch"]
+    """Numbers of the patches among those of their split that take part."""
     scenes: Int[Tensor, " scene"]
     patch_size: int
     protocol: Protocol
@@ -122,12 +126,13 @@ class SplitPatches:
         self._instances = torch.from_numpy(labels.instances[rows].astype(np.int32)).to(device)
         self._classes = torch.from_numpy(labels.classes[rows].astype(np.int32)).to(device)
         self._corners = torch.from_numpy(labels.corners[rows].astype(np.int32)).to(device)
-        self._cached = cache.activations(split, layer)
+        self._window = torch.from_numpy(labels.window[rows].astype(np.int32)).to(device)
+        self._cached, self._cached_at = cache.activations(split, layer), cache.path
         self._table: Tensor | None = None
-        self._scale: Tensor | None = None
         self._judged: list[PatchBatch] = []
+        self._other_patch: Tensor | None = None
         if len(rows) * self._cached.d_model * 4 <= _IN_MEMORY_BYTES:
-            self._table = self._cached.take(self._rows).to(device)
+            self._table = self._take(torch.arange(len(rows)))
 
     def __len__(self) -> int:
         return len(self.scene_ids)
@@ -154,24 +159,82 @@ class SplitPatches:
             )
         return self
 
-    def root_mean_square(self, n_rows: int = 16384) -> Float[Tensor, " d_model"]:
-        """Root mean square of each dimension over evenly spread patches; 1 where a dimension is always 0."""
-        # In float64: float32 cannot count past 2**24 patches, and would name one beyond the last.
-        chosen = torch.linspace(0, self.n_patches - 1, min(n_rows, self.n_patches), dtype=torch.float64).long()
-        scale = self._take(chosen).square().mean(0).sqrt()
-        return torch.where(scale > 0, scale, torch.ones_like(scale))
+    def require_differences(self, n_rows: int = 1024) -> None:
+        """Refuse activations that are the same for every patch.
 
-    def set_scale(self, scale: Float[Tensor, " d_model"]) -> None:
-        """Give activations divided by `scale` from now on."""
-        self._scale = scale.to(self.device)
-        self._judged.clear()
+        Raises
+        ------
+        ConstantActivationsError
+            If not one of evenly spread patches differs from the first.
+        """
+        chosen = torch.linspace(0, self.n_patches - 1, min(n_rows, self.n_patches), dtype=torch.float64).long()
+        rows = self._take(chosen)
+        if bool((rows == rows[:1]).all()):
+            raise ConstantActivationsError(
+                f"every patch of the {self.split} split has the same activation at layer {self.layer}; there is "
+                "nothing to read. Look at the backbone and its preprocessing, or leave out this layer"
+            )
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations."""
+        return self._cached.d_model
+
+    @property
+    def classes(self) -> Int[Tensor, " patch"]:
+        """Class ids of the patches that take part."""
+        return self._classes
+
+    def shuffled(self, batch: PatchBatch) -> PatchBatch:
+        """A batch of this split with instances and classes permuted within each scene, by the scene's id alone.
+
+        A control task (Hewitt & Liang 2019, arXiv 1909.03368): as many pairs on one object as in the whole scene
+        before, and nothing that an activation could tell of them.
+        """
+        if self._other_patch is None:
+            other = torch.arange(self.n_patches)
+            for scene, (start, count) in enumerate(zip(self._starts.tolist(), self._counts.tolist(), strict=True)):
+                other[start : start + count] = start + torch.from_numpy(self._order_of(scene, "shuffled labels"))
+            self._other_patch = other.to(self.device)
+        other_patches = self._other_patch[batch.positions]
+        return replace(batch, instances=self._instances[other_patches], classes=self._classes[other_patches])
+
+    def moments(self, n_scenes: int = 2048, n_patches: int = 131_072) -> PairMoments:
+        """Second moments of patches and pairs, over evenly spread scenes and about so many patches."""
+        chosen = torch.linspace(0, len(self) - 1, min(n_scenes, len(self)), dtype=torch.float64).long().unique()
+        most_patches = max(64, n_patches // len(chosen))
+        generator = torch.Generator().manual_seed(0)
+        width = self._cached.d_model
+        patches, signal, same = (torch.zeros(width, width, device=self.device) for _ in range(3))
+        n_seen = n_pairs = n_same = 0.0
+        for scenes in chosen.split(_SCENES_PER_JUDGED_BATCH):
+            batch = self.draw(scenes, generator, most_patches)
+            rows = batch.activations * batch.present[..., None]
+            flat = rows.flatten(0, 1)
+            patches += flat.T @ flat
+            pairs = (batch.counted | batch.counted.mT).float()
+            answers = pairs * batch.same
+            same += flat.T @ (answers @ rows).flatten(0, 1)
+            signal += flat.T @ (pairs @ rows).flatten(0, 1)
+            n_seen += float(batch.present.sum())
+            n_pairs, n_same = n_pairs + float(pairs.sum()), n_same + float(answers.sum())
+        return PairMoments(patches / max(n_seen, 1), (same - n_same / max(n_pairs, 1) * signal) / max(n_pairs, 1))
 
     def _take(self, positions: Tensor) -> Tensor:
         if self._table is not None:
             return self._table[positions.to(self.device)]
-        return self._cached.take(self._rows[positions]).to(self.device)
+        taken = self._cached.take(self._rows[positions]).to(self.device)
+        # A sum is finite only if all its terms are, and costs a fraction of looking at each.
+        if not bool(taken.sum().isfinite()) and not bool(taken.isfinite().all()):
+            raise NonFiniteActivationsError(
+                f"the {self.split} split holds NaN or infinite activations at layer {self.layer} of the cache "
+                f"{self._cached_at}; `bindkit verify` it, or make it anew with another dtype"
+            )
+        return taken
 
-    def draw(self, scenes: Int[Tensor, " scene"], generator: torch.Generator) -> PatchBatch:
+    def draw(
+        self, scenes: Int[Tensor, " scene"], generator: torch.Generator, n_patches: int | None = None
+    ) -> PatchBatch:
         """Draw a training step's patches of some scenes, without repetition; all of a scene's where it has no more.
 
         Parameters
@@ -180,8 +243,10 @@ class SplitPatches:
             Positions of scenes in this split, 0-based.
         generator : torch.Generator
             On the CPU, so that draws are the same on every device.
+        n_patches : int, optional
+            At most so many of a scene; default: the protocol's.
         """
-        n_patches = self.protocol.train_patches
+        n_patches = n_patches or self.protocol.train_patches
         counts = self._counts[scenes]
         keys = torch.rand(len(scenes), max(int(counts.max()), n_patches), generator=generator)
         keys[torch.arange(keys.shape[1]) >= counts[:, None]] = 2.0
@@ -204,10 +269,7 @@ class SplitPatches:
         for scenes in torch.arange(len(self)).split(_SCENES_PER_JUDGED_BATCH):
             chosen = torch.full((len(scenes), n_patches), torch.iinfo(torch.int64).max)
             for slot, scene in enumerate(scenes.tolist()):
-                digest = hashlib.sha256(self.scene_ids[scene].encode()).digest()
-                # Raw words of a bit generator are stable across NumPy versions, a Generator's methods are not (NEP 19).
-                words = np.random.PCG64(int.from_bytes(digest, "big")).random_raw(int(self._counts[scene]))
-                drawn = np.sort(np.argsort(words, kind="stable")[:n_patches])
+                drawn = np.sort(self._order_of(scene)[:n_patches])
                 chosen[slot, : len(drawn)] = torch.from_numpy(drawn)
             present = chosen < self._counts[scenes][:, None]
             widest = int(present.sum(1).max())
@@ -218,31 +280,44 @@ class SplitPatches:
         # Only now: were a caller to stop half-way (an interrupt), the next one would judge a part of the scenes.
         self._judged = given
 
+    def _order_of(self, scene: int, purpose: str = "") -> np.ndarray:
+        """A random order of a scene's patches that depends on the scene's id and the purpose alone."""
+        digest = hashlib.sha256(f"{self.scene_ids[scene]}{purpose and ' '}{purpose}".encode()).digest()
+        # Raw words of a bit generator are stable across NumPy versions, a Generator's methods are not (NEP 19).
+        words = np.random.PCG64(int.from_bytes(digest, "big")).random_raw(int(self._counts[scene]))
+        return np.argsort(words, kind="stable")
+
     def _batch(self, scenes: Tensor, chosen: Tensor, present: Tensor) -> PatchBatch:
         # Slots that are not present repeat the scene's first patch: a finite filler that no loss or figure looks at.
         positions = self._starts[scenes][:, None] + torch.where(present, chosen, torch.zeros_like(chosen))
         activations = self._take(positions.reshape(-1))
-        if self._scale is not None:
-            activations = activations / self._scale
         on_device = positions.to(self.device)
         return PatchBatch(
             activations=activations.reshape(*positions.shape, -1),
             instances=self._instances[on_device],
             classes=self._classes[on_device],
             corners=self._corners[on_device],
+            window=self._window[on_device],
             present=present.to(self.device),
+            positions=on_device,
             scenes=scenes,
             patch_size=self.patch_size,
             protocol=self.protocol,
         )
 
 
-def flat_pairs(judged: Iterable[tuple[PatchBatch, Tensor]]) -> JudgedPairs:
-    """The counted pairs of all batches with their logits ``[scene, patch, patch]``, as one flat list."""
+def flat_pairs(judged: Iterable[tuple[PatchBatch, Tensor, Tensor]]) -> JudgedPairs:
+    """The counted pairs of all batches, as one flat list.
+
+    With each batch come its logits and which pairs are called *same*, both ``[scene, patch, patch]``.
+    """
     columns: list[tuple[np.ndarray, ...]] = []
-    for batch, logits in judged:
+    for batch, logits, said_same in judged:
         counted = batch.counted
         scene = batch.scenes.to(counted.device)[:, None, None].expand_as(counted)
-        parts = (logits[counted].float(), batch.same[counted], batch.twins_question[counted], scene[counted])
+        parts = (
+            *(logits[counted].float(), batch.same[counted], batch.twins_question[counted], scene[counted]),
+            said_same[counted],
+        )
         columns.append(tuple(part.cpu().numpy() for part in parts))
     return JudgedPairs(*(np.concatenate(column) for column in zip(*columns, strict=True)))

@@ -48,7 +48,9 @@ class Protocol:
     """Epochs after which the learning rate is multiplied by `decay`."""
     decay: float
     precondition: bool
-    """Train in units of each activation dimension's root mean square; folded back exactly when done."""
+    """Train in whitened units from a start in closed form, where a probe has them; folded back when done."""
+    chance_is_logit: bool
+    """Whether the softmax probe's chance goes into the loss as if it were a logit, as in the reference."""
     keep: str
     """The epoch that is kept: best validation ``"accuracy"`` or ``"loss"``."""
 
@@ -69,6 +71,7 @@ PAPER = Protocol(
     decay_every=8,
     decay=0.2,
     precondition=False,
+    chance_is_logit=True,
     keep="accuracy",
 )
 
@@ -81,13 +84,14 @@ STRICT = Protocol(
     train_patches=64,
     judged_patches=128,
     scenes_per_step=16,
-    epochs=16,
-    min_steps=640,
+    epochs=8,
+    min_steps=320,
     learning_rate=1.28,
     divide_by_width=True,
-    decay_every=8,
+    decay_every=4,
     decay=0.2,
     precondition=True,
+    chance_is_logit=False,
     keep="loss",
 )
 

@@ -7,20 +7,21 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindkit import __version__
 from bindkit.cache import ActivationCache
-from bindkit.control_names import is_control
+from bindkit.control_names import CONTROL, SAME_CLASS, is_control
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.files import slug, with_nan, without_nan, write_json
-from bindkit.probes import PROBES, check_layer, load_probe
+from bindkit.judging import judge_same_class
+from bindkit.probes import check_layer, load_probe, parse_probe
 from bindkit.progress import progress
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
-from bindkit.training import RESULT_COLUMNS, TASKS, LayerPatches, fit_probe
+from bindkit.tasks import TASKS, require_fitting, takes
+from bindkit.training import RESULT_COLUMNS, Fit, LayerPatches, fit_probes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +38,11 @@ def sweep(
     seeds: Sequence[int] = (0,),
     root: str | Path | None = None,
     device: str = "auto",
+    oracle: bool = False,
 ) -> pd.DataFrame:
-    """Fit every probe on every layer of every cache.
+    """Fit every probe on every layer of every cache, for every task that takes it.
+
+    The patches of a layer are read once; its probes and tasks are trained side by side on the same batches.
 
     Parameters
     ----------
@@ -47,7 +51,8 @@ def sweep(
     layers : "all" or sequence of int
         ``"all"``: every layer that a cache has. Controls always give their only one.
     probes, tasks : sequences of str
-        Names of probes and tasks.
+        Names of probes and tasks. Pairs that do not go together (a quadratic probe and a pointwise task) are left
+        out, and so is ``self_attention`` at the last layer, after which there is no attention.
     protocol : str or Protocol
         ``"strict"`` or ``"paper"``.
     seeds : sequence of int
@@ -57,6 +62,8 @@ def sweep(
         there and whole, made from the same cache by the same bindkit, is read and not repeated.
     device : str
         ``"auto"`` takes CUDA where there is one.
+    oracle : bool
+        Whether to add what the knowledge of classes alone would give, see `same_class_rows`.
 
     Returns
     -------
@@ -79,46 +86,100 @@ def sweep(
         raise InvalidParameterError("a sweep needs at least one cache, probe, task and seed")
     if root is not None:
         _require_places_apart(caches)
-    for kind in probes:
-        if kind not in PROBES:
-            raise ProbeError(f"unknown probe {kind!r}; there are {', '.join(PROBES)}")
-    for task in tasks:
-        if task not in TASKS:
-            raise ProbeError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
+    pairs = _fitting_pairs(probes, tasks)
     wanted = [
         (cache, check_layer(int(layer), cache.layers, f"the cache {cache.path}"))
         for cache in caches
         for layer in (cache.layers if layers == "all" or is_control(cache.backbone["objective"]) else layers)
     ]
-    fits = list(product(probes, tasks, map(int, seeds)))
+    asked = [(cache, layer, pair) for cache, layer in wanted for pair in pairs if _can_be_asked(cache, layer, pair[0])]
     rows: list[dict[str, Any]] = []
     n_read = 0
-    with progress(len(wanted) * len(fits), "fit probes", "fit") as bar:
+    with progress(len(asked) * len(seeds), "fit probes", "fit") as bar:
         for cache, layer in wanted:
             patches: LayerPatches | None = None
             made_from = {"cache": layer_digest(cache, layer), "bindkit": __version__, "rules": repr(rules)}
-            for kind, task, seed in fits:
-                named = {"probe": kind, "task": task, "protocol": rules.name, "seed": seed, "layer": layer}
-                place = probe_directory(root, named | {"backbone": cache.backbone["name"]}) if root else None
-                row = _kept_row(place, made_from)
-                if row is None:
+            found: dict[tuple[str, str, int], dict[str, Any]] = {}
+            here = [pair for at, number, pair in asked if at is cache and number == layer]
+            for seed in map(int, seeds):
+                places = {pair: _place(root, cache, layer, pair, rules, seed) for pair in here}
+                kept = {pair: row for pair, place in places.items() if (row := _kept_row(place, made_from)) is not None}
+                missing = [pair for pair in here if pair not in kept]
+                n_read += len(kept)
+                if missing:
                     patches = patches or LayerPatches(cache, layer, rules, device)
-                    fit = fit_probe(patches, probe=kind, task=task, seed=seed)
-                    row = fit.row()
-                    if place:
-                        # A row that is there belongs to the probe that is about to be replaced.
-                        (place / "row.json").unlink(missing_ok=True)
-                        fit.save(place)
-                        write_json(place / "row.json", {"made_from": made_from, "row": without_nan(row)})
-                else:
-                    n_read += 1
-                rows.append(row)
-                bar.update(1)
+                    fits = fit_probes(patches, missing, seed)
+                    for pair, fit in zip(missing, fits, strict=True):
+                        kept[pair] = fit.row()
+                        _keep(places[pair], fit, made_from)
+                found |= {(*pair, seed): row for pair, row in kept.items()}
+                bar.update(len(here))
+            rows += [found[*pair, seed] for pair in here for seed in map(int, seeds)]
+    if oracle:
+        rows += same_class_rows(caches, rules)
     if n_read:
         logger.info("%d of %d fits were already there and were read from %s", n_read, len(rows), root)
     import pandas as pd
 
     return pd.DataFrame(rows, columns=RESULT_COLUMNS)
+
+
+def same_class_rows(caches: Sequence[ActivationCache], protocol: str | Protocol = "strict") -> list[dict[str, Any]]:
+    """Judge an oracle that knows the class of every patch and nothing else: it calls pairs of one class *same*.
+
+    What it reads is all that similarity could ever tell: on twins it is at chance. One row for each geometry among the
+    caches, whose pairs are the ones judged; backbone ``control:same-class``, probe ``oracle``.
+    """
+    rules = protocol_of(protocol)
+    first_of: dict[str, ActivationCache] = {}
+    for cache in caches:
+        first_of.setdefault(json.dumps(cache.backbone["geometry"], sort_keys=True), cache)
+    rows = []
+    for cache in first_of.values():
+        split, figures = judge_same_class(cache, rules)
+        geometry = cache.backbone["geometry"]
+        name = f"{SAME_CLASS}@{geometry['window']}/{geometry['patch_size']}" if len(first_of) > 1 else SAME_CLASS
+        told = {"backbone": name, "objective": CONTROL, "layer": math.nan, "probe": "oracle", "task": "pairwise"}
+        rows.append({**told, "protocol": rules.name, "split": split, **figures})
+    return rows
+
+
+def _fitting_pairs(probes: Sequence[str], tasks: Sequence[str]) -> list[tuple[str, str]]:
+    """Every probe with every task that takes it. Raises ProbeError where a name is unknown or one goes with none."""
+    kinds = {name: parse_probe(name)[0] for name in probes}
+    for task in tasks:
+        if task not in TASKS:
+            raise ProbeError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
+        if not any(takes(task, kind) for kind in kinds.values()):
+            require_fitting(kinds[probes[0]], task)
+    for kind in kinds.values():
+        if not any(takes(task, kind) for task in tasks):
+            require_fitting(kind, tasks[0])
+    return [(name, task) for name in probes for task in tasks if takes(task, kinds[name])]
+
+
+def _can_be_asked(cache: ActivationCache, layer: int, probe: str) -> bool:
+    """Whether there is a next layer to ask, for the probe that does."""
+    if parse_probe(probe)[0] != "self_attention":
+        return True
+    return not is_control(cache.backbone["objective"]) and layer + 1 < cache.backbone["n_layers"]
+
+
+def _place(
+    root: str | Path | None, cache: ActivationCache, layer: int, pair: tuple[str, str], rules: Protocol, seed: int
+) -> Path | None:
+    if root is None:
+        return None
+    named = {"probe": pair[0], "task": pair[1], "protocol": rules.name, "seed": seed, "layer": layer}
+    return probe_directory(root, named | {"backbone": cache.backbone["name"]})
+
+
+def _keep(place: Path | None, fit: Fit, made_from: dict[str, Any]) -> None:
+    if place is not None:
+        # A row that is there belongs to the probe that is about to be replaced.
+        (place / "row.json").unlink(missing_ok=True)
+        fit.save(place)
+        write_json(place / "row.json", {"made_from": made_from, "row": without_nan(fit.row())})
 
 
 def probe_directory(root: str | Path, row: Mapping[str, Any]) -> Path:

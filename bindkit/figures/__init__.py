@@ -5,6 +5,7 @@ from bindkit.figures.curves import layer_curves, probe_curves, training_curves
 from bindkit.figures.difficulty import difficulty_figure
 from bindkit.figures.emergence import emergence_figure
 from bindkit.figures.gallery import scenes_figure
+from bindkit.figures.model_table import model_table_figure
 from bindkit.figures.saving import SavedFigure, save_figure
 from bindkit.figures.scenes import scene_figure, scene_table
 from bindkit.figures.training import loss_curves, training_slider
@@ -18,6 +19,7 @@ __all__ = [
     "emergence_figure",
     "layer_curves",
     "loss_curves",
+    "model_table_figure",
     "probe_curves",
     "save_figure",
     "scene_figure",

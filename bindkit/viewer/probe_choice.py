@@ -65,6 +65,8 @@ def find_probes(
         found = mine or [entry for entry in found if "backbone" not in entry[2]]
         if not found:
             raise ProbeError(f"{place} holds no probe of {backbone}; it has probes of {', '.join(names)}")
+    # A probe of shuffled labels is there to be compared with, not to be looked at.
+    found = [entry for entry in found if entry[2].get("task") != "shuffled_labels"]
     if layers is not None:
         found = [entry for entry in found if entry[2].get("layer") in set(layers)]
     kinds = {kind for _, kind, _ in found}

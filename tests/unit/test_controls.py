@@ -254,7 +254,7 @@ def test_rows_of_controls_have_no_layer_and_are_read_back(caches, tmp_path, monk
     assert first["layer"].isna().tolist() == [False, False, True, True, True]
     assert set(first["objective"][2:]) == {"control"}
     assert first["n_pairs"].nunique() == first["majority_accuracy"].nunique() == 1
-    monkeypatch.setattr("bindkit.sweeping.fit_probe", None)  # a fit now would be an error
+    monkeypatch.setattr("bindkit.sweeping.fit_probes", None)  # a fit now would be an error
     pd.testing.assert_frame_equal(sweep(caches, [1, 2], ["linear"], protocol=BRIEF, root=tmp_path), first)
     for row in first.to_dict("records"):
         probe = bk.load_probe(probe_directory(tmp_path, row))

@@ -37,8 +37,7 @@ from bindkit.protocols import STRICT
 from bindkit.scenes import open_scenes
 from bindkit.scenes.synthetic import SyntheticOptions
 from bindkit.scenes.variations import read_variations, scene_variations
-from bindkit.sweeping import fit_probe
-from bindkit.training import RESULT_COLUMNS
+from bindkit.training import RESULT_COLUMNS, fit_probe, fit_probes
 
 BRIEF = replace(STRICT, epochs=2, min_steps=4, judged_patches=24)
 BASE = "synthetic:n=10,seed=3,size=32x40,objects=3,twins=0.5,surface=flat"
@@ -68,12 +67,12 @@ def fitted(monkeypatch):
     """Every fit that is made, as (scenes, backbone, seed); those read from disk are not among them."""
     made = []
 
-    def counting(patches, probe, task, seed):
+    def counting(patches, wanted, seed):
         identity = patches.cache.manifest.identity
-        made.append((identity.scenes_uri, identity.backbone["name"], seed))
-        return fit_probe(patches, probe=probe, task=task, seed=seed)
+        made.extend((identity.scenes_uri, identity.backbone["name"], seed) for _ in wanted)
+        return fit_probes(patches, wanted, seed)
 
-    monkeypatch.setattr("bindkit.sweeping.fit_probe", counting)
+    monkeypatch.setattr("bindkit.sweeping.fit_probes", counting)
     return made
 
 

@@ -22,7 +22,7 @@ from bindkit.emergence import (
 from bindkit.errors import BackboneError, InvalidParameterError, LayerError
 from bindkit.pretraining import TRAINING_SEED, TrainingScenes, checkpoints_of, pretrain
 from bindkit.protocols import STRICT
-from bindkit.training import fit_probe
+from bindkit.training import fit_probe, fit_probes
 
 RECIPE = "size=80x80,objects=3-5,twins=1"
 UNSEEN = f"synthetic:n=6,seed=3,{RECIPE}"
@@ -51,11 +51,11 @@ def fitted(monkeypatch):
     """Every fit that is made, as (backbone, layer, seed)."""
     made = []
 
-    def counting(patches, probe, task, seed):
-        made.append((patches.cache.backbone["name"], patches.layer, seed))
-        return fit_probe(patches, probe=probe, task=task, seed=seed)
+    def counting(patches, wanted, seed):
+        made.extend((patches.cache.backbone["name"], patches.layer, seed) for _ in wanted)
+        return fit_probes(patches, wanted, seed)
 
-    monkeypatch.setattr("bindkit.sweeping.fit_probe", counting)
+    monkeypatch.setattr("bindkit.sweeping.fit_probes", counting)
     return made
 
 
@@ -96,14 +96,14 @@ def test_only_what_is_missing_is_fitted(run, table, root, tmp_path, fitted):
 
 
 def test_a_call_that_was_stopped_goes_on_where_it_was(run, table, tmp_path, monkeypatch, fitted):
-    def stopping(patches, probe, task, seed):
+    def stopping(patches, wanted, seed):
         if len(fitted) == 1:
             raise KeyboardInterrupt
         fitted.append("before")
-        return fit_probe(patches, probe=probe, task=task, seed=seed)
+        return fit_probes(patches, wanted, seed)
 
     with monkeypatch.context() as stopped:
-        stopped.setattr("bindkit.sweeping.fit_probe", stopping)
+        stopped.setattr("bindkit.sweeping.fit_probes", stopping)
         with pytest.raises(KeyboardInterrupt):
             measure_checkpoints([run.directory], UNSEEN, tmp_path, layers=[1, 2], protocol=BRIEF, checkpoints=[32])
     whole = measure_checkpoints([run.directory], UNSEEN, tmp_path, layers=[1, 2], protocol=BRIEF, checkpoints=[32])

@@ -12,8 +12,11 @@ FLOORS = {
     1: {"control_names", "devices", "errors", "files", "geometry", "metrics", "probes", "progress", "protocols"},
     2: {"cache", "labels", "scenes", "stitching"},
     3: {"backbones", "controls"},
-    4: {"affinities", "extraction", "judging", "patch_batches", "training"},
-    5: {"analysis", "difficulty", "emergence", "pretraining", "repair", "scene_tables", "sweeping", "verdicts"},
+    4: {"affinities", "attention_source", "extraction", "judging", "patch_batches", "starts", "tasks", "training"},
+    5: {
+        *("analysis", "difficulty", "emergence", "model_table", "pretraining", "repair", "scene_tables", "sweeping"),
+        "verdicts",
+    },
     6: {"cli", "figures", "notebook_execution", "parameters", "pipeline", "viewer", "workspace"},
 }
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}

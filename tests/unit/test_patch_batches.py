@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bindkit.patch_batches import PatchBatch
 from bindkit.protocols import PAPER, STRICT
-from bindkit.training import pair_loss
+from bindkit.tasks import pair_loss
 
 
 def random_batch(seed, protocol=STRICT, n_scenes=3, n_patches=9, patch_size=4):
@@ -21,6 +21,8 @@ def random_batch(seed, protocol=STRICT, n_scenes=3, n_patches=9, patch_size=4):
         classes=instances // 3,  # instances 1 and 2 have none
         corners=torch.randint(0, 12, (n_scenes, n_patches, 2), generator=generator),
         present=torch.rand(n_scenes, n_patches, generator=generator) < 0.8,
+        window=torch.zeros(n_scenes, n_patches, dtype=torch.int32),
+        positions=torch.arange(n_scenes * n_patches).reshape(n_scenes, n_patches),
         scenes=torch.arange(n_scenes),
         patch_size=patch_size,
         protocol=protocol,

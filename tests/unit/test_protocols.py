@@ -25,6 +25,7 @@ def test_the_paper_protocol_is_the_reference_implementations():
         "decay_every": 8,
         "decay": 0.2,
         "precondition": False,
+        "chance_is_logit": True,
         "keep": "accuracy",
     }
 

@@ -14,7 +14,7 @@ from bindkit.probes import load_probe
 from bindkit.protocols import PAPER, STRICT
 from bindkit.scenes.scene import Scene
 from bindkit.sweeping import layer_digest, probe_directory, sweep
-from bindkit.training import RESULT_COLUMNS, fit_probe
+from bindkit.training import RESULT_COLUMNS, fit_probe, fit_probes
 
 BRIEF = replace(STRICT, epochs=2, min_steps=4, judged_patches=24)
 
@@ -29,11 +29,11 @@ def fitted(monkeypatch):
     """Every fit that is made, as (layer, probe, seed); those read from disk are not among them."""
     made = []
 
-    def counting(patches, probe, task, seed):
-        made.append((patches.layer, probe, seed))
-        return fit_probe(patches, probe=probe, task=task, seed=seed)
+    def counting(patches, wanted, seed):
+        made.extend((patches.layer, probe, seed) for probe, _ in wanted)
+        return fit_probes(patches, wanted, seed)
 
-    monkeypatch.setattr("bindkit.sweeping.fit_probe", counting)
+    monkeypatch.setattr("bindkit.sweeping.fit_probes", counting)
     return made
 
 

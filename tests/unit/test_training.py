@@ -9,8 +9,8 @@ from planted import PlantedBackbone, PlantedScenes
 
 from bindkit.errors import EmptySplitError, LayerError, ProbeError
 from bindkit.extraction import cache_activations
-from bindkit.metrics import judge
-from bindkit.patch_batches import SplitPatches, flat_pairs
+from bindkit.judging import judge_split
+from bindkit.patch_batches import SplitPatches
 from bindkit.probes import load_probe
 from bindkit.protocols import PAPER, STRICT
 from bindkit.scenes.scene import Scene
@@ -163,7 +163,7 @@ def test_the_kept_epoch_is_the_first_best_of_what_the_protocol_looks_at(
 ):
     weights = []
 
-    def scripted(model, validation):
+    def scripted(model, task, validation):
         weights.append(model.weight.detach().clone())
         return validated[len(weights) - 1]
 
@@ -276,7 +276,7 @@ def test_figures_do_not_depend_on_how_many_scenes_make_a_batch(cache, monkeypatc
     for n_scenes in (32, 3):
         monkeypatch.setattr("bindkit.patch_batches._SCENES_PER_JUDGED_BATCH", n_scenes)
         patches = SplitPatches(cache, "train", 1, STRICT, CPU)
-        figures.append(judge(flat_pairs((batch, probe(batch.activations)) for batch in patches.judged())))
+        figures.append(judge_split(probe, patches))
     assert figures[0] == pytest.approx(figures[1], abs=1e-6)
 
 
@@ -286,24 +286,6 @@ def test_a_walk_over_the_judged_scenes_that_is_broken_off_leaves_none_out_of_the
     next(patches.judged())
     for _ in range(2):
         assert torch.equal(torch.cat([batch.scenes for batch in patches.judged()]), torch.arange(len(patches)))
-
-
-def test_batches_given_before_a_scale_is_set_are_not_given_after(cache):
-    patches = SplitPatches(cache, "test", 2, STRICT, CPU)
-    before = next(iter(list(patches.judged()))).activations
-    patches.set_scale(torch.full((24,), 2.0))
-    assert torch.allclose(next(iter(patches.judged())).activations, before / 2)
-
-
-def test_the_scale_is_the_root_mean_square_whatever_the_number_of_patches(cache, monkeypatch):
-    patches = SplitPatches(cache, "train", 2, STRICT, CPU)
-    everything = patches._take(torch.arange(patches.n_patches))
-    assert torch.allclose(patches.root_mean_square(), everything.square().mean(0).sqrt())
-    looked_at = []
-    monkeypatch.setattr(SplitPatches, "n_patches", 27_380_000)
-    monkeypatch.setattr(SplitPatches, "_take", lambda self, chosen: looked_at.append(chosen) or everything)
-    patches.root_mean_square()
-    assert (int(looked_at[0].min()), int(looked_at[0].max())) == (0, 27_379_999)
 
 
 def test_a_split_too_large_for_memory_gives_the_same_batches(cache, monkeypatch):

@@ -1,0 +1,82 @@
+"""The query and key maps that read a layer's activations: those of the next block, behind its norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bindkit.backbones.backbone import Backbone
+from bindkit.errors import ContractError, LayerError
+from bindkit.probes import AttentionMaps
+
+_QUERIES, _KEYS = ("q_proj", "query"), ("k_proj", "key")
+"""Last parts of the names that the families of transformers give to their maps."""
+
+
+def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
+    """Take the query and key maps of the block after a layer, and the layer norm in front of them.
+
+    ::
+
+        maps = attention_maps(backbone, layer=3)
+        bk.fit_probe(cache, layer=3, probe="self_attention")      # takes them by itself
+
+    Rotations (DINOv3) and position biases (BEiT) that a block adds to queries and keys are not in them.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Of any family.
+    layer : int
+        0-based; not the last.
+
+    Raises
+    ------
+    LayerError
+        For the last layer, or one that the backbone does not have.
+    ContractError
+        If the block has no such maps, or no layer norm in front of them.
+    """
+    backbone.resolve_layers([layer])
+    if layer + 1 >= backbone.n_layers:
+        raise LayerError(
+            f"layer {layer} is the last of {backbone.name}: no further layer's queries and keys read it; ask for "
+            f"self_attention at layers 0 to {backbone.n_layers - 2}"
+        )
+    block = backbone.tower.blocks[layer + 1]
+    where = f"block {layer + 1} of {backbone.name}"
+    query, key = (_map_named(block, names, where) for names in (_QUERIES, _KEYS))
+    norm = next((child for child in block.children() if isinstance(child, nn.LayerNorm)), None)
+    if norm is None:
+        raise ContractError(f"{where} has no layer norm of its own in front of its attention, so no known input")
+    width = backbone.d_model
+    config: Any = backbone.tower.model.config
+    return AttentionMaps(
+        norm_weight=_or(norm.weight, torch.ones(width)),
+        norm_bias=_or(norm.bias, torch.zeros(width)),
+        norm_epsilon=float(norm.eps),
+        query_weight=_or(query.weight, None),
+        query_bias=_or(query.bias, torch.zeros(width)),
+        key_weight=_or(key.weight, None),
+        key_bias=_or(key.bias, torch.zeros(width)),
+        n_heads=config.num_attention_heads,
+    )
+
+
+def _map_named(block: nn.Module, names: tuple[str, ...], where: str) -> nn.Linear:
+    found = [
+        module
+        for name, module in block.named_modules()
+        if name.rpartition(".")[2] in names and isinstance(module, nn.Linear)
+    ]
+    if len(found) != 1:
+        raise ContractError(f"{where} should have one linear map called {' or '.join(names)}, it has {len(found)}")
+    return found[0]
+
+
+def _or(weight: Tensor | None, otherwise: Tensor | None) -> Tensor:
+    chosen = weight if weight is not None else otherwise
+    assert chosen is not None
+    return chosen.detach().float().cpu()

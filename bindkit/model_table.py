@@ -1,0 +1,117 @@
+"""The paper's table: one probe across models, each beside all that it has to be compared with."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bindkit.analysis import JUDGED_ALIKE, best_layers
+from bindkit.control_names import CONTROL, SAME_CLASS, parse_control
+from bindkit.errors import InvalidParameterError
+
+UNTRAINED = "random-init"
+"""Objective of an untrained backbone, and what its name begins with."""
+
+COMPARED_FIGURES = ("auroc", "twins_auroc")
+"""Figures in which models are set against controls."""
+
+KINDS_OF_ROWS = ("trained", "untrained", "control", "oracle")
+"""In this order they stand in the table, told by the column ``kind``."""
+
+
+def model_table(results: pd.DataFrame, probe: str = "quadratic", task: str = "pairwise") -> pd.DataFrame:
+    """Set every model at its best layer beside baseline, controls, untrained twin, oracle and control task.
+
+    ::
+
+        table = model_table(pd.read_csv("workspace/results.csv"))
+        table[["backbone", "layer", "accuracy", "gain", "auroc", "auroc_over_untrained", "selectivity"]]
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        Rows of ``results.csv``.
+    probe, task : str
+        Which rows to compare.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a model: trained ones, untrained ones, controls, and the oracle that knows classes. Columns ``kind``
+        (see `KINDS_OF_ROWS`), those of `best_layers`, and
+
+        - for every control, ``auroc_over_NAME`` and ``twins_auroc_over_NAME``: the figure less that of the control on
+          the very same pairs; NAME is ``position``, ``raw-pixels``, ``position+raw-pixels``, ``untrained`` (the
+          untrained twin ``random-init:BACKBONE`` if it was measured, else the strongest untrained backbone) or
+          ``same-class`` (the oracle);
+        - ``selectivity``: AUROC less that of the same probe at the same layer on shuffled labels (Hewitt & Liang 2019,
+          arXiv 1909.03368; theirs is of accuracies). NaN where that task was not fitted.
+
+    Raises
+    ------
+    InvalidParameterError
+        If there is no row of that probe and task.
+    """
+    rows = results.reindex(columns=list(dict.fromkeys([*results.columns, *JUDGED_ALIKE, "objective"])))
+    tasks = rows["task"].astype(object).fillna("pairwise")
+    chosen = rows[(rows["probe"] == probe) & (tasks == task)]
+    if chosen.empty:
+        there = sorted({f"{kind} ({name})" for kind, name in zip(rows["probe"], tasks, strict=True)})
+        raise InvalidParameterError(
+            f"the table of results has no {probe} probe of the task {task}; it has {', '.join(there) or 'nothing'}"
+        )
+    oracle = rows[rows["probe"] == "oracle"]
+    best = best_layers(pd.concat([chosen, oracle]) if len(oracle) else chosen)
+    best.insert(0, "kind", [_kind(row) for row in best.to_dict("records")])
+    best["order"] = best["kind"].map(KINDS_OF_ROWS.index)
+    best = best.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
+    for name in _comparisons(best):
+        for figure in COMPARED_FIGURES:
+            best[f"{figure}_over_{name}"] = [_difference(row, best, name, figure) for row in best.to_dict("records")]
+    shuffled = rows[(rows["probe"] == probe) & (rows["task"] == "shuffled_labels")]
+    best["selectivity"] = [_selectivity(row, shuffled) for row in best.to_dict("records")]
+    return best
+
+
+def _kind(row: dict) -> str:
+    if row["probe"] == "oracle":
+        return "oracle"
+    if row["objective"] == CONTROL:
+        return "control"
+    return "untrained" if row["objective"] == UNTRAINED else "trained"
+
+
+def _comparisons(best: pd.DataFrame) -> list[str]:
+    """Names of what there is to compare with, in order of appearance: controls, untrained, oracle."""
+    names = [parse_control(name).kind for name in best.loc[best["kind"] == "control", "backbone"]]
+    names += ["untrained"] if (best["kind"] == "untrained").any() else []
+    names += ["same-class"] if (best["kind"] == "oracle").any() else []
+    return list(dict.fromkeys(names))
+
+
+def _difference(row: dict, best: pd.DataFrame, name: str, figure: str) -> float:
+    """A figure of a row less that of what it is compared with; NaN for a control itself and where there is none."""
+    if row["kind"] in ("control", "oracle") or (name == "untrained" and row["kind"] == "untrained"):
+        return float("nan")
+    alike = [column for column in JUDGED_ALIKE if not (name == "same-class" and column == "probe")]
+    same = best
+    for column in alike:
+        same = same[(same[column] == row[column]) | (same[column].isna() & pd.isna(row[column]))]
+    if name == "untrained":
+        rivals = same[same["kind"] == "untrained"]
+        twin = rivals[rivals["backbone"] == f"{UNTRAINED}:{row['backbone']}"]
+        rivals = twin if len(twin) else rivals
+    elif name == "same-class":
+        rivals = same[same["backbone"].str.startswith(SAME_CLASS)]
+    else:
+        controls = same[same["kind"] == "control"]
+        rivals = controls[[parse_control(control).kind == name for control in controls["backbone"]]]
+    return float(row[figure] - rivals[figure].max()) if len(rivals) else float("nan")
+
+
+def _selectivity(row: dict, shuffled: pd.DataFrame) -> float:
+    same = shuffled[shuffled["backbone"] == row["backbone"]]
+    layers = pd.to_numeric(same["layer"])
+    same = same[(layers == row["layer"]) | (layers.isna() & pd.isna(row["layer"]))]
+    for column in ("protocol", "split"):
+        same = same[(same[column] == row[column]) | (same[column].isna() & pd.isna(row[column]))]
+    return float(row["auroc"] - pd.to_numeric(same["auroc"]).mean()) if len(same) else float("nan")

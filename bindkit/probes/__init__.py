@@ -1,0 +1,56 @@
+"""Probes: small modules that give one logit for every pair of patches.
+
+>>> import torch
+>>> probe = make_probe("quadratic", d_model=4, seed=0)
+>>> probe.pairwise(torch.ones(2, 3, 4), torch.ones(2, 5, 4)).shape
+torch.Size([2, 3, 5])
+
+A probe of one's own is a subclass in the registry; from then on `fit_probe`, `sweep` and `load_probe` know it:
+
+>>> @register_probe("sum_of_products")
+... class SumOfProducts(Probe):
+...     '''Adds up all products: one learned factor and an offset.'''
+...
+...     def __init__(self, d_model: int) -> None:
+...         super().__init__(d_model)
+...         self.factor = torch.nn.Parameter(torch.ones(()))
+...         self.bias = torch.nn.Parameter(torch.zeros(()))
+...
+...     def pairwise(self, x, y):
+...         return self.factor * (x @ y.mT) + self.bias
+>>> make_probe("sum_of_products", d_model=4).pairwise(torch.ones(1, 4), torch.ones(2, 4)).shape
+torch.Size([1, 2])
+>>> _ = PROBES.pop("sum_of_products")
+"""
+
+from bindkit.probes.attention import AttentionMaps, SelfAttention
+from bindkit.probes.base import PROBES, Probe, check_layer, make_probe, parse_probe, register_probe
+from bindkit.probes.baselines import CosineSimilarity, DotProduct
+from bindkit.probes.bilinear import DiagonalQuadratic, Linear, Quadratic, QuadraticFixedRank
+from bindkit.probes.maps import ClassMap, IdentityMap, PointwiseMap, Softmax
+from bindkit.probes.moments import PairMoments
+from bindkit.probes.saving import load_probe, save_probe
+
+__all__ = [
+    "PROBES",
+    "AttentionMaps",
+    "ClassMap",
+    "CosineSimilarity",
+    "DiagonalQuadratic",
+    "DotProduct",
+    "IdentityMap",
+    "Linear",
+    "PairMoments",
+    "PointwiseMap",
+    "Probe",
+    "Quadratic",
+    "QuadraticFixedRank",
+    "SelfAttention",
+    "Softmax",
+    "check_layer",
+    "load_probe",
+    "make_probe",
+    "parse_probe",
+    "register_probe",
+    "save_probe",
+]

@@ -1,0 +1,87 @@
+"""The baseline that asks the model itself: how much the next layer's query of one patch meets the key of another."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bindkit.errors import ProbeError
+from bindkit.probes.base import Probe, register_probe
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Query and key maps of one transformer block with the norm in front of them.
+
+    Attributes
+    ----------
+    norm_weight, norm_bias : float tensors of shape (d_model,)
+        Of the layer norm that the block's attention looks through.
+    norm_epsilon : float
+        Of that norm.
+    query_weight, key_weight : float tensors of shape (d_model, d_model)
+    query_bias, key_bias : float tensors of shape (d_model,)
+        Zero where the block has none.
+    n_heads : int
+        Heads; each owns ``d_model / n_heads`` rows, one after the other.
+    """
+
+    norm_weight: Float[Tensor, " d_model"]
+    norm_bias: Float[Tensor, " d_model"]
+    norm_epsilon: float
+    query_weight: Float[Tensor, "d_model d_model"]
+    query_bias: Float[Tensor, " d_model"]
+    key_weight: Float[Tensor, "d_model d_model"]
+    key_bias: Float[Tensor, " d_model"]
+    n_heads: int
+
+
+@register_probe("self_attention")
+class SelfAttention(Probe):
+    """``(Wq n(x)).(Wk n(y)) / sqrt(d) + b`` with the *next* layer's norm n and maps; only ``b`` is learned.
+
+    That is the sum over heads, as in the reference implementation; it ranks pairs as their mean does.
+    ``self_attention@3`` is head 3 alone, over the root of its own width. Not symmetric: row i is the patch that looks.
+    Rotations and biases that some models add to queries and keys by position (DINOv3, BEiT) are left out.
+    """
+
+    numbered = "head"
+
+    norm_weight: Tensor
+    norm_bias: Tensor
+    query_weight: Tensor
+    query_bias: Tensor
+    key_weight: Tensor
+    key_bias: Tensor
+
+    def __init__(self, d_model: int, n_heads: int = 1, norm_epsilon: float = 1e-6, head: int | None = None) -> None:
+        if head is not None and not 0 <= head < n_heads:
+            raise ProbeError(f"there is no attention head {head}; this backbone has heads 0 to {n_heads - 1}")
+        super().__init__(d_model, n_heads=n_heads, norm_epsilon=norm_epsilon, head=head)
+        self.bias = nn.Parameter(torch.zeros(()))
+        for name in ("norm_weight", "norm_bias", "query_bias", "key_bias"):
+            self.register_buffer(name, torch.zeros(d_model))
+        for name in ("query_weight", "key_weight"):
+            self.register_buffer(name, torch.zeros(d_model, d_model))
+
+    def take(self, maps: AttentionMaps) -> SelfAttention:
+        """Take the weights of a block; returns itself."""
+        for name in ("norm_weight", "norm_bias", "query_weight", "query_bias", "key_weight", "key_bias"):
+            getattr(self, name).copy_(getattr(maps, name))
+        return self
+
+    def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102
+        head, width = self.options["head"], self.d_model // self.options["n_heads"]
+        rows = slice(None) if head is None else slice(head * width, (head + 1) * width)
+        queries = self._normed(x) @ self.query_weight[rows].T + self.query_bias[rows]
+        keys = self._normed(y) @ self.key_weight[rows].T + self.key_bias[rows]
+        return queries @ keys.mT / math.sqrt(queries.shape[-1]) + self.bias
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return nn.functional.layer_norm(
+            x, (self.d_model,), self.norm_weight, self.norm_bias, self.options["norm_epsilon"]
+        )

@@ -1,0 +1,226 @@
+"""What a probe is: a logit for every pair of patches, and the registry of the kinds there are."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from bindkit.errors import LayerError, ProbeError, ProbeMismatchError
+from bindkit.probes.moments import PairMoments
+
+PROBES: dict[str, type[Probe]] = {}
+"""Probe name -> class; `register_probe` adds to it."""
+
+
+class Probe(nn.Module, ABC):
+    """A logit for every pair of patches; symmetric in its two patches.
+
+    ::
+
+        affinity = bk.load_probe("probes/mine")(activations).sigmoid()     # [scene, patch, patch]
+
+    Parameters
+    ----------
+    d_model : int
+        Width of the activations.
+
+    Attributes
+    ----------
+    kind : str
+        Name in the registry.
+    options : dict
+        Keywords besides `d_model` that make a probe of the same shape; saved with it.
+    temperature : float
+        What logits are divided by before they become affinities; 1 unless `bindkit.calibration` set it.
+    fitted_on : dict
+        What a fitted probe was fitted on (backbone, layer, scenes, protocol, seed, figures); empty before.
+    """
+
+    kind: str = ""
+
+    trained_in: ClassVar[str] = "raw"
+    """Units of the activations in which a protocol that preconditions trains: ``"raw"``, ``"scaled"`` (divided by each
+    dimension's root mean square) or ``"whitened"``. The latter two ask for `folded`."""
+
+    degrees: ClassVar[Mapping[str, float]] = {"weight": 1.0}
+    """How the logit grows with the parameters that `closed_form` gives: ``factor**degree`` makes it `factor` times as
+    large. What is not listed is an offset."""
+
+    numbered: ClassVar[str | None] = None
+    """The option that a number behind an ``@`` in the name sets."""
+
+    pointwise_task: ClassVar[str | None] = None
+    """The task of a probe that says something of each patch by itself; None where it judges pairs."""
+
+    def __init__(self, d_model: int, **options: Any) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.options = options
+        self.temperature = 1.0
+        self.fitted_on: dict[str, Any] = {}
+
+    @abstractmethod
+    def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:
+        """Logits ``[*scene, n, m]`` of every patch of `x` with every patch of `y`."""
+
+    def forward(self, activations: Float[Tensor, "*scene patch d_model"]) -> Float[Tensor, "*scene patch patch"]:
+        """Logits of every pair of patches of a scene, divided by the temperature."""
+        logits = self.pairwise(activations, activations)
+        return logits if self.temperature == 1 else logits / self.temperature
+
+    def says_same(
+        self, activations: Float[Tensor, "*scene patch d_model"], logits: Float[Tensor, "*scene patch patch"]
+    ) -> Bool[Tensor, "*scene patch patch"]:
+        """Which pairs are called *same*: those whose logit is above 0, unless a probe says otherwise."""
+        return logits > 0
+
+    def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:
+        """Parameters that give for ``x`` what `parameters` give for ``units @ x``.
+
+        Parameters
+        ----------
+        parameters : mapping
+            Of `named_parameters`; may carry gradients.
+        units : float tensor of shape (d_model, d_model) or (d_model,)
+            The latter is a diagonal.
+        """
+        raise ProbeError(f"the {self.kind} probe says trained_in = {self.trained_in!r} but does not define folded()")
+
+    def closed_form(self, moments: PairMoments) -> dict[str, Tensor] | None:
+        """Parameters to start from, found in closed form up to scale and offset; None where there is no such start.
+
+        `moments` are in the units that the probe is trained in.
+        """
+        return None
+
+    def check_fits(self, d_model: int, layer: int | None = None) -> None:
+        """Refuse activations of another width, or of another layer than the probe was fitted on.
+
+        Raises
+        ------
+        ProbeMismatchError
+            Naming both sides.
+        """
+        if d_model != self.d_model:
+            raise ProbeMismatchError(
+                f"this {self.kind} probe takes activations of width {self.d_model}, got width {d_model}; "
+                "fit a probe on this backbone's cache"
+            )
+        fitted = self.fitted_on.get("layer")
+        if layer is not None and fitted is not None and layer != fitted:
+            raise ProbeMismatchError(
+                f"this {self.kind} probe was fitted on layer {fitted}, it is asked to judge layer {layer}; "
+                f"use activations of layer {fitted} or fit a probe on layer {layer}"
+            )
+
+    def layer_for(self, backbone: Mapping[str, Any], layer: int | None = None) -> int:
+        """Layer that this probe reads, once it is known to be a probe of that backbone.
+
+        Parameters
+        ----------
+        backbone : mapping
+            As ``backbone.describe()`` or ``cache.backbone`` gives it: ``name``, ``weights_digest``.
+        layer : int, optional
+            0-based; needed for a probe that does not know which layer it was fitted on.
+
+        Raises
+        ------
+        ProbeMismatchError
+            If it was fitted on other weights.
+        LayerError
+            If no layer is known.
+        """
+        digest, given = self.fitted_on.get("weights_digest"), backbone["weights_digest"]
+        if digest is not None and digest != given:
+            raise ProbeMismatchError(
+                f"this {self.kind} probe was fitted on {self.fitted_on.get('backbone')} (weights {digest[:8]}), it is "
+                f"asked to judge {backbone['name']} (weights {given[:8]}); take that backbone or fit another probe"
+            )
+        chosen = self.fitted_on.get("layer") if layer is None else layer
+        if chosen is None:
+            raise LayerError(f"this {self.kind} probe does not say which layer it was fitted on; say layer=")
+        return int(chosen)
+
+
+def register_probe(kind: str) -> Callable[[type[Probe]], type[Probe]]:
+    """Class decorator that makes a probe known under a name to `fit_probe`, `sweep` and `load_probe`."""
+
+    def add(probe_class: type[Probe]) -> type[Probe]:
+        probe_class.kind = kind
+        PROBES[kind] = probe_class
+        return probe_class
+
+    return add
+
+
+def parse_probe(name: str) -> tuple[str, dict[str, int]]:
+    """Read ``KIND`` or ``KIND@NUMBER``, where the number is a kind's own: a rank, a head.
+
+    >>> parse_probe("quadratic"), parse_probe("quadratic_fixed_rank@16")
+    (('quadratic', {}), ('quadratic_fixed_rank', {'rank': 16}))
+
+    Raises
+    ------
+    ProbeError
+        For a kind that is not in the registry, or a number where it takes none.
+    """
+    kind, at, number = name.partition("@")
+    if kind not in PROBES:
+        raise ProbeError(f"unknown probe {name!r}; there are {', '.join(PROBES)}")
+    option = PROBES[kind].numbered
+    if not at:
+        return kind, {}
+    if option is None or not (number.isascii() and number.isdigit()):
+        takes = f"takes a whole number behind the @ ({option})" if option else "takes nothing behind an @"
+        raise ProbeError(f"unknown probe {name!r}: {kind} {takes}")
+    return kind, {option: int(number)}
+
+
+def make_probe(name: str, d_model: int, seed: int = 0, **options: Any) -> Probe:
+    """A fresh probe; the weights depend on the seed alone, and the global random state is left as it was.
+
+    Parameters
+    ----------
+    name : str
+        ``KIND`` or ``KIND@NUMBER``.
+    d_model : int
+        Width of the activations.
+    seed : int
+        Of the weights.
+    **options
+        What else the kind takes.
+
+    Raises
+    ------
+    ProbeError
+        For a name that is not in the registry.
+    """
+    kind, numbered = parse_probe(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return PROBES[kind](d_model, **numbered, **options)
+
+
+def uniform_start(*shape: int, fan_in: int) -> nn.Parameter:
+    """``nn.Linear``'s own start, uniform within ``1 / sqrt(fan_in)``: what the reference implementation starts from."""
+    bound = 1 / math.sqrt(fan_in)
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+
+def check_layer(layer: int, available: tuple[int, ...], where: str) -> int:
+    """Refuse a layer that is not there.
+
+    Raises
+    ------
+    LayerError
+        Naming the layers there are.
+    """
+    if layer not in available:
+        raise LayerError(f"{where} has no layer {layer}; it has {', '.join(map(str, available))} (0-based)")
+    return layer

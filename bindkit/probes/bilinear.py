@@ -1,0 +1,127 @@
+"""Probes whose logit is linear in each of the two patches: linear, diagonal, quadratic, and quadratic of fixed rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bindkit.probes.base import Probe, register_probe, uniform_start
+from bindkit.probes.moments import PairMoments
+
+RANK = 100
+"""Of `quadratic_fixed_rank`, as in the reference implementation."""
+
+
+def times_units(weight: Float[Tensor, "*rows d_model"], units: Tensor) -> Float[Tensor, "*rows d_model"]:
+    """Rows that give for ``x`` what the rows of `weight` give for ``units @ x``."""
+    return weight * units if units.ndim == 1 else weight @ units
+
+
+@register_probe("linear")
+class Linear(Probe):
+    """``w.x + w.y + b``: whether each patch by itself looks like part of an object that fills the view."""
+
+    trained_in = "whitened"
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__(d_model)
+        self.weight = uniform_start(d_model, fan_in=d_model)
+        self.bias = uniform_start(fan_in=d_model)
+
+    def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102
+        return (x @ self.weight)[..., :, None] + (y @ self.weight)[..., None, :] + self.bias
+
+    def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        return {"weight": times_units(parameters["weight"], units), "bias": parameters["bias"]}
+
+
+@register_probe("diag_quadratic")
+class DiagonalQuadratic(Probe):
+    """``sum_k w_k x_k y_k + b``: a weighted similarity."""
+
+    trained_in = "scaled"
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__(d_model)
+        self.weight = uniform_start(d_model, fan_in=d_model)
+        self.bias = uniform_start(fan_in=d_model)
+
+    def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102
+        return (x * self.weight) @ y.mT + self.bias
+
+    def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        return {"weight": parameters["weight"] * units**2, "bias": parameters["bias"]}
+
+    def closed_form(self, moments: PairMoments) -> dict[str, Tensor]:
+        """Least squares of the answer on the products ``x_k y_k``, as if patches of a pair were independent."""
+        products = moments.patches.double() ** 2
+        ridge = 1e-3 * products.diagonal().mean() * torch.eye(self.d_model, dtype=torch.float64, device=products.device)
+        weight = torch.linalg.solve(products + ridge, moments.signal.diagonal().double())
+        return {"weight": weight.to(moments.signal.dtype), "bias": torch.zeros_like(self.bias)}
+
+
+@register_probe("quadratic")
+class Quadratic(Probe):
+    """``x' (W + W') y / (2 sqrt(d)) + b``: any symmetric bilinear form."""
+
+    trained_in = "whitened"
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__(d_model)
+        self.weight = uniform_start(d_model, d_model, fan_in=d_model)
+        self.bias = uniform_start(fan_in=d_model)
+
+    def symmetric(self) -> Float[Tensor, "d_model d_model"]:
+        """The form itself, ``(W + W') / (2 sqrt(d))``."""
+        return (self.weight + self.weight.T) / (2 * math.sqrt(self.d_model))
+
+    def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102
+        return (x @ self.symmetric()) @ y.mT + self.bias
+
+    def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        columns = times_units(parameters["weight"], units)
+        return {"weight": times_units(columns.mT, units).mT, "bias": parameters["bias"]}
+
+    def closed_form(self, moments: PairMoments) -> dict[str, Tensor]:
+        """Least squares of the answer on all products ``x_i y_j``: in whitened units, that is the signal itself."""
+        return {"weight": moments.signal * math.sqrt(self.d_model), "bias": torch.zeros_like(self.bias)}
+
+
+@register_probe("quadratic_fixed_rank")
+class QuadraticFixedRank(Probe):
+    """The quadratic probe with ``W = W1' W2`` of rank 100, or of the rank that the name says (``...@16``)."""
+
+    trained_in = "whitened"
+    numbered = "rank"
+    degrees: ClassVar[Mapping[str, float]] = {"first": 0.5, "second": 0.5}
+
+    def __init__(self, d_model: int, rank: int = RANK) -> None:
+        super().__init__(d_model, rank=rank)
+        self.first = uniform_start(rank, d_model, fan_in=d_model)
+        self.second = uniform_start(rank, d_model, fan_in=d_model)
+        self.bias = uniform_start(fan_in=d_model)
+
+    def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102
+        # x (W + W') y = (W1 x).(W2 y) + (W2 x).(W1 y): d x d is never formed.
+        left = x @ torch.cat([self.first, self.second]).T
+        right = y @ torch.cat([self.second, self.first]).T
+        return left @ right.mT / (2 * math.sqrt(self.d_model)) + self.bias
+
+    def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        maps = {name: times_units(parameters[name], units) for name in ("first", "second")}
+        return maps | {"bias": parameters["bias"]}
+
+    def closed_form(self, moments: PairMoments) -> dict[str, Tensor]:
+        """The strongest eigenvectors of the quadratic probe's start."""
+        values, vectors = torch.linalg.eigh(moments.signal * math.sqrt(self.d_model))
+        rank = self.first.shape[0]
+        chosen = values.abs().topk(min(rank, self.d_model)).indices
+        roots = vectors[:, chosen].T * values[chosen].abs().sqrt()[:, None]
+        first, second = torch.zeros_like(self.first), torch.zeros_like(self.second)
+        first[: len(chosen)], second[: len(chosen)] = roots, roots * values[chosen].sign()[:, None]
+        return {"first": first, "second": second, "bias": torch.zeros_like(self.bias)}

@@ -1,0 +1,230 @@
+"""Tasks: pointwise ones read planted codes, shuffled labels end at chance, and what cannot be measured is refused."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from planted import PlantedBackbone, PlantedScenes
+
+from bindkit.errors import ConstantActivationsError, NonFiniteActivationsError, OneAnswerError, ProbeError
+from bindkit.extraction import cache_activations
+from bindkit.judging import judge_same_class
+from bindkit.patch_batches import SplitPatches
+from bindkit.protocols import PAPER, STRICT
+from bindkit.scenes.scene import Scene
+from bindkit.sweeping import sweep
+from bindkit.tasks import TASKS, match, object_masks, told_apart
+from bindkit.training import LayerPatches, fit_probe, fit_probes
+
+CPU = torch.device("cpu")
+QUICK = replace(STRICT, epochs=6, min_steps=240)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return cache_activations(PlantedBackbone(), PlantedScenes(40), root=tmp_path_factory.mktemp("planted"))
+
+
+def test_probes_side_by_side_get_exactly_what_each_gets_alone(cache):
+    rules = replace(STRICT, epochs=2, min_steps=8)
+    wanted = [
+        *[(probe, "pairwise") for probe in ("linear", "diag_quadratic", "quadratic", "cosine_similarity", "softmax")],
+        *[("linear", task) for task in ("pointwise_class", "pointwise_identity")],
+        ("quadratic", "shuffled_labels"),
+    ]
+    for protocol in (rules, replace(PAPER, epochs=2)):
+        together = fit_probes(LayerPatches(cache, 2, protocol), wanted, seed=3)
+        for (probe, task), fit in zip(wanted, together, strict=True):
+            alone = fit_probe(cache, 2, probe, task, protocol, seed=3)
+            for name, weight in alone.probe.state_dict().items():
+                assert torch.equal(weight, fit.probe.state_dict()[name]), (probe, task, name)
+            assert fit.metrics == pytest.approx(alone.metrics, nan_ok=True)
+
+
+def test_a_class_code_is_read_patch_by_patch_and_never_tells_twins(cache):
+    figures = fit_probe(cache, 1, "linear", "pointwise_class", QUICK).metrics
+    assert figures["class_accuracy"] > 0.97
+    assert figures["twins_accuracy"] < 0.1, "twins are of one class, so that they are called the same"
+    assert figures["auroc"] > 0.75
+
+
+def test_an_instance_code_is_matched_to_queries(cache):
+    longer = replace(STRICT, epochs=12, min_steps=960)
+    figures = fit_probe(cache, 2, "linear", "pointwise_identity", longer).metrics
+    assert figures["matched_iou"] > 0.8
+    assert figures["auroc"] > 0.95
+    assert figures["twins_auroc"] > 0.9
+    noise = fit_probe(cache, 0, "linear", "pointwise_identity", QUICK).metrics
+    assert noise["matched_iou"] < 0.4
+
+
+def test_the_control_task_keeps_the_shares_and_ends_at_chance(cache):
+    plain, shuffled = (fit_probe(cache, 2, "quadratic", task, QUICK) for task in ("pairwise", "shuffled_labels"))
+    assert plain.metrics["twins_auroc"] > 0.95
+    assert shuffled.metrics["auroc_low"] - 0.02 < 0.5 < shuffled.metrics["auroc_high"] + 0.02
+    assert shuffled.metrics["n_pairs"] == plain.metrics["n_pairs"]
+    patches = SplitPatches(cache, "test", 2, replace(STRICT, judged_patches=512), CPU)
+    for batch in patches.judged():
+        other = patches.shuffled(batch)
+        assert torch.equal(other.instances, patches.shuffled(batch).instances), "the same whenever it is asked for"
+        assert not torch.equal(other.instances, batch.instances)
+        for scene in range(len(batch.instances)):
+            present = batch.present[scene]
+            before, after = (
+                torch.stack([labels.instances[scene], labels.classes[scene]], 1)[present].tolist()
+                for labels in (batch, other)
+            )
+            assert sorted(before) == sorted(after)
+
+
+def test_the_same_class_oracle_is_perfect_on_classes_and_blind_to_twins(cache):
+    split, figures = judge_same_class(cache, STRICT)
+    fit = fit_probe(cache, 1, "linear", protocol=replace(QUICK, epochs=1, min_steps=1))
+    assert (split, figures["n_pairs"]) == (fit.split, fit.metrics["n_pairs"])
+    assert figures["twins_auroc"] == 0.5
+    assert figures["twins_accuracy"] == 0
+    # Only twins are judged wrong.
+    n_twins = sum(int((b.twins_question & ~b.same & b.counted).sum()) for b in _judged(cache))
+    assert figures["accuracy"] == pytest.approx(1 - n_twins / figures["n_pairs"])
+
+
+def _judged(cache):
+    return SplitPatches(cache, "test", 1, STRICT, CPU).judged()
+
+
+def test_a_sweep_takes_what_goes_together_and_adds_the_oracle(cache, tmp_path):
+    brief = replace(STRICT, epochs=1, min_steps=2)
+    asked = (["linear", "quadratic"], ["pairwise", "pointwise_class", "shuffled_labels"])
+    table = sweep([cache], [2], *asked, protocol=brief, root=tmp_path, oracle=True)
+    assert list(zip(table["probe"], table["task"], strict=True)) == [
+        *(("linear", "pairwise"), ("linear", "pointwise_class"), ("linear", "shuffled_labels")),
+        *(("quadratic", "pairwise"), ("quadratic", "shuffled_labels"), ("oracle", "pairwise")),
+    ]
+    assert table["n_pairs"].nunique() == 1
+    assert table["backbone"].iloc[-1] == "control:same-class"
+    assert table["class_accuracy"].notna().tolist() == [False, True, False, False, False, False]
+    again = sweep([cache], [2], *asked, protocol=brief, root=tmp_path, oracle=True)
+    assert again.equals(table)
+
+
+@pytest.mark.parametrize(
+    ("probes", "tasks", "message"),
+    [
+        (["cubic"], ["pairwise"], "unknown probe 'cubic'"),
+        (["linear"], ["segment"], "unknown task 'segment'"),
+        (["quadratic"], ["pointwise_class"], "pointwise_class takes the linear probe"),
+        (["class_map"], ["pairwise"], "pairwise takes probes that judge pairs; got class_map"),
+        (["linear", "class_map"], ["pairwise"], "got class_map"),
+        (["linear@3"], ["pairwise"], "takes nothing behind an @"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_fitted(cache, probes, tasks, message):
+    with pytest.raises(ProbeError, match=message):
+        sweep([cache], [2], probes, tasks, protocol=QUICK)
+
+
+def test_objects_are_where_they_are_seen_and_queries_are_assigned_for_the_least_cost(cache):
+    patches = SplitPatches(cache, "train", 2, PAPER, CPU)
+    batch = patches.draw(torch.arange(4), torch.Generator().manual_seed(0), n_patches=9)
+    masks, is_object = object_masks(batch)
+    for scene in range(4):
+        ids = [k for k in dict.fromkeys(batch.instances[scene].tolist()) if k]
+        found = {tuple(mask.bool().tolist()) for mask in masks[scene][is_object[scene]]}
+        assert found == {tuple((batch.instances[scene] == k).tolist()) for k in ids}
+    queries = torch.randn(4, 5, 9, generator=torch.Generator().manual_seed(1))
+    masks, is_object = masks[:, :3], is_object[:, :3]
+    chosen, objects, scenes = match(queries, masks, is_object, batch.present.float())
+
+    def cost(scene, query, number):
+        total, said = 0.0, queries[scene, query].double().sigmoid()
+        wanted = masks[scene, number].double()
+        total += 5 * float(torch.nn.functional.binary_cross_entropy(said, wanted))
+        return total + 5 * float(1 - (2 * (said * wanted).sum() + 1) / (said.sum() + wanted.sum() + 1))
+
+    for scene in range(4):
+        count = int(is_object[scene].sum())
+        orders = itertools.permutations(range(5), count)
+        best = min(sum(cost(scene, query, k) for k, query in enumerate(order)) for order in orders)
+        mine = scenes == scene
+        got = sum(cost(scene, int(q), int(k)) for q, k in zip(chosen[mine], objects[mine], strict=True))
+        assert int(mine.sum()) == count
+        assert got == pytest.approx(best, abs=1e-5)
+
+
+class OneObject(PlantedScenes):
+    """Every scene is one object."""
+
+    uri = "planted-one:"
+
+    def __getitem__(self, position):
+        shown = super().__getitem__(position)
+        ones = np.ones(self.size, dtype=np.int32)
+        return Scene(shown.id, shown.image, ones, ones)
+
+
+class NoClasses(PlantedScenes):
+    """Instances without classes."""
+
+    uri = "planted-classless:"
+
+    def __getitem__(self, position):
+        shown = super().__getitem__(position)
+        return Scene(shown.id, shown.image, shown.instances, np.zeros_like(shown.instances))
+
+
+class Constant(PlantedBackbone):
+    """The same activation everywhere."""
+
+    def activations(self, windows, layers):
+        return {layer: torch.full((len(windows), 64, self.d_model), 3.25) for layer in layers}
+
+
+def test_one_object_a_scene_is_refused(tmp_path):
+    lonely = cache_activations(PlantedBackbone(), OneObject(12), root=tmp_path, layers=[2])
+    with pytest.raises(OneAnswerError, match="every pair of patches of the train split is on one object"):
+        fit_probe(lonely, 2)
+
+
+def test_scenes_without_classes_have_no_class_to_predict(tmp_path):
+    bare = cache_activations(PlantedBackbone(), NoClasses(12), root=tmp_path, layers=[2])
+    with pytest.raises(OneAnswerError, match="no training patch carries a class label"):
+        fit_probe(bare, 2, "linear", "pointwise_class")
+    assert fit_probe(bare, 2, protocol=QUICK).metrics["auroc"] > 0.9
+
+
+def test_constant_activations_are_refused(tmp_path):
+    same = cache_activations(Constant(), PlantedScenes(12), root=tmp_path, layers=[2])
+    for protocol in ("strict", "paper"):
+        with pytest.raises(ConstantActivationsError, match="same activation at layer 2"):
+            fit_probe(same, 2, protocol=protocol)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_nan_and_infinity_in_a_cache_are_named(cache, monkeypatch, value, in_memory):
+    from bindkit.cache.store import CachedActivations
+
+    take = CachedActivations.take
+
+    def poisoned(self, rows):
+        taken = take(self, rows).clone()
+        taken[len(taken) // 2, 3] = value
+        return taken
+
+    monkeypatch.setattr(CachedActivations, "take", poisoned)
+    monkeypatch.setattr("bindkit.patch_batches._IN_MEMORY_BYTES", 2**29 if in_memory else 0)
+    with pytest.raises(NonFiniteActivationsError, match="NaN or infinite activations at layer 2"):
+        fit_probe(cache, 2, protocol=replace(STRICT, epochs=1, min_steps=1))
+
+
+def test_of_very_many_classes_the_most_frequent_are_told_apart(cache):
+    patches = SplitPatches(cache, "train", 2, STRICT, CPU)
+    assert told_apart(patches, {1: "one", 2: "two", 3: "three"}) == [1, 2, 3]
+    patches._classes = torch.arange(patches.n_patches) % 200 + 1
+    patches._classes[:50] = 7
+    named = told_apart(patches, range(1, 3000))
+    assert len(named) == 150
+    assert 7 in named
+    assert set(TASKS) == {"pairwise", "pointwise_class", "pointwise_identity", "shuffled_labels"}
