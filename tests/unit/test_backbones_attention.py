@@ -55,7 +55,7 @@ def test_the_last_layer_has_no_next_one(tmp_path):
 def test_a_block_without_such_maps_is_named(tmp_path):
     backbone = bk.load_backbone(str(write_checkpoint("vit", tmp_path / "model")), device="cpu")
     backbone.tower.blocks[1] = torch.nn.Sequential(torch.nn.LayerNorm(WIDTH), torch.nn.Linear(WIDTH, WIDTH))
-    with pytest.raises(ContractError, match="block 1 .* called q_proj or query, it has 0"):
+    with pytest.raises(ContractError, match=r"block 1 .* called q_proj or query, it has 0"):
         attention_maps(backbone, 0)
 
 

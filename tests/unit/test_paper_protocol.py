@@ -1,0 +1,230 @@
+"""The paper protocol is the reference algorithm to the letter: a plainly written loop stands beside it.
+
+The loop is written from the description of Li, Salehi, Ungar & Kording's choices alone: scene by scene, pair by pair.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from planted import PlantedBackbone, PlantedScenes
+from scipy.optimize import linear_sum_assignment
+from torch.nn.functional import binary_cross_entropy_with_logits as bce
+
+from bindkit.extraction import cache_activations
+from bindkit.patch_batches import SplitPatches
+from bindkit.probes import AttentionMaps, make_probe
+from bindkit.protocols import PAPER
+from bindkit.tasks import TASKS, own_figures
+from bindkit.training import LayerPatches, _validate, fit_probe
+
+CPU = torch.device("cpu")
+D = 24
+PROBES = (
+    *("linear", "diag_quadratic", "quadratic", "quadratic_fixed_rank", "softmax"),
+    *("cosine_similarity", "dot_product", "self_attention"),
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return cache_activations(PlantedBackbone(), PlantedScenes(24), root=tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture(scope="module")
+def batch(cache):
+    patches = SplitPatches(cache, "train", 2, PAPER, CPU)
+    drawn = patches.draw(torch.arange(len(patches)), torch.Generator().manual_seed(0))
+    assert drawn.activations.shape[1] == 64
+    assert (drawn.instances == 0).any(), "unlabelled patches take part"
+    return drawn
+
+
+def maps():
+    generator = torch.Generator().manual_seed(4)
+    vectors = [torch.randn(D, generator=generator) for _ in range(4)]
+    squares = [torch.randn(D, D, generator=generator) / 5 for _ in range(2)]
+    return AttentionMaps(vectors[0], vectors[1], 1e-6, squares[0], vectors[2], squares[1], vectors[3], n_heads=3)
+
+
+def reference_probe(name, seed=0):
+    if name == "self_attention":
+        return make_probe(name, D, seed, n_heads=3, norm_epsilon=1e-6).take(maps())
+    return make_probe(name, D, seed, **({"chance_is_logit": True} if name == "softmax" else {}))
+
+
+def plain_logits(probe, x):
+    """``[n, n]`` logits of one scene's patches ``[n, d]``, every pair expanded as the reference does."""
+    n, d = x.shape
+    first, second = x[:, None, :].expand(n, n, d), x[None, :, :].expand(n, n, d)
+    if probe.kind == "linear":
+        return first @ probe.weight + second @ probe.weight + probe.bias
+    if probe.kind == "diag_quadratic":
+        return (first * second * probe.weight).sum(-1) + probe.bias
+    if probe.kind in ("quadratic", "quadratic_fixed_rank"):
+        weight = probe.weight if probe.kind == "quadratic" else probe.first.T @ probe.second
+        form = (weight + weight.T) / 2 / math.sqrt(d)
+        return torch.stack([torch.stack([x[i] @ form @ x[j] for j in range(n)]) for i in range(n)]) + probe.bias
+    if probe.kind == "softmax":
+        shares = torch.softmax(x @ probe.weight.T + probe.bias, dim=1)
+        return (shares[:, None, :] * shares[None, :, :]).sum(-1)
+    if probe.kind == "cosine_similarity":
+        return (first * second).sum(-1) / (first.norm(dim=-1) * second.norm(dim=-1)) + probe.bias
+    if probe.kind == "dot_product":
+        return (first * second).sum(-1) + probe.bias
+    m = maps()
+    normed = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
+    normed = normed * m.norm_weight + m.norm_bias
+    queries, keys = normed @ m.query_weight.T + m.query_bias, normed @ m.key_weight.T + m.key_bias
+    return (queries[:, None, :] * keys[None, :, :]).sum(-1) / math.sqrt(d) + probe.bias
+
+
+def plain_pairwise(probe, activations, instances):
+    """Loss over all N x N entries of all scenes, and accuracy over i < j, unlabelled being one more object."""
+    logits, targets, right = [], [], []
+    for x, labels in zip(activations, instances, strict=True):
+        scores = plain_logits(probe, x)
+        same = labels[:, None] == labels[None, :]
+        logits.append(scores.reshape(-1))
+        targets.append(same.reshape(-1).float())
+        n = len(x)
+        right += [bool((scores[i, j] > 0) == same[i, j]) for i in range(n) for j in range(i + 1, n)]
+    return bce(torch.cat(logits), torch.cat(targets)), sum(right) / len(right)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_loss_and_accuracy_of_a_batch_are_those_of_the_plain_loop(batch, name):
+    probe = reference_probe(name)
+    few = slice(0, 3)
+    part = replace(
+        batch,
+        **{
+            field: getattr(batch, field)[few]
+            for field in ("activations", "instances", "classes", "corners", "window", "present", "positions", "scenes")
+        },
+    )
+    loss, accuracy = plain_pairwise(probe, part.activations, part.instances)
+    ours = TASKS["pairwise"].loss(probe, part)
+    assert float(ours) == pytest.approx(float(loss), abs=1e-5, rel=1e-5)
+    right = ((probe.says_same(part.activations, probe(part.activations)) == part.same) & part.counted).sum()
+    assert float(right / part.counted.sum()) == pytest.approx(accuracy, abs=1e-5)
+    if name == "softmax":
+        assert accuracy == pytest.approx(float(part.same[part.counted].float().mean())), "it calls every pair the same"
+
+
+def test_the_diagonal_and_both_orders_are_in_the_loss(batch):
+    probe = reference_probe("quadratic")
+    logits = probe(batch.activations)
+    upper = torch.ones(64, 64, dtype=torch.bool).triu(1).expand_as(logits)
+    without = bce(logits[upper], batch.same[upper].float())
+    assert abs(float(TASKS["pairwise"].loss(probe, batch) - without)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["linear", "diag_quadratic", "quadratic", "quadratic_fixed_rank"])
+def test_training_is_adam_with_its_schedule_on_the_same_batches(cache, name):
+    rules = replace(PAPER, epochs=4, scenes_per_step=8, decay_every=2)
+    fit = fit_probe(cache, 2, name, protocol=rules, seed=5)
+    patches = SplitPatches(cache, "train", 2, rules, CPU)
+    probe = reference_probe(name, seed=5)
+    optimiser = torch.optim.Adam(probe.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.StepLR(optimiser, step_size=2, gamma=0.2)
+    generator = torch.Generator().manual_seed(5)
+    best, kept = -1.0, None
+    validation = SplitPatches(cache, "validation", 2, rules, CPU)
+    for epoch in range(4):
+        losses = []
+        for scenes in torch.randperm(len(patches), generator=generator).split(8):
+            drawn = patches.draw(scenes, generator)
+            loss = torch.stack([bce(plain_logits(probe, x), (i[:, None] == i[None, :]).float())
+                                for x, i in zip(drawn.activations, drawn.instances, strict=True)]).mean()  # fmt: skip
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(float(loss))
+        schedule.step()
+        assert fit.history[epoch]["train_loss"] == pytest.approx(float(np.mean(losses)), abs=1e-5)
+        judged = [(batch.activations, batch.instances) for batch in validation.judged()]
+        with torch.no_grad():
+            loss, accuracy = plain_pairwise(probe, judged[0][0], judged[0][1])
+        assert fit.history[epoch]["validation_loss"] == pytest.approx(float(loss), abs=1e-5)
+        assert fit.history[epoch]["validation_accuracy"] == pytest.approx(accuracy, abs=1e-5)
+        if accuracy > best:
+            best, kept = accuracy, {key: value.clone() for key, value in probe.state_dict().items()}
+    for key, value in kept.items():
+        assert torch.allclose(fit.probe.state_dict()[key], value, atol=1e-5), key
+
+
+def test_pointwise_class_is_cross_entropy_over_patches_and_equal_classes_over_pairs(cache, batch):
+    patches = LayerPatches(cache, 2, PAPER)
+    task = TASKS["pointwise_class"]
+    probe = task.make_probe("linear", patches.splits["train"], 0, [1, 2, 3])
+    total, count, right = 0.0, 0, []
+    hits = 0
+    for x, classes, instances in zip(batch.activations, batch.classes, batch.instances, strict=True):
+        logits = x @ probe.weight.T + probe.bias
+        for row, wanted in zip(logits, classes.tolist(), strict=True):
+            total -= float(row[wanted] - torch.logsumexp(row, 0))
+            count += 1
+        said = logits.argmax(1).tolist()
+        hits += sum(a == b for a, b in zip(said, classes.tolist(), strict=True))
+        n = len(x)
+        right += [(said[i] == said[j]) == bool(instances[i] == instances[j]) for i in range(n) for j in range(i + 1, n)]
+    assert float(task.loss(probe, batch)) == pytest.approx(total / count, abs=1e-5)
+    says = probe.says_same(batch.activations, probe(batch.activations))
+    ours = float(((says == batch.same) & batch.counted).sum() / batch.counted.sum())
+    assert ours == pytest.approx(sum(right) / len(right), abs=1e-5)
+    assert own_figures(task, probe, [batch])["class_accuracy"] == pytest.approx(hits / count)
+
+
+def mask_loss(logits, wanted):
+    return float(
+        np.mean([max(v, 0) - v * t + math.log1p(math.exp(-abs(v))) for v, t in zip(logits, wanted, strict=True)])
+    )
+
+
+def dice_loss(logits, wanted):
+    said = [1 / (1 + math.exp(-v)) for v in logits]
+    both = sum(s * t for s, t in zip(said, wanted, strict=True))
+    return 1 - (2 * both + 1) / (sum(said) + sum(wanted) + 1)
+
+
+def test_pointwise_identity_matches_queries_to_objects_scene_by_scene(batch):
+    task = TASKS["pointwise_identity"]
+    probe = make_probe("identity_map", D, 1, n_queries=9)
+    masks_total, n_masks, background, overlaps = 0.0, 0, [], []
+    for x, instances in zip(batch.activations, batch.instances.tolist(), strict=True):
+        logits = (x @ probe.weight.T + probe.bias).detach().double().T.tolist()
+        objects = sorted(set(instances) - {0})
+        wanted = [[float(k == label) for label in instances] for k in objects]
+        cost = [[5 * mask_loss(row, w) + 5 * dice_loss(row, w) for w in wanted] for row in logits[1:]]
+        for query, number in zip(*linear_sum_assignment(np.array(cost)), strict=True):
+            masks_total += cost[query][number]
+            n_masks += 1
+        entries = []
+        for value, label in zip(logits[0], instances, strict=True):
+            chance = 1 / (1 + math.exp(-value))
+            entries.append(-0.1 * math.log(chance) if label == 0 else -math.log(1 - chance))
+        background.append(float(np.mean(entries)))
+        said = np.array(logits).argmax(0)
+        iou = [
+            [((said == q) & (np.array(w) > 0)).sum() / ((said == q) | (np.array(w) > 0)).sum() for w in wanted]
+            for q in range(1, 10)
+        ]
+        found = linear_sum_assignment(-np.array(iou))
+        overlaps += [np.array(iou)[found].sum() / len(objects)] * len(objects)
+    expected = 2 * np.mean(background) + masks_total / n_masks
+    assert float(task.loss(probe, batch)) == pytest.approx(expected, abs=1e-5, rel=1e-5)
+    assert own_figures(task, probe, [batch])["matched_iou"] == pytest.approx(np.mean(overlaps), abs=1e-6)
+
+
+def test_shuffled_labels_are_the_pairwise_loss_on_labels_of_other_patches(cache):
+    patches = SplitPatches(cache, "validation", 2, PAPER, CPU)
+    probe = reference_probe("quadratic")
+    (plain,) = patches.judged()
+    shuffled = patches.shuffled(plain)
+    loss, accuracy = plain_pairwise(probe, shuffled.activations, shuffled.instances)
+    ours = _validate(probe, TASKS["shuffled_labels"], patches)
+    assert ours == pytest.approx((float(loss), accuracy), abs=1e-5)
+    assert ours[0] != pytest.approx(_validate(probe, TASKS["pairwise"], patches)[0], abs=1e-4)
