@@ -56,8 +56,8 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
         interval each bound; missing values left out), ``gain`` (accuracy above always saying the more frequent
         answer), ``auroc_over_controls`` and ``twins_auroc_over_controls`` (see `strongest_controls`; NaN for
         controls and where there is none), the standard deviation over seeds (``accuracy_spread``,
-        ``auroc_spread``, ``twins_auroc_spread``; NaN for a single seed) and ``n_seeds``. Of layers of equal accuracy, the lowest. The layer of a
-        control is NaN.
+        ``auroc_spread``, ``twins_auroc_spread``; NaN for a single seed) and ``n_seeds``. Of layers of equal accuracy,
+        the lowest. The layer of a control is NaN.
 
     Notes
     -----

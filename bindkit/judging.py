@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bindkit.cache import ActivationCache
 from bindkit.devices import device_of
-from bindkit.metrics import judge
+from bindkit.metrics import JudgedPairs, judge
 from bindkit.patch_batches import PatchBatch, SplitPatches, flat_pairs
 from bindkit.probes import Probe
 from bindkit.protocols import Protocol
@@ -119,17 +119,47 @@ def judge_probe(
         fit = bk.fit_probe(plain_scenes, layer=4)
         bk.judge_probe(fit.probe, harder_scenes)["auroc"]
     """
-    layer = probe.layer_for(cache.backbone, layer)
-    probe.check_fits(cache.d_model, layer)
-    rules = protocol_of(probe.fitted_on.get("protocol", "strict") if protocol is None else protocol)
     where = device_of(device)
-    for name in JUDGED_FIRST if split is None else (split,):
-        patches = SplitPatches(cache, name, layer, rules, where)
-        if len(patches):
-            break
-    patches.require()
+    patches = patches_for(probe, cache, split, protocol, layer, where)
     # The activations are as they were cached: a fitted probe takes them in their own units.
     try:
         return judge_split(probe.to(where), patches, probe.fitted_on.get("task", "pairwise"))
+    finally:
+        probe.cpu()
+
+
+def patches_for(
+    probe: Probe,
+    cache: ActivationCache,
+    split: str | None,
+    protocol: str | Protocol | None,
+    layer: int | None,
+    device: torch.device,
+) -> SplitPatches:
+    """Patches that a probe is judged on; arguments and errors as `judge_probe`."""
+    layer = probe.layer_for(cache.backbone, layer)
+    probe.check_fits(cache.d_model, layer)
+    rules = protocol_of(probe.fitted_on.get("protocol", "strict") if protocol is None else protocol)
+    for name in JUDGED_FIRST if split is None else (split,):
+        patches = SplitPatches(cache, name, layer, rules, device)
+        if len(patches):
+            break
+    return patches.require()
+
+
+def judged_pairs(
+    probe: Probe,
+    cache: ActivationCache,
+    split: str | None,
+    protocol: str | Protocol | None,
+    layer: int | None,
+    device: torch.device,
+) -> JudgedPairs:
+    """The judged pairs of a probe with their logits; arguments and errors as `judge_probe`."""
+    patches = patches_for(probe, cache, split, protocol, layer, device)
+    try:
+        probe.to(device)
+        with torch.inference_mode():
+            return flat_pairs(_said(probe, batch) for batch in patches.judged())
     finally:
         probe.cpu()

@@ -42,7 +42,6 @@ RUN_DEFAULTS: Mapping[str, Any] = {
     "bindkit/scenes-clip random-init:bindkit/scenes-mae",
     "layers": "all",
     "probes": "linear quadratic",
-    "tasks": "pairwise shuffled_labels",
 }
 """What a run measures unless told otherwise; the notebooks' own defaults are a smaller smoke configuration."""
 

@@ -139,7 +139,14 @@ def same_class_rows(caches: Sequence[ActivationCache], protocol: str | Protocol 
         split, figures = judge_same_class(cache, rules)
         geometry = cache.backbone["geometry"]
         name = f"{SAME_CLASS}@{geometry['window']}/{geometry['patch_size']}" if len(first_of) > 1 else SAME_CLASS
-        told = {"backbone": name, "objective": CONTROL, "layer": math.nan, "probe": "oracle", "task": "pairwise"}
+        told = {
+            "backbone": name,
+            "objective": CONTROL,
+            "layer": math.nan,
+            "probe": "oracle",
+            "task": "pairwise",
+            "seed": 0,
+        }
         rows.append({**told, "protocol": rules.name, "split": split, **figures})
     return rows
 
@@ -192,7 +199,7 @@ def probe_directory(root: str | Path, row: Mapping[str, Any]) -> Path:
     Rows of controls, whose layer is NaN, lie in ``layer_00``.
     """
     layer = 0 if math.isnan(row["layer"]) else int(row["layer"])
-    name = f"{row['probe']}-{row['task']}-{row['protocol']}-seed{row['seed']}"
+    name = f"{row['probe']}-{row['task']}-{row['protocol']}-seed{int(row['seed'])}"
     return Path(root) / slug(row["backbone"]) / f"layer_{layer:02d}" / name
 
 

@@ -22,7 +22,7 @@ def main(workspace: str) -> None:
     for column, curve in enumerate(curves):
         page.paste(curve, (column * half, above.height))
     small = page.resize((page.width * 3 // 4, page.height * 3 // 4), Image.Resampling.LANCZOS)
-    small.quantize(256).save(Path(__file__).with_name("overview.png"), optimize=True)
+    small.quantize(256, kmeans=3).save(Path(__file__).with_name("overview.png"), optimize=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Figures: how they look, what they show, how they are saved. The only part of bindkit that imports Plotly."""
 
 from bindkit.figures.affinity import affinity_figure
+from bindkit.figures.breakdowns import breakdown_figure, reliability_figure
 from bindkit.figures.curves import layer_curves, probe_curves, training_curves
 from bindkit.figures.difficulty import difficulty_figure
 from bindkit.figures.emergence import emergence_figure
@@ -14,6 +15,7 @@ from bindkit.figures.variations import difficulty_scenes
 __all__ = [
     "SavedFigure",
     "affinity_figure",
+    "breakdown_figure",
     "difficulty_figure",
     "difficulty_scenes",
     "emergence_figure",
@@ -21,6 +23,7 @@ __all__ = [
     "loss_curves",
     "model_table_figure",
     "probe_curves",
+    "reliability_figure",
     "save_figure",
     "scene_figure",
     "scene_table",

@@ -12,10 +12,13 @@ FLOORS = {
     1: {"control_names", "devices", "errors", "files", "geometry", "metrics", "probes", "progress", "protocols"},
     2: {"cache", "labels", "scenes", "stitching"},
     3: {"backbones", "controls"},
-    4: {"affinities", "attention_source", "extraction", "judging", "patch_batches", "starts", "tasks", "training"},
+    4: {
+        *("affinities", "attention_source", "calibration", "extraction", "judging", "patch_batches", "starts"),
+        *("tasks", "training"),
+    },
     5: {
-        *("analysis", "difficulty", "emergence", "model_table", "pretraining", "repair", "scene_tables", "sweeping"),
-        "verdicts",
+        *("analysis", "breakdowns", "difficulty", "emergence", "model_table", "pretraining", "repair"),
+        *("scene_tables", "sweeping", "verdicts"),
     },
     6: {"cli", "figures", "notebook_execution", "parameters", "pipeline", "viewer", "workspace"},
 }

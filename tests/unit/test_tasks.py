@@ -104,6 +104,7 @@ def test_a_sweep_takes_what_goes_together_and_adds_the_oracle(cache, tmp_path):
     ]
     assert table["n_pairs"].nunique() == 1
     assert table["backbone"].iloc[-1] == "control:same-class"
+    assert table["seed"].dtype == int
     assert table["class_accuracy"].notna().tolist() == [False, True, False, False, False, False]
     again = sweep([cache], [2], *asked, protocol=brief, root=tmp_path, oracle=True)
     assert again.equals(table)

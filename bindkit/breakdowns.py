@@ -1,0 +1,182 @@
+"""Where a probe is right: by distance, by size of the object, by kind of negative, within windows and across them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from bindkit.cache import ActivationCache
+from bindkit.devices import device_of
+from bindkit.errors import InvalidParameterError
+from bindkit.judging import patches_for
+from bindkit.metrics import auroc
+from bindkit.patch_batches import PatchBatch
+from bindkit.probes import Probe
+from bindkit.protocols import Protocol
+
+_BOOTSTRAPS = 1000
+_DOUBLING = np.array([0, 2, 4, 8, 16, 32, 64, 128, 256, 512, np.inf])
+"""Edges of distances (in patches) and sizes (in patches): each bin twice as wide as the one before."""
+
+_NEGATIVES = ("same object", "different objects, same class", "different objects, other class", "class unknown")
+_WINDOWS = ("same window", "across windows")
+
+
+def breakdown(
+    probe: Probe,
+    cache: ActivationCache,
+    by: Sequence[str] | str = ("distance", "object_size", "negatives", "window"),
+    split: str | None = None,
+    protocol: str | Protocol | None = None,
+    layer: int | None = None,
+    device: str = "auto",
+) -> pd.DataFrame:
+    """Break the judged pairs of a probe down and judge each part.
+
+    ::
+
+        table = bk.breakdown(fit.probe, cache)
+        table[table["by"] == "distance"][["group", "accuracy", "majority_accuracy", "n_pairs"]]
+
+    Parameters
+    ----------
+    probe, cache, split, protocol, layer, device
+        As `bindkit.judging.judge_probe` takes them; the pairs are the very same.
+    by : str or sequence of str
+        - ``distance``: between the centres of the two patches in the resized scene, in patches;
+        - ``object_size``: of the object, in cached patches that show it (any purity); of two objects, the smaller;
+        - ``negatives``: pairs on one object, on two of one class (twins), on two of other classes, or on two of which
+          a class is unknown; the accuracy is then the share of pairs of that kind that are judged right;
+        - ``window``: both patches in one window of the model, or in two.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a group that has pairs: ``by``, ``group``, ``low`` and ``high`` (of the bin, the upper one outside;
+        NaN for kinds), ``n_pairs``, ``share_same``, ``accuracy`` with its 95 % interval by bootstrap over scenes
+        (``accuracy_low``, ``accuracy_high``; NaN with a single scene), ``majority_accuracy`` and ``auroc`` within the
+        group (NaN where it has one kind of pairs).
+
+    Raises
+    ------
+    InvalidParameterError
+        For another `by`.
+    BindkitError
+        As `bindkit.judging.judge_probe`.
+    """
+    asked = (by,) if isinstance(by, str) else tuple(by)
+    unknown = [name for name in asked if name not in _GROUPERS]
+    if unknown or not asked:
+        raise InvalidParameterError(
+            f"pairs are broken down by {', '.join(_GROUPERS)}; got {', '.join(map(repr, unknown)) or 'nothing'}"
+        )
+    where = device_of(device)
+    patches = patches_for(probe, cache, split, protocol, layer, where)
+    labels = cache.labels(patches.split)
+    sizes = dict(_sizes_by_scene(labels.scene_ids, labels.scene_offsets, labels.instances))
+    columns: list[tuple[np.ndarray, ...]] = []
+    probe.to(where)
+    try:
+        with torch.inference_mode():
+            for batch in patches.judged():
+                logits = probe(batch.activations)
+                right = probe.says_same(batch.activations, logits) == batch.same
+                counted = batch.counted
+                scene = batch.scenes.to(counted.device)[:, None, None].expand_as(counted)
+                shown = [sizes[patches.scene_ids[k]] for k in batch.scenes.tolist()]
+                groups = [_GROUPERS[name](batch, shown)[counted.cpu()] for name in asked]
+                parts = (logits.float(), right, batch.same, scene)
+                columns.append((*(part[counted].cpu().numpy() for part in parts), *(group.numpy() for group in groups)))
+    finally:
+        probe.cpu()
+    logits_, right_, same, scene_, *found = (np.concatenate(column) for column in zip(*columns, strict=True))
+    _, numbers = np.unique(scene_, return_inverse=True)
+    rows = []
+    for name, values in zip(asked, found, strict=True):
+        edges = name in ("distance", "object_size")
+        groups_ = np.searchsorted(_DOUBLING, values, side="right") - 1 if edges else values.astype(int)
+        for group in np.unique(groups_):
+            here = groups_ == group
+            figures = _figures(logits_[here], right_[here], same[here], numbers[here], int(numbers.max()) + 1)
+            rows.append({"by": name, **_named(name, int(group)), **figures})
+    return pd.DataFrame(rows)
+
+
+def _named(name: str, group: int) -> dict[str, object]:
+    if name == "negatives":
+        return {"group": _NEGATIVES[group], "low": np.nan, "high": np.nan}
+    if name == "window":
+        return {"group": _WINDOWS[group], "low": np.nan, "high": np.nan}
+    low, high = _DOUBLING[group], _DOUBLING[group + 1]
+    text = f"from {low:g}" if np.isinf(high) else f"{low:g} to {high:g}"
+    return {"group": text, "low": low, "high": high}
+
+
+def _figures(
+    logits: np.ndarray, right: np.ndarray, same: np.ndarray, scene: np.ndarray, n_scenes: int
+) -> dict[str, float]:
+    counts, hits = (np.bincount(scene[chosen], minlength=n_scenes) for chosen in (slice(None), right))
+    low = high = float("nan")
+    if (counts > 0).sum() > 1:
+        rng = np.random.default_rng(0)
+        draws = rng.multinomial(n_scenes, np.full(n_scenes, 1 / n_scenes), size=_BOOTSTRAPS)
+        drawn = draws @ counts
+        low, high = np.percentile((draws @ hits)[drawn > 0] / drawn[drawn > 0], [2.5, 97.5])
+    share = float(same.mean())
+    return {
+        "n_pairs": len(right),
+        "share_same": share,
+        "accuracy": float(right.mean()),
+        "accuracy_low": float(low),
+        "accuracy_high": float(high),
+        "majority_accuracy": max(share, 1 - share),
+        "auroc": auroc(logits, same.astype(bool)),
+    }
+
+
+Sizes = dict[int, int]
+"""Instance -> patches that show it."""
+
+
+def _sizes_by_scene(ids: Sequence[str], offsets: np.ndarray, instances: np.ndarray) -> list[tuple[str, Sizes]]:
+    counted = []
+    for number, scene_id in enumerate(ids):
+        found, counts = np.unique(instances[offsets[number] : offsets[number + 1]], return_counts=True)
+        counted.append((scene_id, dict(zip(found.tolist(), counts.tolist(), strict=True))))
+    return counted
+
+
+def _distance(batch: PatchBatch, sizes: Sequence[Sizes]) -> torch.Tensor:
+    corners = batch.corners.float().cpu() / batch.patch_size
+    return (corners[:, :, None] - corners[:, None, :]).square().sum(-1).sqrt()
+
+
+def _object_size(batch: PatchBatch, sizes: Sequence[Sizes]) -> torch.Tensor:
+    of_patch = [[known[k] for k in row] for known, row in zip(sizes, batch.instances.tolist(), strict=True)]
+    found = torch.tensor(of_patch, dtype=torch.float32)
+    return torch.minimum(found[:, :, None], found[:, None, :])
+
+
+def _negatives(batch: PatchBatch, sizes: Sequence[Sizes]) -> torch.Tensor:
+    classes, same = batch.classes.cpu(), batch.same.cpu()
+    known = (classes > 0) & (batch.instances.cpu() > 0)
+    both_known = known[:, :, None] & known[:, None, :]
+    same_class = classes[:, :, None] == classes[:, None, :]
+    kinds = torch.where(both_known, torch.where(same_class, 1, 2), 3)
+    return torch.where(same, 0, kinds)
+
+
+def _window(batch: PatchBatch, sizes: Sequence[Sizes]) -> torch.Tensor:
+    window = batch.window.cpu()
+    return (window[:, :, None] != window[:, None, :]).long()
+
+
+_GROUPERS: dict[str, Callable[[PatchBatch, Sequence[Sizes]], torch.Tensor]] = {
+    "distance": _distance,
+    "object_size": _object_size,
+    "negatives": _negatives,
+    "window": _window,
+}

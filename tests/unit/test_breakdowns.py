@@ -1,0 +1,151 @@
+"""Breakdowns recombine to the whole and equal a plain loop; reliability and temperature, against planted answers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from planted import PlantedBackbone, PlantedScenes
+from torch.nn.functional import binary_cross_entropy_with_logits as bce
+
+import bindkit as bk
+from bindkit.calibration import fit_temperature
+from bindkit.errors import EmptySplitError, InvalidParameterError
+from bindkit.extraction import cache_activations
+from bindkit.figures import breakdown_figure, reliability_figure
+from bindkit.patch_batches import SplitPatches
+from bindkit.protocols import STRICT
+from bindkit.training import fit_probe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return cache_activations(PlantedBackbone(signal=0.7), PlantedScenes(40), root=tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture(scope="module")
+def fit(cache):
+    return fit_probe(cache, 2)
+
+
+@pytest.fixture(scope="module")
+def table(fit, cache):
+    return bk.breakdown(fit.probe, cache)
+
+
+def every_pair(fit, cache):
+    """(distance, smaller object, kind, across windows, right) of each judged pair, by plain loops."""
+    labels = cache.labels("test")
+    patches = SplitPatches(cache, "test", 2, STRICT, CPU)
+    for batch in patches.judged():
+        logits = fit.probe(batch.activations)
+        for s, scene in enumerate(batch.scenes.tolist()):
+            at = labels.scene_ids.index(patches.scene_ids[scene])
+            shown = labels.instances[labels.scene_offsets[at] : labels.scene_offsets[at + 1]]
+            present = [k for k in range(batch.present.shape[1]) if batch.present[s, k]]
+            for i in present:
+                for j in present:
+                    down, across = (batch.corners[s, i] - batch.corners[s, j]).abs().tolist()
+                    if j <= i or (down < 4 and across < 4):
+                        continue
+                    same = bool(batch.instances[s, i] == batch.instances[s, j])
+                    sizes = [(shown == int(batch.instances[s, k])).sum() for k in (i, j)]
+                    twin = bool(batch.classes[s, i] == batch.classes[s, j])
+                    kind = "same object" if same else f"different objects, {'same' if twin else 'other'} class"
+                    window = "same window" if batch.window[s, i] == batch.window[s, j] else "across windows"
+                    right = bool((logits[s, i, j] > 0) == same)
+                    yield math.hypot(down, across) / 4, min(sizes), kind, window, right
+
+
+def test_every_group_is_what_a_plain_loop_finds(fit, cache, table):
+    pairs = list(every_pair(fit, cache))
+    for row in table.to_dict("records"):
+        if row["by"] in ("distance", "object_size"):
+            value = 0 if row["by"] == "distance" else 1
+            mine = [pair[4] for pair in pairs if row["low"] <= pair[value] < row["high"]]
+        else:
+            value = 2 if row["by"] == "negatives" else 3
+            mine = [pair[4] for pair in pairs if pair[value] == row["group"]]
+        assert row["n_pairs"] == len(mine) > 0
+        assert row["accuracy"] == pytest.approx(np.mean(mine))
+        assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
+
+
+def test_groups_recombine_to_the_whole(fit, cache, table):
+    whole = bk.judge_probe(fit.probe, cache)
+    assert set(table["by"]) == {"distance", "object_size", "negatives", "window"}
+    for _, part in table.groupby("by"):
+        assert part["n_pairs"].sum() == whole["n_pairs"]
+        assert (part["n_pairs"] * part["accuracy"]).sum() / whole["n_pairs"] == pytest.approx(whole["accuracy"])
+    twins = table[table["group"] == "different objects, same class"].iloc[0]
+    assert twins["accuracy"] == pytest.approx(whole["twins_accuracy"])
+    assert math.isnan(twins["auroc"])
+
+
+def test_an_unknown_way_to_break_down_is_refused(fit, cache):
+    with pytest.raises(InvalidParameterError, match=r"by distance, object_size, negatives, window; got 'colour'"):
+        bk.breakdown(fit.probe, cache, by="colour")
+    assert set(bk.breakdown(fit.probe, cache, by="window")["by"]) == {"window"}
+
+
+@pytest.mark.parametrize("planted", [0.4, 1.0, 3.0])
+def test_a_planted_temperature_is_found(planted):
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(200_000, dtype=torch.float64, generator=generator) * 2
+    same = torch.rand(200_000, dtype=torch.float64, generator=generator) < true.sigmoid()
+    found = fit_temperature(true * planted, same)
+    assert found == pytest.approx(planted, rel=0.03)
+    inverse = torch.tensor(1 / found, dtype=torch.float64, requires_grad=True)
+    bce(true * planted * inverse, same.double()).backward()
+    assert abs(float(inverse.grad)) < 1e-4, "the loss is flat there"
+
+
+def test_reliability_counts_pairs_by_affinity_and_temperature_mends_it(fit, cache):
+    sharp = bk.calibrated(fit.probe, cache)
+    sharp.temperature = fit.probe.temperature / 8
+    before, after = bk.reliability(sharp, cache), bk.reliability(bk.calibrated(sharp, cache), cache)
+    assert after.attrs["calibration_error"] < before.attrs["calibration_error"] / 2
+    assert after.attrs["loss"] < before.attrs["loss"]
+    assert after.attrs["temperature"] == pytest.approx(bk.calibrated(fit.probe, cache).temperature)
+    mended, plain = bk.judge_probe(bk.calibrated(sharp, cache), cache), bk.judge_probe(fit.probe, cache)
+    assert mended["accuracy"] == plain["accuracy"]
+    assert mended["auroc"] == pytest.approx(plain["auroc"], abs=1e-6)
+    scores, answers = [], []
+    for batch in SplitPatches(cache, "test", 2, STRICT, CPU).judged():
+        scores += fit.probe(batch.activations).sigmoid()[batch.counted].tolist()
+        answers += batch.same[batch.counted].tolist()
+    table = bk.reliability(fit.probe, cache, n_bins=4)
+    error = 0.0
+    for row in table.to_dict("records"):
+        mine = [k for k, score in enumerate(scores) if row["low"] <= score < row["high"]]
+        assert row["n_pairs"] == len(mine)
+        assert row["share_same"] == pytest.approx(np.mean([answers[k] for k in mine]))
+        assert row["share_same_low"] <= row["share_same"] <= row["share_same_high"]
+        error += abs(row["share_same"] - np.mean([scores[k] for k in mine])) * len(mine) / len(scores)
+    assert table.attrs["calibration_error"] == pytest.approx(error, abs=1e-6)
+
+
+def test_what_cannot_be_looked_at_is_named(fit, cache, tmp_path):
+    with pytest.raises(InvalidParameterError, match="at least 2 bins"):
+        bk.reliability(fit.probe, cache, n_bins=1)
+    with pytest.raises(InvalidParameterError, match="no pair"):
+        fit_temperature(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
+    small = cache_activations(PlantedBackbone(signal=0.7), PlantedScenes(2), root=tmp_path)
+    with pytest.raises(EmptySplitError, match="validation"):
+        bk.calibrated(fit.probe, small)
+
+
+def test_figures_show_every_group_and_every_bin(fit, cache, table):
+    figure = breakdown_figure({"a": table, "b": table})
+    drawn = [trace for trace in figure.data if trace.name in ("a", "b")]
+    assert sum(len(trace.x) for trace in drawn) == 2 * len(table)
+    assert sorted(value for trace in drawn[:4] for value in trace.y) == sorted(table["accuracy"])
+    curve = bk.reliability(fit.probe, cache)
+    shown = reliability_figure(curve)
+    assert list(shown.data[1].y) == list(curve["share_same"])
+    assert f"{curve.attrs['calibration_error']:.3f}" in shown.data[1].name
+    for draw in (breakdown_figure, reliability_figure):
+        with pytest.raises(InvalidParameterError, match="nothing to draw"):
+            draw(table[:0])
