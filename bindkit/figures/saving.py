@@ -24,7 +24,7 @@ INLINE_BYTES = 40_000
 """A figure larger than this is shown in a notebook by its picture only, so that the notebook stays small."""
 
 
-INLINE_PICTURE_BYTES = 60_000
+INLINE_PICTURE_BYTES = 42_000
 """A picture larger than this is shown in a notebook with fewer pixels, at the least half of them a side."""
 
 
@@ -151,7 +151,7 @@ def _compact(png: bytes) -> bytes:
         size = (round(picture.width / shrink), round(picture.height / shrink))
         small = picture.resize(size, Image.Resampling.LANCZOS) if shrink > 1 else picture
         out = io.BytesIO()
-        small.save(out, "JPEG", quality=72, optimize=True)
+        small.save(out, "JPEG", quality=80, optimize=True)
         if len(out.getvalue()) <= INLINE_PICTURE_BYTES:
             break
     return out.getvalue()
