@@ -14,13 +14,16 @@ from bindkit.probes import AttentionMaps
 _QUERIES, _KEYS = ("q_proj", "query"), ("k_proj", "key")
 """Last parts of the names that the families of transformers give to their maps."""
 
+_NORMS = ("norm1", "layernorm_before", "layer_norm1")
+"""Names that they give to the layer norm in front of the attention; some register it behind the attention."""
+
 
 def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
     """Take the query and key maps of the block after a layer, and the layer norm in front of them.
 
     ::
 
-        maps = attention_maps(backbone, layer=3)
+        maps = attention_maps(backbone, layer=3)                  # what block 4 asks of layer 3
         bk.fit_probe(cache, layer=3, probe="self_attention")      # takes them by itself
 
     Rotations (DINOv3) and position biases (BEiT) that a block adds to queries and keys are not in them.
@@ -37,7 +40,7 @@ def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
     LayerError
         For the last layer, or one that the backbone does not have.
     ContractError
-        If the block has no such maps, or no layer norm in front of them.
+        If the block has no such maps, maps of another width, or no layer norm in front of them.
     """
     backbone.resolve_layers([layer])
     if layer + 1 >= backbone.n_layers:
@@ -48,18 +51,22 @@ def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
     block = backbone.tower.blocks[layer + 1]
     where = f"block {layer + 1} of {backbone.name}"
     query, key = (_map_named(block, names, where) for names in (_QUERIES, _KEYS))
-    norm = next((child for child in block.children() if isinstance(child, nn.LayerNorm)), None)
-    if norm is None:
-        raise ContractError(f"{where} has no layer norm of its own in front of its attention, so no known input")
+    norm = _norm_of(block, where)
     width = backbone.d_model
+    for module in (query, key):
+        if module.weight.shape != (width, width):
+            raise ContractError(
+                f"{where} maps {module.in_features} dimensions to {module.out_features} for its queries or keys, "
+                f"expected {width} to {width}; self_attention cannot be asked of this model"
+            )
     config: Any = backbone.tower.model.config
     return AttentionMaps(
         norm_weight=_or(norm.weight, torch.ones(width)),
         norm_bias=_or(norm.bias, torch.zeros(width)),
         norm_epsilon=float(norm.eps),
-        query_weight=_or(query.weight, None),
+        query_weight=_plain(query.weight),
         query_bias=_or(query.bias, torch.zeros(width)),
-        key_weight=_or(key.weight, None),
+        key_weight=_plain(key.weight),
         key_bias=_or(key.bias, torch.zeros(width)),
         n_heads=config.num_attention_heads,
     )
@@ -76,7 +83,20 @@ def _map_named(block: nn.Module, names: tuple[str, ...], where: str) -> nn.Linea
     return found[0]
 
 
-def _or(weight: Tensor | None, otherwise: Tensor | None) -> Tensor:
-    chosen = weight if weight is not None else otherwise
-    assert chosen is not None
-    return chosen.detach().float().cpu()
+def _norm_of(block: nn.Module, where: str) -> nn.LayerNorm:
+    found = [child for name, child in block.named_children() if name in _NORMS]
+    if len(found) == 1 and isinstance(found[0], nn.LayerNorm):
+        return found[0]
+    got = ", ".join(type(child).__name__ for child in found) or "none"
+    raise ContractError(
+        f"{where} should have one layer norm called {' or '.join(_NORMS)} in front of its attention, got {got}, so "
+        "what its queries and keys look at is not known"
+    )
+
+
+def _or(weight: Tensor | None, otherwise: Tensor) -> Tensor:
+    return otherwise if weight is None else _plain(weight)
+
+
+def _plain(weight: Tensor) -> Tensor:
+    return weight.detach().float().cpu()

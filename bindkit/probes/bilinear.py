@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bindkit.errors import ProbeError
 from bindkit.probes.base import Probe, register_probe, uniform_start
 from bindkit.probes.moments import PairMoments
 
@@ -101,6 +102,8 @@ class QuadraticFixedRank(Probe):
     degrees: ClassVar[Mapping[str, float]] = {"first": 0.5, "second": 0.5}
 
     def __init__(self, d_model: int, rank: int = RANK) -> None:
+        if rank < 1:
+            raise ProbeError(f"a quadratic_fixed_rank probe of rank {rank} says nothing; give a rank of 1 or more")
         super().__init__(d_model, rank=rank)
         self.first = uniform_start(rank, d_model, fan_in=d_model)
         self.second = uniform_start(rank, d_model, fan_in=d_model)

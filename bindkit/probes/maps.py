@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import softmax
 
+from bindkit.errors import ProbeError
 from bindkit.probes.base import Probe, register_probe, uniform_start
 from bindkit.probes.bilinear import times_units
 
@@ -64,6 +65,8 @@ class Softmax(Map):
     numbered = "n_outcomes"
 
     def __init__(self, d_model: int, n_outcomes: int = OUTCOMES, chance_is_logit: bool = False) -> None:
+        if n_outcomes < 2:
+            raise ProbeError(f"a softmax probe of {n_outcomes} outcomes tells no patches apart; give 2 or more")
         super().__init__(d_model, n_outcomes, n_outcomes=n_outcomes, chance_is_logit=chance_is_logit)
 
     def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102

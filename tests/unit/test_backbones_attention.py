@@ -8,7 +8,7 @@ import torch
 from tiny_models import FAMILIES, LAYERS, WIDTH, write_checkpoint
 
 import bindkit as bk
-from bindkit.backbones.attention import attention_maps
+from bindkit.backbones import attention_maps
 from bindkit.control_names import is_control
 from bindkit.errors import ContractError, LayerError, ProbeError
 from bindkit.probes import SelfAttention, load_probe, make_probe
@@ -16,22 +16,24 @@ from bindkit.protocols import STRICT
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_the_maps_give_what_the_next_block_computes(kind, tmp_path):
+@pytest.mark.parametrize("layer", range(LAYERS - 1))
+def test_the_maps_give_what_the_next_block_computes(kind, layer, tmp_path):
     backbone = bk.load_backbone(str(write_checkpoint(kind, tmp_path / "model")), device="cpu")
     side, n_patches = backbone.geometry.window, backbone.layout.grid.n_patches
     windows = torch.randint(0, 256, (2, side, side, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    block = backbone.tower.blocks[2]
+    block = backbone.tower.blocks[layer + 1]
     given = {}
     hooks = [
         module.register_forward_hook(lambda _, __, out, name=name: given.__setitem__(name, out))
         for name, module in block.named_modules()
         if name.rpartition(".")[2] in ("q_proj", "query", "k_proj", "key") and isinstance(module, torch.nn.Linear)
     ]
-    found = backbone.activations(windows, [1, 2])[1]
+    found = backbone.activations(windows, [layer, layer + 1])[layer]
     for hook in hooks:
         hook.remove()
-    maps = attention_maps(backbone, 1)
+    maps = attention_maps(backbone, layer)
     assert len(given) == 2
+    assert maps.n_heads == 2
     normed = torch.nn.functional.layer_norm(found, (WIDTH,), maps.norm_weight, maps.norm_bias, maps.norm_epsilon)
     for name, out in given.items():
         query = name.rpartition(".")[2] in ("q_proj", "query")
@@ -42,6 +44,15 @@ def test_the_maps_give_what_the_next_block_computes(kind, tmp_path):
         normed @ w.T + b for w, b in ((maps.query_weight, maps.query_bias), (maps.key_weight, maps.key_bias))
     )
     assert torch.allclose(probe(found), queries @ keys.mT / math.sqrt(WIDTH), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_bias_that_a_family_does_not_have_is_zero(kind, tmp_path):
+    maps = attention_maps(bk.load_backbone(str(write_checkpoint(kind, tmp_path / "model")), device="cpu"), 0)
+    without = kind.startswith(("dinov3", "beit"))
+    assert bool(maps.key_bias.any()) is not without
+    assert maps.query_bias.any()
+    assert maps.norm_bias.any()
 
 
 def test_the_last_layer_has_no_next_one(tmp_path):
@@ -56,6 +67,23 @@ def test_a_block_without_such_maps_is_named(tmp_path):
     backbone = bk.load_backbone(str(write_checkpoint("vit", tmp_path / "model")), device="cpu")
     backbone.tower.blocks[1] = torch.nn.Sequential(torch.nn.LayerNorm(WIDTH), torch.nn.Linear(WIDTH, WIDTH))
     with pytest.raises(ContractError, match=r"block 1 .* called q_proj or query, it has 0"):
+        attention_maps(backbone, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        # The norm behind the attention is still a LayerNorm: it must not be taken instead.
+        (lambda block: setattr(block, "norm1", torch.nn.RMSNorm(WIDTH)), r"called norm1 or .*, got RMSNorm"),
+        (lambda block: delattr(block, "norm1"), r"called norm1 or .*, got none"),
+        (lambda block: setattr(block.attention, "k_proj", torch.nn.Linear(WIDTH, 8)), "32 dimensions to 8 for its"),
+    ],
+)
+def test_a_block_that_cannot_be_read_exactly_is_refused(change, message, tmp_path):
+    backbone = bk.load_backbone(str(write_checkpoint("dinov2", tmp_path / "model")), device="cpu")
+    attention_maps(backbone, 0)
+    change(backbone.tower.blocks[1])
+    with pytest.raises(ContractError, match=f"block 1 of .*{message}"):
         attention_maps(backbone, 0)
 
 

@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from bindkit.extraction import cache_activations
+from bindkit.judging import judge_split
 from bindkit.patch_batches import SplitPatches
 from bindkit.probes import AttentionMaps, make_probe
 from bindkit.protocols import PAPER
@@ -112,6 +113,19 @@ def test_loss_and_accuracy_of_a_batch_are_those_of_the_plain_loop(batch, name):
     assert float(right / part.counted.sum()) == pytest.approx(accuracy, abs=1e-5)
     if name == "softmax":
         assert accuracy == pytest.approx(float(part.same[part.counted].float().mean())), "it calls every pair the same"
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_validation_and_judged_figures_are_those_of_the_plain_loop(cache, name):
+    patches = SplitPatches(cache, "validation", 2, PAPER, CPU)
+    probe = reference_probe(name)
+    (judged,) = patches.judged()
+    with torch.no_grad():
+        loss, accuracy = plain_pairwise(probe, judged.activations, judged.instances)
+    assert _validate(probe, TASKS["pairwise"], patches) == pytest.approx((float(loss), accuracy), abs=1e-5)
+    figures = judge_split(probe, patches)
+    assert figures["accuracy"] == pytest.approx(accuracy, abs=1e-5)
+    assert figures["n_pairs"] == len(patches) * 64 * 63 // 2
 
 
 def test_the_diagonal_and_both_orders_are_in_the_loss(batch):

@@ -1,14 +1,16 @@
 """Each probe equals its formula written out pair by pair, and comes back from disk as it was."""
 
+import hashlib
 import json
 import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.func import functional_call
 
 from bindkit.errors import ProbeError, ProbeMismatchError
-from bindkit.probes import PROBES, PairMoments, load_probe, make_probe, save_probe
+from bindkit.probes import PROBES, PairMoments, load_probe, make_probe, parse_probe, save_probe
 
 
 def plain(value):
@@ -74,6 +76,7 @@ def formula(probe, x, y):
 NAMED = {
     **{kind: {} for kind in PROBES},
     "quadratic_fixed_rank@2": {},
+    "quadratic_fixed_rank@16": {},
     "softmax@7": {},
     "softmax": {"chance_is_logit": True},
     "class_map": {"class_ids": [2, 5, 9]},
@@ -107,17 +110,26 @@ def test_batched_logits_equal_the_formula_pair_by_pair(name):
     assert torch.allclose(logits, logits.mT) == (probe.kind != "self_attention"), "only attention has a direction"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMED if PROBES[name.partition("@")[0]].trained_in != "raw"])
-@pytest.mark.parametrize("diagonal", [True, False])
+# Every kind that is trained in units of its own, with each shape of units that it can get.
+SHAPES = {"raw": [], "scaled": ["diagonal"], "whitened": ["diagonal", "matrix"]}
+FOLDED = [(name, shape == "diagonal") for name in NAMED for shape in SHAPES[PROBES[parse_probe(name)[0]].trained_in]]
+
+
+@pytest.mark.parametrize(("name", "diagonal"), FOLDED)
 def test_folding_units_gives_the_same_logits_in_raw_units(name, diagonal):
     probe = filled(name)
-    if probe.trained_in == "scaled" and not diagonal:
-        pytest.skip("a diagonal probe is only ever scaled")
     raw = torch.randn(3, 6, dtype=torch.float64) * 10
     units = torch.rand(6, dtype=torch.float64) + 0.1 if diagonal else torch.randn(6, 6, dtype=torch.float64)
     before = probe(raw * units if diagonal else raw @ units.T)
     folded = probe.folded(dict(probe.named_parameters()), units)
+    assert set(folded) == {key for key, _ in probe.named_parameters()}
     assert torch.allclose(functional_call(probe, folded, (raw,)), before)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PROBES if PROBES[kind].trained_in == "raw"])
+def test_a_probe_that_is_trained_in_raw_units_folds_none(kind):
+    with pytest.raises(ProbeError, match=f"the {kind} probe says trained_in = 'raw' but does not define folded"):
+        make_probe(kind, 4).folded({}, torch.ones(4))
 
 
 def whitened_sample(n=200_000, d=4):
@@ -152,6 +164,62 @@ def test_the_quadratic_start_is_the_least_squares_fit_on_all_products():
     assert torch.allclose(diagonal, best, atol=0.003)
 
 
+@pytest.mark.parametrize("rank", [4, 9])
+def test_a_rank_that_is_no_limit_starts_as_the_quadratic_probe_does(rank):
+    x, *_, moments = whitened_sample(n=200)
+    whole, ranked = (make_probe(name, 4).double() for name in ("quadratic", f"quadratic_fixed_rank@{rank}"))
+    logits = [functional_call(probe, probe.closed_form(moments), (x[:7],)) for probe in (whole, ranked)]
+    assert torch.allclose(logits[0], torch.einsum("ni,ij,mj->nm", x[:7], moments.signal, x[:7]))
+    assert torch.allclose(*logits)
+
+
+def test_the_diagonal_start_is_the_least_squares_fit_of_correlated_dimensions_too():
+    x, y, *_ = whitened_sample()
+    mixing = torch.tensor([[1, 0, 0, 0], [0.8, 0.6, 0, 0], [0, 0.6, 0.8, 0], [0, 0, 0, 1]], dtype=torch.float64)
+    x, y = x @ mixing.T, y @ mixing.T
+    answer = ((x * y) @ torch.tensor([1.0, -0.5, 2.0, 0.0], dtype=torch.float64) > 1).double()
+    centred = answer - answer.mean()
+    signal = torch.einsum("n,ni,nj->ij", centred, x, y) / len(x)
+    start = (
+        make_probe("diag_quadratic", 4)
+        .double()
+        .closed_form(PairMoments(mixing @ mixing.T, (signal + signal.T) / 2))["weight"]
+    )
+    best = torch.linalg.lstsq(x * y, centred[:, None]).solution[:, 0]
+    assert torch.allclose(start, best, atol=0.004)
+    assert not torch.allclose(signal.diagonal(), best, atol=0.02), "the correlations matter here"
+
+
+def plain_log_odds(first, second):
+    """Log odds of one pair from the logits of its outcomes, added up in logarithms: nothing under- or overflows."""
+
+    def log_sum(terms):
+        top = max(terms)
+        return top + math.log(math.fsum(math.exp(term - top) for term in terms))
+
+    outcomes = range(len(first))
+    same = log_sum([first[k] + second[k] for k in outcomes])
+    return same - log_sum([first[k] + second[m] for k in outcomes for m in outcomes if k != m])
+
+
+@pytest.mark.parametrize(("spread", "beyond"), [(1, "none"), (40, "none"), (100, "some"), (1000, "all")])
+def test_log_odds_are_right_as_far_as_float32_reaches_and_finite_beyond(spread, beyond):
+    probe = make_probe("softmax@5", 5).requires_grad_(False)
+    probe.weight.copy_(torch.eye(5))
+    probe.bias.zero_()
+    x = spread * torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    limit = -math.log(torch.finfo(torch.float32).tiny)
+    expected = [[max(-limit, min(limit, plain_log_odds(plain(a), plain(b)))) for b in x] for a in x]
+    assert torch.allclose(probe(x), torch.tensor(expected), rtol=1e-4, atol=1e-4)
+    reached = [abs(value) == limit for row in expected for value in row]
+    assert beyond == ("all" if all(reached) else "some" if any(reached) else "none")
+    for same in (0.0, 1.0):
+        probe.requires_grad_(True).zero_grad()
+        logits = probe(x)
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.full_like(logits, same)).backward()
+        assert probe.weight.grad.isfinite().all()
+
+
 def test_log_odds_stay_finite_and_right_where_outcomes_are_sure():
     probe = make_probe("softmax@3", 1).requires_grad_(False)
     probe.weight.copy_(torch.tensor([[0.0], [1.0], [-1.0]]))
@@ -171,17 +239,81 @@ def test_a_class_map_knows_its_classes_and_calls_all_others_one():
     said = probe.says_same(x, probe(x))
     likeliest = probe.outcomes(x).argmax(1)
     assert said.tolist() == [[bool(a == b) for b in likeliest] for a in likeliest]
+    assert make_probe("class_map", 2).targets(torch.tensor([0, 1, 150])).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("name", ["cubic", "linear@2", "self_attention@a", "quadratic_fixed_rank@"])
-def test_a_name_that_is_none_is_refused(name):
+@pytest.mark.parametrize("kind", PROBES)
+def test_pairs_are_called_same_by_their_logit_or_by_the_likeliest_outcome(kind):
+    probe = filled(kind)
+    scenes = torch.randn(2, 9, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    logits = torch.randn(2, 9, 9, dtype=torch.float64)
+    logits[0, 0, 0] = 0
+    said = probe.says_same(scenes, logits)
+    if kind in ("class_map", "identity_map"):
+        top = [[max(range(len(o)), key=o.__getitem__) for o in (outcomes(probe, plain(x)) for x in s)] for s in scenes]
+        assert said.tolist() == [[[a == b for b in row] for a in row] for row in top]
+    else:
+        assert said.tolist() == [[[value > 0 for value in row] for row in scene] for scene in logits.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("quadratic_fixed_rank@16", ("quadratic_fixed_rank", {"rank": 16})),
+        ("self_attention@0", ("self_attention", {"head": 0})),
+        ("softmax@7", ("softmax", {"n_outcomes": 7})),
+        *((kind, (kind, {})) for kind in PROBES),
+    ],
+)
+def test_a_name_is_a_kind_and_the_kinds_own_number(name, read):
+    assert parse_probe(name) == read
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cubic", "there are .*quadratic_fixed_rank"),
+        ("", "there are"),
+        ("cubic@3", "there are"),
+        ("linear@2", "linear takes nothing behind an @"),
+        ("linear@", "linear takes nothing behind an @"),
+        ("self_attention@a", r"takes a whole number behind the @ \(head\)"),
+        ("self_attention@-1", r"takes a whole number behind the @ \(head\)"),
+        ("quadratic_fixed_rank@", r"takes a whole number behind the @ \(rank\)"),
+        ("quadratic_fixed_rank@1.5", r"takes a whole number behind the @ \(rank\)"),
+        ("quadratic_fixed_rank@²", r"takes a whole number behind the @ \(rank\)"),
+    ],
+)
+def test_a_name_that_is_none_is_refused(name, message):
+    with pytest.raises(ProbeError, match=f"unknown probe '{name}'.*{message}"):
+        parse_probe(name)
     with pytest.raises(ProbeError, match="unknown probe"):
+        make_probe(name, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("quadratic_fixed_rank@0", "rank 0 says nothing"),
+        ("softmax@0", "0 outcomes tells no patches apart"),
+        ("softmax@1", "1 outcomes tells no patches apart"),
+    ],
+)
+def test_a_number_that_leaves_nothing_to_learn_is_refused(name, message):
+    with pytest.raises(ProbeError, match=message):
         make_probe(name, 4)
 
 
 @pytest.mark.parametrize("kind", PROBES)
 def test_a_probe_comes_back_from_disk_as_it_was(kind, tmp_path):
-    probe = make_probe(kind, d_model=4, seed=2, **{"class_map": {"class_ids": [1, 7]}}.get(kind, {}))
+    unusual = {
+        "class_map": {"class_ids": [1, 7]},
+        "identity_map": {"n_queries": 5},
+        "quadratic_fixed_rank": {"rank": 3},
+        "self_attention": {"n_heads": 2, "head": 1, "norm_epsilon": 0.01},
+        "softmax": {"n_outcomes": 6, "chance_is_logit": True},
+    }
+    probe = make_probe(kind, d_model=4, seed=2, **unusual.get(kind, {}))
     probe.temperature = 1.5
     probe.fitted_on = {"layer": 3, "backbone": "demo"}
     loaded = load_probe(save_probe(probe, tmp_path), d_model=4, layer=3)
@@ -192,6 +324,27 @@ def test_a_probe_comes_back_from_disk_as_it_was(kind, tmp_path):
     assert all(
         torch.equal(a, b) for a, b in zip(probe.state_dict().values(), loaded.state_dict().values(), strict=True)
     )
+
+
+def test_classes_are_still_told_apart_after_a_round_trip(tmp_path):
+    loaded = load_probe(save_probe(make_probe("class_map", 4, class_ids=[1, 7]), tmp_path))
+    assert loaded.targets(torch.tensor([7, 1, 3, 9])).tolist() == [2, 1, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["linear", "diag_quadratic", "quadratic"])
+def test_a_record_of_version_1_still_loads(kind, tmp_path):
+    """As the first version wrote it: these kinds, with neither options nor temperature."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (4, 4) if kind == "quadratic" else (4,)
+    weights = {"weight": torch.randn(shape, generator=generator), "bias": torch.randn((), generator=generator)}
+    save_file(weights, tmp_path / "probe.safetensors")
+    digest = hashlib.sha256((tmp_path / "probe.safetensors").read_bytes()).hexdigest()
+    record = {"format": 1, "probe": kind, "d_model": 4, "sha256": digest, "fitted_on": {"layer": 2}}
+    (tmp_path / "probe.json").write_text(json.dumps(record))
+    probe = load_probe(tmp_path, d_model=4, layer=2)
+    assert (probe.kind, probe.options, probe.temperature, probe.fitted_on) == (kind, {}, 1.0, {"layer": 2})
+    assert torch.equal(probe.weight, weights["weight"])
+    assert torch.equal(probe.bias, weights["bias"])
 
 
 def test_seeds_decide_the_weights_and_the_global_random_state_is_left_alone():
