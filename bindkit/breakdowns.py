@@ -11,7 +11,7 @@ import torch
 from bindkit.cache import ActivationCache
 from bindkit.devices import device_of
 from bindkit.errors import InvalidParameterError
-from bindkit.judging import patches_for
+from bindkit.judging import batches_of, patches_for, task_of
 from bindkit.metrics import auroc
 from bindkit.patch_batches import PatchBatch
 from bindkit.probes import Probe
@@ -28,11 +28,11 @@ _WINDOWS = ("same window", "across windows")
 def breakdown(
     probe: Probe,
     cache: ActivationCache,
-    by: Sequence[str] | str = ("distance", "object_size", "negatives", "window"),
     split: str | None = None,
     protocol: str | Protocol | None = None,
     layer: int | None = None,
     device: str = "auto",
+    by: Sequence[str] | str | None = None,
 ) -> pd.DataFrame:
     """Break the judged pairs of a probe down and judge each part.
 
@@ -45,9 +45,12 @@ def breakdown(
     ----------
     probe, cache, split, protocol, layer, device
         As `bindkit.judging.judge_probe` takes them; the pairs are the very same.
-    by : str or sequence of str
+    by : str or sequence of str, optional
+        Default: all of
+
         - ``distance``: between the centres of the two patches in the resized scene, in patches;
-        - ``object_size``: of the object, in cached patches that show it (any purity); of two objects, the smaller;
+        - ``object_size``: of the object, in cached patches that show it (any purity); of two objects, the smaller.
+          Where the protocol judges unlabelled patches, those of a scene are one object;
         - ``negatives``: pairs on one object, on two of one class (twins), on two of other classes, or on two of which
           a class is unknown; the accuracy is then the share of pairs of that kind that are judged right;
         - ``window``: both patches in one window of the model, or in two.
@@ -56,9 +59,9 @@ def breakdown(
     -------
     pandas.DataFrame
         One row a group that has pairs: ``by``, ``group``, ``low`` and ``high`` (of the bin, the upper one outside;
-        NaN for kinds), ``n_pairs``, ``share_same``, ``accuracy`` with its 95 % interval by bootstrap over scenes
-        (``accuracy_low``, ``accuracy_high``; NaN with a single scene), ``majority_accuracy`` and ``auroc`` within the
-        group (NaN where it has one kind of pairs).
+        NaN for kinds), ``n_pairs``, ``n_scenes`` (that have such pairs), ``share_same``, ``accuracy`` with its 95 %
+        interval by bootstrap over scenes (``accuracy_low``, ``accuracy_high``; NaN with a single scene),
+        ``majority_accuracy`` and ``auroc`` within the group (NaN where it has one kind of pairs).
 
     Raises
     ------
@@ -67,7 +70,7 @@ def breakdown(
     BindkitError
         As `bindkit.judging.judge_probe`.
     """
-    asked = (by,) if isinstance(by, str) else tuple(by)
+    asked = (by,) if isinstance(by, str) else tuple(_GROUPERS if by is None else by)
     unknown = [name for name in asked if name not in _GROUPERS]
     if unknown or not asked:
         raise InvalidParameterError(
@@ -81,7 +84,7 @@ def breakdown(
     probe.to(where)
     try:
         with torch.inference_mode():
-            for batch in patches.judged():
+            for batch in batches_of(patches, task_of(probe)):
                 logits = probe(batch.activations)
                 right = probe.says_same(batch.activations, logits) == batch.same
                 counted = batch.counted
@@ -93,14 +96,17 @@ def breakdown(
     finally:
         probe.cpu()
     logits_, right_, same, scene_, *found = (np.concatenate(column) for column in zip(*columns, strict=True))
-    _, numbers = np.unique(scene_, return_inverse=True)
+    scenes, numbers = np.unique(scene_, return_inverse=True)
+    # The same resamples for every group, so that groups can be compared.
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), size=_BOOTSTRAPS)
     rows = []
     for name, values in zip(asked, found, strict=True):
         edges = name in ("distance", "object_size")
         groups_ = np.searchsorted(_DOUBLING, values, side="right") - 1 if edges else values.astype(int)
         for group in np.unique(groups_):
             here = groups_ == group
-            figures = _figures(logits_[here], right_[here], same[here], numbers[here], int(numbers.max()) + 1)
+            figures = _figures(logits_[here], right_[here], same[here], numbers[here], draws)
             rows.append({"by": name, **_named(name, int(group)), **figures})
     return pd.DataFrame(rows)
 
@@ -116,18 +122,17 @@ def _named(name: str, group: int) -> dict[str, object]:
 
 
 def _figures(
-    logits: np.ndarray, right: np.ndarray, same: np.ndarray, scene: np.ndarray, n_scenes: int
+    logits: np.ndarray, right: np.ndarray, same: np.ndarray, scene: np.ndarray, draws: np.ndarray
 ) -> dict[str, float]:
-    counts, hits = (np.bincount(scene[chosen], minlength=n_scenes) for chosen in (slice(None), right))
+    counts, hits = (np.bincount(scene[chosen], minlength=draws.shape[1]) for chosen in (slice(None), right))
     low = high = float("nan")
     if (counts > 0).sum() > 1:
-        rng = np.random.default_rng(0)
-        draws = rng.multinomial(n_scenes, np.full(n_scenes, 1 / n_scenes), size=_BOOTSTRAPS)
         drawn = draws @ counts
         low, high = np.percentile((draws @ hits)[drawn > 0] / drawn[drawn > 0], [2.5, 97.5])
     share = float(same.mean())
     return {
         "n_pairs": len(right),
+        "n_scenes": int((counts > 0).sum()),
         "share_same": share,
         "accuracy": float(right.mean()),
         "accuracy_low": float(low),

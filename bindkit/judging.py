@@ -26,15 +26,20 @@ def judge_split(probe: Probe, patches: SplitPatches, task: str = "pairwise") -> 
 
     Probe and patches are on the same device.
     """
-    chosen = TASKS[task]
-
-    def judged() -> Iterator[PatchBatch]:
-        return (patches.shuffled(batch) if chosen.shuffled else batch for batch in patches.judged())
-
     with torch.inference_mode():
-        pairs = flat_pairs(_said(probe, batch) for batch in judged())
-        own = own_figures(chosen, probe, judged())
+        pairs = flat_pairs(_said(probe, batch) for batch in batches_of(patches, task))
+        own = own_figures(TASKS[task], probe, batches_of(patches, task))
     return judge(pairs) | {"n_scenes": len(np.unique(pairs.scene)), "n_pairs": len(pairs)} | own
+
+
+def batches_of(patches: SplitPatches, task: str) -> Iterator[PatchBatch]:
+    """The judged batches with the labels that a task is judged by: permuted ones for the control task."""
+    return (patches.shuffled(batch) if TASKS[task].shuffled else batch for batch in patches.judged())
+
+
+def task_of(probe: Probe) -> str:
+    """Task that a probe was fitted for."""
+    return str(probe.fitted_on.get("task", "pairwise"))
 
 
 def _said(probe: Probe, batch: PatchBatch) -> tuple[PatchBatch, Tensor, Tensor]:
@@ -123,7 +128,7 @@ def judge_probe(
     patches = patches_for(probe, cache, split, protocol, layer, where)
     # The activations are as they were cached: a fitted probe takes them in their own units.
     try:
-        return judge_split(probe.to(where), patches, probe.fitted_on.get("task", "pairwise"))
+        return judge_split(probe.to(where), patches, task_of(probe))
     finally:
         probe.cpu()
 
@@ -160,6 +165,6 @@ def judged_pairs(
     try:
         probe.to(device)
         with torch.inference_mode():
-            return flat_pairs(_said(probe, batch) for batch in patches.judged())
+            return flat_pairs(_said(probe, batch) for batch in batches_of(patches, task_of(probe)))
     finally:
         probe.cpu()

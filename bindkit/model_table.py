@@ -41,10 +41,10 @@ def model_table(results: pd.DataFrame, probe: str = "quadratic", task: str = "pa
 
         - for every control, ``auroc_over_NAME`` and ``twins_auroc_over_NAME``: the figure less that of the control on
           the very same pairs; NAME is ``position``, ``raw-pixels``, ``position+raw-pixels``, ``untrained`` (the
-          untrained twin ``random-init:BACKBONE`` if it was measured, else the strongest untrained backbone) or
-          ``same-class`` (the oracle);
+          untrained twin ``random-init:BACKBONE`` if it was measured, else the strongest untrained backbone; of twins
+          of several seeds the strongest) or ``same-class`` (the oracle);
         - ``selectivity``: AUROC less that of the same probe at the same layer on shuffled labels (Hewitt & Liang 2019,
-          arXiv 1909.03368; theirs is of accuracies). NaN where that task was not fitted.
+          arXiv 1909.03368; theirs is of accuracies). NaN where that task was not fitted, and of any other task.
 
     Raises
     ------
@@ -68,8 +68,41 @@ def model_table(results: pd.DataFrame, probe: str = "quadratic", task: str = "pa
         for figure in COMPARED_FIGURES:
             best[f"{figure}_over_{name}"] = [_difference(row, best, name, figure) for row in best.to_dict("records")]
     shuffled = rows[(rows["probe"] == probe) & (rows["task"] == "shuffled_labels")]
-    best["selectivity"] = [_selectivity(row, shuffled) for row in best.to_dict("records")]
+    best["selectivity"] = [
+        _selectivity(row, shuffled) if task == "pairwise" else float("nan") for row in best.to_dict("records")
+    ]
     return best
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """Give a `model_table` heads of two levels, for readers: what is measured, and less what.
+
+    >>> row = {"kind": "trained", "backbone": "vit", "layer": 3, "accuracy": 0.9, "gain": 0.1, "auroc": 0.95}
+    >>> readable(pd.DataFrame([row | {"auroc_over_position": 0.2}])).to_dict("records")
+    [{('', 'model'): 'vit', ('', 'layer'): '3', ('accuracy', 'is'): 0.9, ('accuracy', '− majority'): 0.1, ('AUROC', 'is'): 0.95, ('AUROC', '− position'): 0.2}]
+
+    Columns without any figure are left out. The interval is text, the layer of what has none a dash; all else is as in
+    the table.
+    """  # noqa: E501
+    heads: dict[tuple[str, str], pd.Series] = {
+        ("", "model"): table["backbone"],
+        ("", "layer"): table["layer"].map(lambda layer: "-" if pd.isna(layer) else f"{layer:.0f}"),
+    }
+    for figure, title in (("accuracy", "accuracy"), ("auroc", "AUROC"), ("twins_auroc", "AUROC, twins")):
+        heads[title, "is"] = table.get(figure)
+        if figure == "accuracy" and {"accuracy_low", "accuracy_high"} <= set(table):
+            bounds = zip(table["accuracy_low"], table["accuracy_high"], strict=True)
+            texts = [None if pd.isna(low) else f"{low:.3f} to {high:.3f}" for low, high in bounds]
+            heads[title, "95 % interval"] = pd.Series(texts, table.index, dtype=object)
+        heads[title, "± over seeds"] = table.get(f"{figure}_spread")
+        if figure == "accuracy":
+            heads[title, "− majority"] = table.get("gain")
+        for name in (name for name in table if name.startswith(f"{figure}_over_") and not name.endswith("_controls")):
+            heads[title, f"− {name.removeprefix(f'{figure}_over_')}"] = table[name]
+        if figure == "auroc":
+            heads[title, "− shuffled labels"] = table.get("selectivity")
+    shown = {head: column for head, column in heads.items() if column is not None and column.notna().any()}
+    return pd.DataFrame(shown)
 
 
 def _kind(row: dict) -> str:
@@ -92,19 +125,21 @@ def _difference(row: dict, best: pd.DataFrame, name: str, figure: str) -> float:
     """A figure of a row less that of what it is compared with; NaN for a control itself and where there is none."""
     if row["kind"] in ("control", "oracle") or (name == "untrained" and row["kind"] == "untrained"):
         return float("nan")
-    alike = [column for column in JUDGED_ALIKE if not (name == "same-class" and column == "probe")]
+    # The oracle is no probe that was trained for a task; which pairs it was asked about is all that matters.
+    alike = [column for column in JUDGED_ALIKE if name != "same-class" or column not in ("probe", "task")]
     same = best
     for column in alike:
         same = same[(same[column] == row[column]) | (same[column].isna() & pd.isna(row[column]))]
     if name == "untrained":
         rivals = same[same["kind"] == "untrained"]
-        twin = rivals[rivals["backbone"] == f"{UNTRAINED}:{row['backbone']}"]
+        # Written ``random-init:NAME`` or, of other weights than the first, ``random-init:NAME,seed=3``.
+        twin = rivals[rivals["backbone"].str.split(",seed=").str[0] == f"{UNTRAINED}:{row['backbone']}"]
         rivals = twin if len(twin) else rivals
     elif name == "same-class":
         rivals = same[same["backbone"].str.startswith(SAME_CLASS)]
     else:
         controls = same[same["kind"] == "control"]
-        rivals = controls[[parse_control(control).kind == name for control in controls["backbone"]]]
+        rivals = controls[controls["backbone"].map(lambda control: parse_control(control).kind == name).astype(bool)]
     return float(row[figure] - rivals[figure].max()) if len(rivals) else float("nan")
 
 

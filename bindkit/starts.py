@@ -45,8 +45,8 @@ def scale_and_offset(
 
     >>> logits = torch.tensor([-2.0, -1.0, 1.0, 2.0])
     >>> factor, offset = scale_and_offset(logits, torch.tensor([0.0, 1.0, 0.0, 1.0]))
-    >>> round(factor, 3), round(offset, 3)
-    (0.564, 0.0)
+    >>> round(factor, 3), abs(offset) < 1e-6
+    (0.42, True)
     """
     scores, answers = logits.double(), same.double()
     spread = scores.std().clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""The paper's table as a picture: accuracy with its interval, and AUROC beside all that needs no trained model."""
+"""The paper's table as a picture: every model's figures, and as a bar what they add to what needs no model."""
 
 from __future__ import annotations
 
@@ -8,21 +8,29 @@ from plotly.subplots import make_subplots
 
 from bindkit.control_names import SAME_CLASS, control_title
 from bindkit.errors import InvalidParameterError
-from bindkit.figures.style import FAINT, INK, colour_of, titled
+from bindkit.figures.looks import line_looks
+from bindkit.figures.style import FAINT, GRID, INK, titled, translucent
 
 _PANELS = {
-    "accuracy": "accuracy on pairs, 95 % interval",
-    "auroc": "AUROC, all pairs",
-    "twins_auroc": "AUROC, twins",
+    "accuracy": ("accuracy", "gain", "the more frequent answer"),
+    "auroc": ("AUROC, all pairs", "auroc_over_controls", "the strongest control"),
+    "twins_auroc": ("AUROC, twins", "twins_auroc_over_controls", "the strongest control"),
 }
-_ROW_HEIGHT = 34
+"""Title of each panel, the column that says what is added, and to what."""
+
+_CHANCE = 0.5
+_ROW_HEIGHT, _NUMBERS = 40, 0.27
+"""Pixels; the share of a panel that its column of numbers takes."""
+
+_SYMBOLS = {"trained": "circle", "untrained": "circle-open", "control": "diamond", "oracle": "diamond-open"}
 
 
 def model_table_figure(table: pd.DataFrame) -> go.Figure:
     """One row a model at its best layer, three panels: accuracy, AUROC on all pairs, AUROC on twins.
 
-    The dashed line is what one gets without looking: the more frequent answer, or chance. Models are coloured, and
-    what needs no trained model is grey, so that what is to the right of all grey points is what binding adds.
+    A bar goes from what needs no trained model (the grey line: the more frequent answer, or the strongest control
+    judged on the same pairs) to the model's figure, so that its length is what the model adds; the number below the
+    figure says the same. Where there is no control, bars start at chance.
 
     Parameters
     ----------
@@ -32,82 +40,207 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
     Raises
     ------
     InvalidParameterError
-        For an empty table, or one without the columns needed.
+        For an empty table, one without the columns needed, or rows of several protocols or splits.
     """
     missing = [name for name in ("kind", "backbone", "layer", *_PANELS) if name not in table]
     if missing or table.empty:
         raise InvalidParameterError(
             f"nothing to draw: the table has no {', '.join(missing) or 'rows'}; give what model_table() returns"
         )
+    _require_one_kind(table)
     rows = table.reset_index(drop=True)
+    looks = line_looks(rows[rows["kind"] != "oracle"], "backbone")
+    colours = [looks[name].colour if name in looks else FAINT for name in rows["backbone"]]
+    titles = []
+    figure = make_subplots(rows=1, cols=3, shared_yaxes=True, horizontal_spacing=0.025, column_titles=[*_PANELS])
+    for panel, (metric, (title, added, over)) in enumerate(_PANELS.items(), 1):
+        start, known = _starts(rows, metric, added)
+        titles.append(
+            f"{title}<br><span style='color:{FAINT};font-size:12px'>line: {over if known else 'chance'}</span>"
+        )
+        place = {"row": 1, "col": panel}
+        figure.add_trace(_level(rows, start), **place)
+        for number, row in enumerate(rows.to_dict("records")):
+            if row["kind"] in ("trained", "untrained") and pd.notna(row[metric]) and pd.notna(start[number]):
+                figure.add_trace(_bar(row, number, start[number], metric, colours[number]), **place)
+        figure.add_trace(_points(rows, metric, colours), **place)
+        low, high = _span(rows, metric, start)
+        # Numbers stand in a column of their own, right of all points.
+        edge = high + (high - low) * _NUMBERS / (1 - _NUMBERS)
+        figure.add_trace(_numbers(rows, metric, start, edge), **place)
+        figure.update_xaxes(range=[low, edge], tickvals=_ticks(low, high), tickformat=".1f", **place)
+    for annotation, text in zip(figure.layout.annotations, titles, strict=True):
+        annotation.update(text=text, font={"size": 14, "color": INK})
+    last = len(rows) - 0.4
     labels = [_label(row) for row in rows.to_dict("records")]
-    trained = rows["kind"] == "trained"
-    colours = [colour_of(position) if kind else FAINT for position, kind in enumerate(trained)]
-    figure = make_subplots(
-        rows=1, cols=3, shared_yaxes=True, horizontal_spacing=0.045, column_titles=[*_PANELS.values()]
+    figure.update_yaxes(
+        range=[last, -0.6], tickvals=[*range(len(rows))], ticktext=labels, showgrid=False, showline=False, ticks=""
     )
-    for panel, metric in enumerate(_PANELS, 1):
-        figure.add_trace(
-            go.Scatter(
-                x=rows[metric],
-                y=labels,
-                mode="markers+text",
-                text=[f"{value:.3f}" if pd.notna(value) else "" for value in rows[metric]],
-                textposition="top center",
-                textfont={"size": 12, "color": INK},
-                marker={"size": 11, "color": colours, "symbol": ["circle" if kind else "diamond" for kind in trained]},
-                error_x=_interval(rows, metric),
-                showlegend=False,
-                hovertemplate="%{y}: %{x:.3f}<extra></extra>",
-            ),
-            row=1,
-            col=panel,
-        )
-        level = rows["majority_accuracy"].mean() if metric == "accuracy" else 0.5
-        figure.add_vline(x=float(level), line={"color": FAINT, "dash": "dash", "width": 1.5}, row=1, col=panel)
-        drawn = pd.concat(
-            [rows[metric], rows.get(f"{metric}_low", rows[metric]), rows.get(f"{metric}_high", rows[metric])]
-        )
-        low, high = min(float(drawn.min()), float(level)), float(drawn.max())
-        spare = max(0.02, 0.18 * (high - low))
-        figure.update_xaxes(range=[low - spare, high + spare], tickformat=".2f", nticks=5, row=1, col=panel)
-    figure.update_yaxes(autorange="reversed", ticksuffix="  ", automargin=True, showgrid=True)
-    figure.update_annotations(font={"size": 13.5})
-    what = f"{rows['probe'].iloc[0]} probe" if "probe" in rows else ""
-    titled(
-        figure,
-        "What does binding add?",
-        " · ".join(filter(None, [what, "each model at its best layer", _judged(rows)])),
+    _separate_kinds(figure, rows)
+    titled(figure, "What does binding add?", _subtitle(rows))
+    height = 180 + _ROW_HEIGHT * len(rows)
+    return figure.update_layout(height=height, margin={"t": 118, "l": 20, "r": 16, "b": 44}, hovermode="closest")
+
+
+def _require_one_kind(table: pd.DataFrame) -> None:
+    """Refuse to set side by side what was not measured alike."""
+    for column in ("task", "protocol", "split"):
+        kinds = list(table[column].dropna().unique()) if column in table else []
+        if len(kinds) > 1:
+            raise InvalidParameterError(
+                f"the rows are of several kinds of {column} ({', '.join(map(str, kinds))}), whose figures are not "
+                f"comparable; draw one of them, for example table[table[{column!r}] == {kinds[0]!r}]"
+            )
+
+
+def _starts(rows: pd.DataFrame, metric: str, added: str) -> tuple[list[float], bool]:
+    """Where each row's bar starts, and whether that is what the panel names (else chance).
+
+    Rows that are compared with nothing (controls, the oracle) have the start of all others if these have one only.
+    """
+    if metric == "accuracy":
+        column = rows.get("majority_accuracy", pd.Series(dtype=float)).reindex(rows.index)
+        return [float(value) for value in column], True
+    starts = (rows[metric] - rows[added]) if added in rows else pd.Series(float("nan"), rows.index)
+    known = starts.dropna().round(9).unique()
+    if len(known) == 0:
+        return [_CHANCE] * len(rows), False
+    return [float(value) for value in (starts.fillna(known[0]) if len(known) == 1 else starts)], True
+
+
+def _level(rows: pd.DataFrame, start: list[float]) -> go.Scatter:
+    """The line at which bars start, unbroken where neighbours start alike."""
+    x = [value for level in start for value in (level, level, None)]
+    y = [value for number in range(len(rows)) for value in (number - 0.5, number + 0.5, None)]
+    return go.Scatter(
+        x=x, y=y, mode="lines", line={"color": FAINT, "width": 1.3}, showlegend=False, hoverinfo="skip", name="start"
     )
-    return figure.update_layout(height=190 + _ROW_HEIGHT * len(rows), margin={"t": 130, "l": 40}, hovermode="closest")
+
+
+def _bar(row: dict, number: int, start: float, metric: str, colour: str) -> go.Scatter:
+    # What falls short of the line recedes, as does what was never trained.
+    opacity = 0.45 if row["kind"] == "trained" and row[metric] > start else 0.18
+    return go.Scatter(
+        x=[start, row[metric]],
+        y=[number, number],
+        mode="lines",
+        line={"color": translucent(colour, opacity), "width": 9},
+        showlegend=False,
+        hoverinfo="skip",
+        name=f"added by {row['backbone']}",
+    )
+
+
+def _points(rows: pd.DataFrame, metric: str, colours: list[str]) -> go.Scatter:
+    return go.Scatter(
+        x=rows[metric],
+        y=list(rows.index),
+        mode="markers",
+        name=metric,
+        marker={
+            "size": 8,
+            "color": colours,
+            "symbol": [_SYMBOLS[kind] for kind in rows["kind"]],
+            "line": {"color": colours, "width": 1.6},
+        },
+        error_x=_interval(rows, metric),
+        showlegend=False,
+        customdata=[_told(row, metric) for row in rows.to_dict("records")],
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+
+
+def _numbers(rows: pd.DataFrame, metric: str, start: list[float], edge: float) -> go.Scatter:
+    """The figure and, of models, what it adds, in digits."""
+    texts = []
+    for row, level in zip(rows.to_dict("records"), start, strict=True):
+        value = row[metric]
+        text = "" if pd.isna(value) else f"{value:.3f}"
+        if text and row["kind"] in ("trained", "untrained") and pd.notna(level):
+            text += f"<br><span style='color:{FAINT};font-size:11px'>{value - level:+.3f}</span>".replace("-0.", "−0.")
+        texts.append(text)
+    return go.Scatter(
+        x=[edge] * len(rows),
+        y=list(rows.index),
+        mode="text",
+        name=f"{metric} in digits",
+        text=texts,
+        textposition="middle left",
+        textfont={"size": 12.5, "color": INK},
+        showlegend=False,
+        hoverinfo="skip",
+    )
 
 
 def _interval(rows: pd.DataFrame, metric: str) -> dict | None:
     low, high = f"{metric}_low", f"{metric}_high"
     if low not in rows or high not in rows:
         return None
-    above, below = rows[high] - rows[metric], rows[metric] - rows[low]
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": above,
-        "arrayminus": below,
-        "thickness": 1.6,
-        "width": 5,
-        "color": INK,
-    }
+    ends = {"array": rows[high] - rows[metric], "arrayminus": rows[metric] - rows[low]}
+    return {"type": "data", "symmetric": False, **ends, "thickness": 1.4, "width": 4, "color": INK}
+
+
+def _span(rows: pd.DataFrame, metric: str, start: list[float]) -> tuple[float, float]:
+    """From a little below the lowest thing drawn to a little above the highest."""
+    columns = [rows[name] for name in (metric, f"{metric}_low", f"{metric}_high") if name in rows]
+    drawn = pd.concat([*columns, pd.Series(start)]).dropna()
+    if drawn.empty:
+        return 0.4, 1.0
+    low, high = float(drawn.min()), float(drawn.max())
+    spare = max(0.015, 0.06 * (high - low))
+    return low - spare, high + spare
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Tenths within the span: its twentieths would not fit between three panels."""
+    return [tenth / 10 for tenth in range(11) if low <= tenth / 10 <= high]
+
+
+def _separate_kinds(figure: go.Figure, rows: pd.DataFrame) -> None:
+    """A thin line between models that were trained, those that were not, controls and the oracle."""
+    for number in range(1, len(rows)):
+        if rows["kind"][number] != rows["kind"][number - 1]:
+            figure.add_hline(y=number - 0.5, line={"color": GRID, "width": 1.2}, layer="below")
 
 
 def _label(row: dict) -> str:
     if row["kind"] == "oracle":
-        return "knows all classes" + str(row["backbone"]).removeprefix(SAME_CLASS)
+        title = "knows every class" + str(row["backbone"]).removeprefix(SAME_CLASS).replace("@", " at ")
+        return _two_lines(title, "oracle: all that similarity tells")
     if row["kind"] == "control":
-        return control_title(row["backbone"])
-    return f"{row['backbone']}, layer {row['layer']:.0f}"
+        return _two_lines(control_title(row["backbone"]), "control")
+    objective = row.get("objective")
+    what = "untrained" if row["kind"] == "untrained" else objective if isinstance(objective, str) else ""
+    return _two_lines(row["backbone"], " · ".join(filter(None, [what, f"layer {row['layer']:.0f}"])))
 
 
-def _judged(rows: pd.DataFrame) -> str:
-    parts = [f"{value} protocol" for value in rows["protocol"].dropna().unique()] if "protocol" in rows else []
+def _two_lines(name: str, what: str) -> str:
+    return f"{name}  <br><span style='color:{FAINT};font-size:11px'>{what}</span>  "
+
+
+def _told(row: dict, metric: str) -> str:
+    """What a reader sees on pointing at a figure: the interval, the spread over seeds, every difference."""
+    lines = [f"<b>{control_title(row['backbone'])}</b>: {row[metric]:.3f}"]
+    low, high, spread = (row.get(f"{metric}_{name}") for name in ("low", "high", "spread"))
+    if pd.notna(low) and pd.notna(high):
+        lines[0] += f" [{low:.3f}, {high:.3f}]"
+    if pd.notna(spread):
+        lines.append(f"standard deviation over {row['n_seeds']:.0f} seeds {spread:.3f}")
+    beginning = f"{metric}_over_"
+    for name, value in row.items():
+        if name.startswith(beginning) and name != f"{beginning}controls" and pd.notna(value):
+            lines.append(f"{value:+.3f} over {name.removeprefix(beginning)}")
+    return "<br>".join(lines)
+
+
+def _subtitle(rows: pd.DataFrame) -> str:
+    probes = rows.loc[rows["kind"] != "oracle", "probe"].dropna() if "probe" in rows else pd.Series(dtype=object)
+    parts = [f"{probes.iloc[0]} probe"] if len(probes) else []
+    parts.append("each model at its best layer")
+    parts += [f"{value} protocol" for value in rows["protocol"].dropna().unique()] if "protocol" in rows else []
     if "n_scenes" in rows and rows["n_scenes"].notna().any():
-        parts.append(f"{int(rows['n_scenes'].max())} scenes")
-    return ", ".join(parts)
+        n_scenes = int(rows["n_scenes"].max())
+        parts.append(f"{n_scenes} scene{'' if n_scenes == 1 else 's'}")
+    if "accuracy_low" in rows and rows["accuracy_low"].notna().any():
+        parts.append("95 % bootstrap over scenes")
+    return " · ".join(parts)

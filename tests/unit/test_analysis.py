@@ -53,6 +53,35 @@ def test_of_equal_layers_the_lowest_wins_whatever_the_row_order():
     assert best_layers(table(*rows))["layer"].tolist() == [0]
 
 
+def test_spread_is_over_the_seeds_of_the_best_layer():
+    """0.90, 0.92, 0.97: mean 0.93, deviations -0.03, -0.01, 0.04, so sqrt(0.0026 / 2). Layer 0 spreads far more."""
+    columns = ("backbone", "layer", "seed", "accuracy", "auroc", "twins_auroc")
+    rows = [("vit", 0, 0, 0.1, 0.1, 0.1), ("vit", 0, 1, 0.9, 0.9, 0.9)]
+    rows += [("vit", 1, seed, 0.9, auroc, 0.6) for seed, auroc in enumerate((0.90, 0.92, 0.97))]
+    rows += [("single", 0, 0, 0.9, 0.9, 0.9)]
+    best = best_layers(table(*rows, columns=columns)).set_index("backbone")
+    assert best.loc["vit", "n_seeds"] == 3
+    assert best.loc["vit", "auroc"] == pytest.approx(0.93)
+    assert best.loc["vit", "auroc_spread"] == pytest.approx(0.0013**0.5)
+    assert best.loc["vit", "accuracy_spread"] == pytest.approx(0)
+    assert best.loc["vit", "twins_auroc_spread"] == pytest.approx(0)
+    assert best.loc["single", ["accuracy_spread", "auroc_spread", "twins_auroc_spread"]].isna().all()
+
+
+def test_neither_the_oracle_nor_the_control_task_disturbs_what_controls_are_subtracted():
+    """The oracle (0.99) knows the true classes, and a control's figure on shuffled labels (0.95) is of another task."""
+    columns = ("backbone", "objective", "layer", "probe", "task", "accuracy", "auroc")
+    model = ("vit", "dino", 0, "quadratic", "pairwise", 0.9, 0.9)
+    position = ("control:position", "control", None, "quadratic", "pairwise", 0.8, 0.7)
+    oracle = ("control:same-class", "control", None, "oracle", "pairwise", 0.8, 0.99)
+    shuffled = ("control:position", "control", None, "quadratic", "shuffled_labels", 0.8, 0.95)
+    best = best_layers(table(oracle, shuffled, model, position, columns=columns))
+    row = best[best["backbone"] == "vit"].iloc[0]
+    assert row["auroc_over_controls"] == pytest.approx(0.2)
+    alone = best_layers(table(oracle, shuffled, model, columns=columns))
+    assert alone["auroc_over_controls"].isna().all()
+
+
 def test_backbones_and_probes_are_kept_apart_in_order_of_appearance():
     best = best_layers(
         table(

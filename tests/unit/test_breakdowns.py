@@ -79,9 +79,58 @@ def test_groups_recombine_to_the_whole(fit, cache, table):
     for _, part in table.groupby("by"):
         assert part["n_pairs"].sum() == whole["n_pairs"]
         assert (part["n_pairs"] * part["accuracy"]).sum() / whole["n_pairs"] == pytest.approx(whole["accuracy"])
+        assert part["n_scenes"].max() == whole["n_scenes"]
     twins = table[table["group"] == "different objects, same class"].iloc[0]
     assert twins["accuracy"] == pytest.approx(whole["twins_accuracy"])
     assert math.isnan(twins["auroc"])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "task", "probe"),
+    [
+        ("paper", "pairwise", "quadratic"),
+        ("strict", "shuffled_labels", "quadratic"),
+        ("paper", "shuffled_labels", "linear"),
+        ("strict", "pointwise_class", "linear"),
+        ("strict", "pointwise_identity", "linear"),
+    ],
+)
+def test_every_protocol_and_task_recombines_to_what_its_fit_is_judged_by(cache, protocol, task, probe):
+    fitted = fit_probe(cache, 2, probe=probe, task=task, protocol=protocol).probe
+    whole, curve = bk.judge_probe(fitted, cache), bk.reliability(fitted, cache)
+    for _, part in bk.breakdown(fitted, cache).groupby("by"):
+        assert (part["n_pairs"] * part["accuracy"]).sum() / whole["n_pairs"] == pytest.approx(whole["accuracy"])
+    same = (curve["share_same"] * curve["n_pairs"]).sum() / curve["n_pairs"].sum()
+    assert max(same, 1 - same) == pytest.approx(whole["majority_accuracy"])
+
+
+def test_the_control_task_is_judged_on_permuted_labels(cache):
+    fitted = fit_probe(cache, 2, task="shuffled_labels").probe
+    patches = SplitPatches(cache, "test", 2, STRICT, CPU)
+    right, plain = [], []
+    for batch in patches.judged():
+        said = fitted(batch.activations) > 0
+        right += (said == patches.shuffled(batch).same)[batch.counted].tolist()
+        plain += (said == batch.same)[batch.counted].tolist()
+    part = bk.breakdown(fitted, cache, by="window")
+    assert (part["n_pairs"] * part["accuracy"]).sum() / part["n_pairs"].sum() == pytest.approx(np.mean(right))
+    assert np.mean(right) != pytest.approx(np.mean(plain))
+
+
+def test_intervals_are_the_resampled_share_of_right_pairs():
+    from bindkit.breakdowns import _figures
+
+    rng = np.random.default_rng(3)
+    scene = np.repeat(np.arange(30), rng.integers(1, 40, 30))
+    right = rng.random(len(scene)) < 0.7
+    draws = rng.multinomial(30, np.full(30, 1 / 30), size=200)
+    slow = []
+    for draw in draws:
+        pairs = np.concatenate([right[scene == k] for k in range(30) for _ in range(draw[k])])
+        slow.append(pairs.mean())
+    found = _figures(np.zeros(len(scene)), right, right, scene, draws)
+    assert [found["accuracy_low"], found["accuracy_high"]] == pytest.approx(np.percentile(slow, [2.5, 97.5]))
+    assert found["n_scenes"] == 30
 
 
 def test_an_unknown_way_to_break_down_is_refused(fit, cache):
@@ -100,6 +149,13 @@ def test_a_planted_temperature_is_found(planted):
     inverse = torch.tensor(1 / found, dtype=torch.float64, requires_grad=True)
     bce(true * planted * inverse, same.double()).backward()
     assert abs(float(inverse.grad)) < 1e-4, "the loss is flat there"
+
+
+def test_the_temperature_of_one_size_of_logits_is_that_of_the_share_that_is_right():
+    """Four of six signs are right: sigmoid(4 / T) = 4 / 6."""
+    logits = torch.tensor([-4.0, -4.0, 4.0, 4.0, 4.0, 4.0])
+    same = torch.tensor([False, True, False, True, True, True])
+    assert fit_temperature(logits, same) == pytest.approx(4 / math.log(2), rel=1e-5)
 
 
 def test_reliability_counts_pairs_by_affinity_and_temperature_mends_it(fit, cache):
@@ -139,13 +195,14 @@ def test_what_cannot_be_looked_at_is_named(fit, cache, tmp_path):
 
 def test_figures_show_every_group_and_every_bin(fit, cache, table):
     figure = breakdown_figure({"a": table, "b": table})
-    drawn = [trace for trace in figure.data if trace.name in ("a", "b")]
+    drawn = [trace for trace in figure.data if trace.name in ("a", "b") and trace.mode == "markers"]
     assert sum(len(trace.x) for trace in drawn) == 2 * len(table)
-    assert sorted(value for trace in drawn[:4] for value in trace.y) == sorted(table["accuracy"])
+    own = [value for trace in drawn if trace.name == "a" for value in trace.y]
+    assert sorted(own) == sorted(table["accuracy"])
     curve = bk.reliability(fit.probe, cache)
     shown = reliability_figure(curve)
     assert list(shown.data[1].y) == list(curve["share_same"])
-    assert f"{curve.attrs['calibration_error']:.3f}" in shown.data[1].name
+    assert f"ECE {curve.attrs['calibration_error']:.3f}" in shown.data[1].name
     for draw in (breakdown_figure, reliability_figure):
         with pytest.raises(InvalidParameterError, match="nothing to draw"):
             draw(table[:0])

@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 
 from bindkit.errors import InvalidParameterError
-from bindkit.figures import model_table_figure
-from bindkit.model_table import model_table
+from bindkit.model_table import model_table, readable
 
 COLUMNS = ["backbone", "objective", "layer", "probe", "task", "accuracy", "auroc", "twins_auroc", "seed", "n_pairs"]
 ROWS = [
@@ -73,13 +72,48 @@ def test_a_probe_that_was_not_fitted_is_an_error(results):
         model_table(results, "softmax")
 
 
-def test_the_figure_shows_every_row_in_three_panels(results):
-    figure = model_table_figure(model_table(results))
-    assert [list(trace.x) for trace in figure.data] == [
-        pytest.approx(list(model_table(results)[name])) for name in ("accuracy", "auroc", "twins_auroc")
-    ]
-    assert figure.data[0].y[-1] == "knows all classes"
-    assert len(set(figure.data[0].marker.color[:2])) == 2
-    assert len(set(figure.data[0].marker.color[2:])) == 1
-    with pytest.raises(InvalidParameterError, match="no kind"):
-        model_table_figure(results.drop(columns="backbone"))
+def test_a_twin_of_another_seed_is_still_a_twin(results):
+    """Of two twins the strongest, 0.77; the stronger untrained backbone of another name (0.99) does not count."""
+    more = results[results["backbone"] == "random-init:vit"]
+    again = more.assign(backbone="random-init:vit,seed=3", auroc=0.77)
+    other = more.assign(backbone="random-init:vit-huge", auroc=0.99)
+    table = model_table(pd.concat([results, again, other])).set_index("backbone")
+    assert table.loc["vit", "auroc_over_untrained"] == pytest.approx(0.94 - 0.77)
+    assert table.loc["wide", "auroc_over_untrained"] == pytest.approx(0.86 - 0.99)
+
+
+def test_each_is_compared_with_the_control_of_its_own_geometry(results):
+    """`control:position@112/8` was judged on the 1,000 pairs of all models, `@112/16` on the 500 of `coarse`."""
+    results["backbone"] = results["backbone"].replace("control:position", "control:position@112/8")
+    coarse = results[results["backbone"] == "wide"].assign(backbone="coarse", n_pairs=500, auroc=0.9)
+    position = coarse.assign(backbone="control:position@112/16", objective="control", layer=math.nan, auroc=0.4)
+    table = model_table(pd.concat([results, coarse, position])).set_index("backbone")
+    assert table.loc["vit", "auroc_over_position"] == pytest.approx(0.94 - 0.79)
+    assert table.loc["coarse", "auroc_over_position"] == pytest.approx(0.9 - 0.4)
+    assert math.isnan(table.loc["coarse", "auroc_over_untrained"])
+    assert math.isnan(table.loc["coarse", "auroc_over_same-class"])
+
+
+def test_another_task_has_the_oracle_beside_it_and_no_selectivity(results):
+    """The control task is what `pairwise` is held against; less itself it would be 0, less another nonsense."""
+    shuffled = model_table(results, task="shuffled_labels").set_index("backbone")
+    assert shuffled["selectivity"].isna().all()
+    assert shuffled.loc["vit", "auroc_over_same-class"] == pytest.approx(0.40 - 0.88), "of equal accuracy, layer 0"
+    pointwise = model_table(results, "linear", "pointwise_class").set_index("backbone")
+    assert pointwise.loc["vit", "auroc_over_same-class"] == pytest.approx(0.99 - 0.88)
+
+
+def test_readers_see_what_is_taken_from_what(results):
+    shown = readable(model_table(results)).set_index(("", "model"))
+    assert shown.loc["vit", ("", "layer")] == "1"
+    assert shown.loc["control:position", ("", "layer")] == "-"
+    assert shown.loc["vit", ("accuracy", "− majority")] == pytest.approx(0.11)
+    assert shown.loc["vit", ("AUROC", "− untrained")] == pytest.approx(0.94 - 0.70)
+    assert shown.loc["vit", ("AUROC", "− shuffled labels")] == pytest.approx(0.94 - 0.51)
+    assert shown.loc["vit", ("AUROC, twins", "± over seeds")] == pytest.approx(0.02 / math.sqrt(2))
+    assert shown.loc["vit", ("AUROC, twins", "− same-class")] == pytest.approx(0.32)
+    # raw-pixels was judged on other pairs than every model, and nothing has an interval
+    assert ("AUROC", "− raw-pixels") not in shown
+    assert ("accuracy", "95 % interval") not in shown
+    bounded = readable(model_table(results.assign(accuracy_low=0.5, accuracy_high=0.96)))
+    assert set(bounded["accuracy", "95 % interval"]) == {"0.500 to 0.960"}
