@@ -195,9 +195,9 @@ def main() -> None:
             instances.append(labels.instances[start:end])
         patches = LayerPatches(cache, 0, PAPER)
         rate = product_rate()
-        # A quadratic step: X W forward and X' (G X) back, 2 n d^2 each, and pairs with d, 2 N n d, three times.
+        # A quadratic step: X W forward and X' (G X) back, 2 n d^2 each, and (X W) X' and G X, 2 N n d each.
         rows = asked.per_step * DRAWN
-        work = 4 * rows * asked.d_model**2 + 6 * rows * DRAWN * asked.d_model
+        work = 4 * rows * asked.d_model**2 + 4 * rows * DRAWN * asked.d_model
         print(f"d_model {asked.d_model}, {DRAWN} patches x {asked.per_step} scenes a step, {asked.threads} threads")
         print(f"matrix products: {rate / 1e9:.0f} GFLOP/s\n")
         print(f"{'probe':<22}{'plain loop':>12}{'bindkit':>10}{'ratio':>8}{'must':>6}   scenes/s")
