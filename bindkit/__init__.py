@@ -23,7 +23,7 @@ _HOME = {
     "Affinity": "bindkit.affinities",
     "Backbone": "bindkit.backbones",
     "BindkitError": "bindkit.errors",
-    "Fit": "bindkit.training",
+    "Fit": "bindkit.fits",
     "PatchGrid": "bindkit.geometry",
     "Probe": "bindkit.probes",
     "Scene": "bindkit.scenes",

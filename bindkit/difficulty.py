@@ -22,6 +22,7 @@ from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.extraction import cache_activations
 from bindkit.extraction.forward import ActivationSource
 from bindkit.files import slug, with_nan, without_nan, write_json
+from bindkit.fits import RESULT_COLUMNS
 from bindkit.judging import judge_probe
 from bindkit.probes import PROBES, load_probe
 from bindkit.progress import progress
@@ -31,7 +32,6 @@ from bindkit.scenes import open_scenes, split_scenes
 from bindkit.scenes.synthetic import require_unseen
 from bindkit.scenes.variations import scene_variations
 from bindkit.sweeping import probe_directory, sweep
-from bindkit.training import RESULT_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,13 +15,15 @@ from bindkit.cache import ActivationCache
 from bindkit.control_names import CONTROL, SAME_CLASS, is_control
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.files import slug, with_nan, without_nan, write_json
+from bindkit.fits import RESULT_COLUMNS, Fit
 from bindkit.judging import judge_same_class
+from bindkit.layer_patches import LayerPatches
 from bindkit.probes import check_layer, load_probe, parse_probe
 from bindkit.progress import progress
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
 from bindkit.tasks import TASKS, require_fitting, takes
-from bindkit.training import RESULT_COLUMNS, Fit, LayerPatches, fit_probes
+from bindkit.training import fit_probes
 
 if TYPE_CHECKING:
     import pandas as pd

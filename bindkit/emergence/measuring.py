@@ -17,12 +17,12 @@ from bindkit.control_names import KINDS
 from bindkit.emergence.runs import TrainingRun, read_runs
 from bindkit.errors import InvalidParameterError, LayerError
 from bindkit.files import sha256_of, slug, write_bytes
+from bindkit.fits import RESULT_COLUMNS
 from bindkit.progress import progress
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
 from bindkit.scenes import open_scenes
 from bindkit.scenes.synthetic import require_unseen
-from bindkit.training import RESULT_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,11 +26,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from bindkit.backbones.preprocessing import IMAGENET
 from bindkit.extraction import cache_activations
 from bindkit.geometry import WindowGeometry
+from bindkit.layer_patches import LayerPatches
 from bindkit.protocols import PAPER
 from bindkit.scenes import Split
 from bindkit.scenes.scene import Scene
+from bindkit.side_by_side import prepared
 from bindkit.tasks import TASKS
-from bindkit.training import LayerPatches, _prepared
 
 PATCHES, DRAWN = 512, 64
 MUST = {"linear": 50, "diag_quadratic": 50, "quadratic": 6, "quadratic_fixed_rank": 50}
@@ -137,7 +138,7 @@ def plain_step(kind: str, d: int, files: list[Path], labels: list[np.ndarray]) -
 
 def bindkit_step(kind: str, patches: LayerPatches) -> Callable[[np.ndarray], None]:
     """One step of bindkit's training under the paper protocol."""
-    training = _prepared(kind, TASKS["pairwise"], patches, 0)
+    training = prepared(kind, TASKS["pairwise"], patches, 0)
     generator = torch.Generator().manual_seed(0)
 
     def step(scenes: np.ndarray) -> None:

@@ -29,6 +29,7 @@ from bindkit.errors import (
 )
 from bindkit.extraction import cache_activations
 from bindkit.figures import difficulty_figure, difficulty_scenes
+from bindkit.fits import RESULT_COLUMNS
 from bindkit.geometry import WindowGeometry
 from bindkit.judging import judge_probe
 from bindkit.pretraining import TRAINING_SEED
@@ -37,7 +38,7 @@ from bindkit.protocols import STRICT
 from bindkit.scenes import open_scenes
 from bindkit.scenes.synthetic import SyntheticOptions
 from bindkit.scenes.variations import read_variations, scene_variations
-from bindkit.training import RESULT_COLUMNS, fit_probe, fit_probes
+from bindkit.training import fit_probe, fit_probes
 
 BRIEF = replace(STRICT, epochs=2, min_steps=4, judged_patches=24)
 BASE = "synthetic:n=10,seed=3,size=32x40,objects=3,twins=0.5,surface=flat"

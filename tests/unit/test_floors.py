@@ -14,7 +14,7 @@ FLOORS = {
     3: {"backbones", "controls"},
     4: {
         *("affinities", "attention_source", "calibration", "extraction", "judging", "patch_batches", "starts"),
-        *("tasks", "training"),
+        *("fits", "layer_patches", "side_by_side", "tasks", "training"),
     },
     5: {
         *("analysis", "breakdowns", "difficulty", "emergence", "model_table", "pretraining", "repair"),

@@ -15,11 +15,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from bindkit.extraction import cache_activations
 from bindkit.judging import judge_split
+from bindkit.layer_patches import LayerPatches
 from bindkit.patch_batches import SplitPatches
 from bindkit.probes import AttentionMaps, make_probe
 from bindkit.protocols import PAPER
+from bindkit.side_by_side import validate
 from bindkit.tasks import TASKS, own_figures
-from bindkit.training import LayerPatches, _validate, fit_probe
+from bindkit.training import fit_probe
 
 CPU = torch.device("cpu")
 D = 24
@@ -122,7 +124,7 @@ def test_validation_and_judged_figures_are_those_of_the_plain_loop(cache, name):
     (judged,) = patches.judged()
     with torch.no_grad():
         loss, accuracy = plain_pairwise(probe, judged.activations, judged.instances)
-    assert _validate(probe, TASKS["pairwise"], patches) == pytest.approx((float(loss), accuracy), abs=1e-5)
+    assert validate(probe, TASKS["pairwise"], patches) == pytest.approx((float(loss), accuracy), abs=1e-5)
     figures = judge_split(probe, patches)
     assert figures["accuracy"] == pytest.approx(accuracy, abs=1e-5)
     assert figures["n_pairs"] == len(patches) * 64 * 63 // 2
@@ -239,6 +241,6 @@ def test_shuffled_labels_are_the_pairwise_loss_on_labels_of_other_patches(cache)
     (plain,) = patches.judged()
     shuffled = patches.shuffled(plain)
     loss, accuracy = plain_pairwise(probe, shuffled.activations, shuffled.instances)
-    ours = _validate(probe, TASKS["shuffled_labels"], patches)
+    ours = validate(probe, TASKS["shuffled_labels"], patches)
     assert ours == pytest.approx((float(loss), accuracy), abs=1e-5)
-    assert ours[0] != pytest.approx(_validate(probe, TASKS["pairwise"], patches)[0], abs=1e-4)
+    assert ours[0] != pytest.approx(validate(probe, TASKS["pairwise"], patches)[0], abs=1e-4)

@@ -10,11 +10,12 @@ from planted import PlantedBackbone, PlantedScenes
 
 from bindkit.errors import InvalidParameterError, LayerError, ProbeError
 from bindkit.extraction import cache_activations
+from bindkit.fits import RESULT_COLUMNS
 from bindkit.probes import load_probe
 from bindkit.protocols import PAPER, STRICT
 from bindkit.scenes.scene import Scene
 from bindkit.sweeping import layer_digest, probe_directory, sweep
-from bindkit.training import RESULT_COLUMNS, fit_probe, fit_probes
+from bindkit.training import fit_probe, fit_probes
 
 BRIEF = replace(STRICT, epochs=2, min_steps=4, judged_patches=24)
 

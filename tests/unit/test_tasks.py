@@ -11,12 +11,13 @@ from planted import PlantedBackbone, PlantedScenes
 from bindkit.errors import ConstantActivationsError, NonFiniteActivationsError, OneAnswerError, ProbeError
 from bindkit.extraction import cache_activations
 from bindkit.judging import judge_same_class
+from bindkit.layer_patches import LayerPatches
 from bindkit.patch_batches import SplitPatches
 from bindkit.protocols import PAPER, STRICT
 from bindkit.scenes.scene import Scene
 from bindkit.sweeping import sweep
 from bindkit.tasks import TASKS, match, object_masks, told_apart
-from bindkit.training import LayerPatches, fit_probe, fit_probes
+from bindkit.training import fit_probe, fit_probes
 
 CPU = torch.device("cpu")
 QUICK = replace(STRICT, epochs=6, min_steps=240)

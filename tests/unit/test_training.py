@@ -9,12 +9,14 @@ from planted import PlantedBackbone, PlantedScenes
 
 from bindkit.errors import EmptySplitError, LayerError, ProbeError
 from bindkit.extraction import cache_activations
+from bindkit.fits import RESULT_COLUMNS
 from bindkit.judging import judge_split
+from bindkit.layer_patches import LayerPatches
 from bindkit.patch_batches import SplitPatches
 from bindkit.probes import load_probe
 from bindkit.protocols import PAPER, STRICT
 from bindkit.scenes.scene import Scene
-from bindkit.training import RESULT_COLUMNS, LayerPatches, fit_probe
+from bindkit.training import fit_probe
 
 QUICK = replace(STRICT, epochs=6, min_steps=240)
 CPU = torch.device("cpu")
@@ -167,7 +169,7 @@ def test_the_kept_epoch_is_the_first_best_of_what_the_protocol_looks_at(
         weights.append(model.weight.detach().clone())
         return validated[len(weights) - 1]
 
-    monkeypatch.setattr("bindkit.training._validate", scripted)
+    monkeypatch.setattr("bindkit.side_by_side.validate", scripted)
     fit = fit_probe(cache, 2, "linear", protocol=replace(PAPER, epochs=3, keep=keep))
     assert torch.equal(fit.probe.weight, weights[kept])
     assert not torch.equal(weights[0], weights[1])

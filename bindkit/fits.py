@@ -1,0 +1,59 @@
+"""A fitted probe with its figures: one row of ``results.csv``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bindkit.control_names import is_control
+from bindkit.probes import Probe, save_probe
+
+RESULT_COLUMNS = (
+    *("backbone", "objective", "layer", "probe", "task", "protocol", "split"),
+    *("accuracy", "accuracy_low", "accuracy_high", "auroc", "average_precision", "balanced_accuracy"),
+    *("twins_accuracy", "twins_auroc", "majority_accuracy", "n_scenes", "n_pairs", "seed", "seconds"),
+    *("auroc_low", "auroc_high", "twins_auroc_low", "twins_auroc_high", "class_accuracy", "matched_iou"),
+)
+"""Columns of ``results.csv``, one row a fit; the last two for the pointwise tasks that have them."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted probe with its figures.
+
+    Attributes
+    ----------
+    probe : Probe
+        In evaluation mode, on the CPU, in the activations' own units.
+    metrics : dict
+        The figures of `bindkit.metrics.judge` on the judged split, ``n_pairs``, and in ``n_scenes`` how many scenes
+        they come from; with a pointwise task, its own figure.
+    history : tuple of dict
+        One entry an epoch: training loss, validation loss and accuracy (None without a validation split), seconds
+        (shared with the probes that were trained beside it) and scenes per second. Where there is a start in closed
+        form, it comes first as epoch -1, without a training loss.
+    split : str
+        The judged split: "test", or what there is where the scene set is too small to have one.
+    seconds : float
+        Training time, the judging not counted; of the probes trained side by side, an equal share each.
+    """
+
+    probe: Probe
+    metrics: dict[str, float]
+    history: tuple[dict[str, float | None], ...]
+    split: str
+    seconds: float
+
+    def row(self) -> dict[str, Any]:
+        """The fit as one row of ``results.csv``. A control has no layers: its layer is NaN."""
+        fitted = self.probe.fitted_on
+        known = {**fitted, **self.metrics, "split": self.split, "seconds": self.seconds}
+        if is_control(known.get("objective")):
+            known["layer"] = math.nan
+        return {column: known.get(column, math.nan) for column in RESULT_COLUMNS}
+
+    def save(self, directory: str | Path) -> Path:
+        """Write probe, figures and history; `bindkit.load_probe` reads the probe back. Returns the directory."""
+        return save_probe(self.probe, directory)

@@ -1,0 +1,100 @@
+"""The patches of one layer of a cache, read once for all probes that are fitted on them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from torch import Tensor
+
+from bindkit.cache import ActivationCache
+from bindkit.devices import device_of
+from bindkit.judging import JUDGED_FIRST
+from bindkit.patch_batches import SplitPatches
+from bindkit.probes import AttentionMaps, PairMoments
+from bindkit.protocols import Protocol
+from bindkit.protocols import protocol as protocol_of
+from bindkit.starts import scaling, whitening
+
+logger = logging.getLogger(__name__)
+
+_IMAGENET_MEAN = [0.485, 0.456, 0.406]
+
+
+class LayerPatches:
+    """The patches of one layer in all splits, read once and used by every probe that is fitted on them.
+
+    Parameters
+    ----------
+    cache : ActivationCache
+        Where they lie.
+    layer : int
+        0-based.
+    protocol : str or Protocol
+        ``"strict"`` or ``"paper"``.
+    device : str
+        ``"auto"`` takes CUDA where there is one.
+    attention : callable, optional
+        Gives the maps of the next layer, asked only by ``self_attention``.
+    """
+
+    def __init__(
+        self,
+        cache: ActivationCache,
+        layer: int,
+        protocol: str | Protocol = "strict",
+        device: str = "auto",
+        attention: Callable[[], AttentionMaps] | None = None,
+    ) -> None:
+        self.protocol = protocol_of(protocol)
+        self.cache, self.layer, self._attention = cache, int(layer), attention
+        mean = cache.backbone.get("preprocessing", {}).get("mean", _IMAGENET_MEAN)
+        if self.protocol.name == "paper" and list(mean) != _IMAGENET_MEAN:
+            logger.warning(
+                "%s was cached with its checkpoint's own mean and deviation; the paper normalises every backbone with "
+                'ImageNet\'s: load_backbone(..., normalization="imagenet")',
+                cache.backbone["name"],
+            )
+        self.device = device_of(device)
+        self.splits = {
+            split: SplitPatches(cache, split, self.layer, self.protocol, self.device)
+            for split in ("train", "validation", "test")
+        }
+        self.splits["train"].require()
+        self._moments: PairMoments | None = None
+        self._units: dict[str, Tensor] = {}
+
+    @property
+    def judged_split(self) -> str:
+        """The split whose figures are reported: the first that has usable scenes of test, validation, train."""
+        return next(split for split in JUDGED_FIRST if len(self.splits[split]))
+
+    @property
+    def moments(self) -> PairMoments:
+        """Of the training split, in raw units."""
+        if self._moments is None:
+            self._moments = self.splits["train"].moments()
+        return self._moments
+
+    def units(self, trained_in: str) -> Tensor | None:
+        """What activations are multiplied with in training; None where they are taken as they are."""
+        if trained_in == "raw" or not self.protocol.precondition:
+            return None
+        if trained_in not in self._units:
+            make = {"scaled": scaling, "whitened": whitening}[trained_in]
+            self._units[trained_in] = make(self.moments)
+        return self._units[trained_in]
+
+    def attention(self) -> AttentionMaps:
+        """Query and key maps of the next layer.
+
+        Raises
+        ------
+        ProbeError, LayerError
+            If nobody said which, or there is no next layer.
+        """
+        if self._attention is None:
+            from bindkit.attention_source import next_layer_attention
+
+            return next_layer_attention(self.cache, self.layer)
+        return self._attention()
