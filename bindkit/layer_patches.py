@@ -14,7 +14,7 @@ from bindkit.patch_batches import SplitPatches
 from bindkit.probes import AttentionMaps, PairMoments
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
-from bindkit.starts import scaling, whitening
+from bindkit.starts import measure_moments, scaling, whitening
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class LayerPatches:
     def moments(self) -> PairMoments:
         """Of the training split, in raw units."""
         if self._moments is None:
-            self._moments = self.splits["train"].moments()
+            self._moments = measure_moments(self.splits["train"])
         return self._moments
 
     def units(self, trained_in: str) -> Tensor | None:

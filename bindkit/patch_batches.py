@@ -15,7 +15,7 @@ from torch import Tensor
 from bindkit.cache import ActivationCache
 from bindkit.errors import ConstantActivationsError, EmptySplitError, NonFiniteActivationsError
 from bindkit.metrics import JudgedPairs
-from bindkit.probes import PairMoments, check_layer
+from bindkit.probes import check_layer
 from bindkit.protocols import Protocol
 
 _IN_MEMORY_BYTES = 512 * 2**20
@@ -199,31 +199,13 @@ class SplitPatches:
         other_patches = self._other_patch[batch.positions]
         return replace(batch, instances=self._instances[other_patches], classes=self._classes[other_patches])
 
-    def moments(self, n_scenes: int = 2048, n_patches: int = 131_072) -> PairMoments:
-        """Second moments of patches and pairs, over evenly spread scenes and about so many patches."""
-        chosen = torch.linspace(0, len(self) - 1, min(n_scenes, len(self)), dtype=torch.float64).long().unique()
-        most_patches = max(64, n_patches // len(chosen))
-        generator = torch.Generator().manual_seed(0)
-        width = self._cached.d_model
-        patches, signal, same = (torch.zeros(width, width, device=self.device) for _ in range(3))
-        n_seen = n_pairs = n_same = 0.0
-        for scenes in chosen.split(_SCENES_PER_JUDGED_BATCH):
-            batch = self.draw(scenes, generator, most_patches)
-            rows = batch.activations * batch.present[..., None]
-            flat = rows.flatten(0, 1)
-            patches += flat.T @ flat
-            pairs = (batch.counted | batch.counted.mT).float()
-            answers = pairs * batch.same
-            same += flat.T @ (answers @ rows).flatten(0, 1)
-            signal += flat.T @ (pairs @ rows).flatten(0, 1)
-            n_seen += float(batch.present.sum())
-            n_pairs, n_same = n_pairs + float(pairs.sum()), n_same + float(answers.sum())
-        return PairMoments(patches / max(n_seen, 1), (same - n_same / max(n_pairs, 1) * signal) / max(n_pairs, 1))
-
-    def _take(self, positions: Tensor) -> Tensor:
+    def _take(self, positions: Tensor, into: Tensor | None = None) -> Tensor:
         if self._table is not None:
-            return self._table[positions.to(self.device)]
-        taken = self._cached.take(self._rows[positions]).to(self.device)
+            wanted = positions.to(self.device)
+            if into is None:
+                return self._table[wanted]
+            return torch.index_select(self._table, 0, wanted, out=into[: len(wanted)])
+        taken = self._cached.take(self._rows[positions], into).to(self.device)
         # A sum is finite only if all its terms are, and costs a fraction of looking at each.
         if not bool(taken.sum().isfinite()) and not bool(taken.isfinite().all()):
             raise NonFiniteActivationsError(
@@ -232,8 +214,18 @@ class SplitPatches:
             )
         return taken
 
+    def buffer(self, n_rows: int) -> Tensor | None:
+        """Memory for so many rows of activations, to be given to `draw`; None where it would not help."""
+        return torch.empty(n_rows, self.d_model) if self.device.type == "cpu" else None
+
     def draw(
-        self, scenes: Int[Tensor, " scene"], generator: torch.Generator, n_patches: int | None = None
+        self,
+        scenes: Int[Tensor, " scene"],
+        generator: torch.Generator,
+        n_patches: int | None = None,
+        *,
+        into: Float[Tensor, "row d_model"] | None = None,
+        labels_only: bool = False,
     ) -> PatchBatch:
         """Draw a training step's patches of some scenes, without repetition; all of a scene's where it has no more.
 
@@ -245,6 +237,10 @@ class SplitPatches:
             On the CPU, so that draws are the same on every device.
         n_patches : int, optional
             At most so many of a scene; default: the protocol's.
+        into : float tensor, optional
+            What `buffer` gave: the batch's activations are written there, over those of the batch before.
+        labels_only : bool
+            Leave out activations (their width is 0): for who only counts pairs.
         """
         n_patches = n_patches or self.protocol.train_patches
         counts = self._counts[scenes]
@@ -253,7 +249,8 @@ class SplitPatches:
         # No wider than the richest scene drawn: slots that nothing fills would only cost time.
         widest = min(n_patches, int(counts.max()))
         chosen = keys.topk(widest, dim=1, largest=False, sorted=False).indices
-        return self._batch(scenes, chosen, chosen < counts[:, None])
+        batch = self._labelled(scenes, chosen, chosen < counts[:, None])
+        return batch if labels_only else self._with_activations(batch, into)
 
     def judged(self) -> Iterator[PatchBatch]:
         """All scenes in order, each with the same patches every time: drawn from the scene's id alone.
@@ -273,7 +270,7 @@ class SplitPatches:
                 chosen[slot, : len(drawn)] = torch.from_numpy(drawn)
             present = chosen < self._counts[scenes][:, None]
             widest = int(present.sum(1).max())
-            batch = self._batch(scenes, chosen[:, :widest], present[:, :widest])
+            batch = self._with_activations(self._labelled(scenes, chosen[:, :widest], present[:, :widest]))
             if keep:
                 given.append(batch)
             yield batch
@@ -287,13 +284,12 @@ class SplitPatches:
         words = np.random.PCG64(int.from_bytes(digest, "big")).random_raw(int(self._counts[scene]))
         return np.argsort(words, kind="stable")
 
-    def _batch(self, scenes: Tensor, chosen: Tensor, present: Tensor) -> PatchBatch:
+    def _labelled(self, scenes: Tensor, chosen: Tensor, present: Tensor) -> PatchBatch:
         # Slots that are not present repeat the scene's first patch: a finite filler that no loss or figure looks at.
         positions = self._starts[scenes][:, None] + torch.where(present, chosen, torch.zeros_like(chosen))
-        activations = self._take(positions.reshape(-1))
         on_device = positions.to(self.device)
         return PatchBatch(
-            activations=activations.reshape(*positions.shape, -1),
+            activations=torch.empty(*positions.shape, 0, device=self.device),
             instances=self._instances[on_device],
             classes=self._classes[on_device],
             corners=self._corners[on_device],
@@ -304,6 +300,10 @@ class SplitPatches:
             patch_size=self.patch_size,
             protocol=self.protocol,
         )
+
+    def _with_activations(self, batch: PatchBatch, into: Tensor | None = None) -> PatchBatch:
+        rows = self._take(batch.positions.reshape(-1).cpu(), into)
+        return replace(batch, activations=rows.reshape(*batch.positions.shape, -1))
 
 
 def flat_pairs(judged: Iterable[tuple[PatchBatch, Tensor, Tensor]]) -> JudgedPairs:

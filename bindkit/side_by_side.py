@@ -17,7 +17,7 @@ from bindkit.patch_batches import PatchBatch, SplitPatches
 from bindkit.probes import Probe, SelfAttention, parse_probe
 from bindkit.protocols import Protocol
 from bindkit.starts import scale_and_offset
-from bindkit.tasks import Task
+from bindkit.tasks import Task, pair_loss
 
 _START_SCENES = 256
 """Scenes whose pairs set scale and offset of a start in closed form."""
@@ -117,12 +117,13 @@ def train_side_by_side(trainings: Sequence[Training], patches: LayerPatches, see
     """The protocol's schedule; leaves the kept epoch's weights in each probe, in raw units."""
     rules, train = patches.protocol, patches.splits["train"]
     generator = torch.Generator().manual_seed(seed)
+    buffer = train.buffer(rules.scenes_per_step * rules.train_patches)
     for epoch in range(rules.epochs):
         started, n_scenes = time.perf_counter(), 0
         for training in trainings:
             training.losses = []
         for scenes in _scene_batches(len(train), rules, generator):
-            plain = train.draw(scenes, generator)
+            plain = train.draw(scenes, generator, into=buffer)
             n_scenes += len(scenes)
             shuffled = train.shuffled(plain) if any(training.task.shuffled for training in trainings) else plain
             for training in trainings:
@@ -169,9 +170,10 @@ def validate(probe: Probe, task: Task, validation: SplitPatches) -> tuple[float,
         for plain in validation.judged():
             batch = validation.shuffled(plain) if task.shuffled else plain
             n_entries = float(batch.in_loss.sum())
-            loss += float(task.loss(probe, batch)) * n_entries
-            n_loss += n_entries
-            said_same = probe.says_same(batch.activations, probe(batch.activations))
+            logits = probe(batch.activations)
+            told = task.loss(probe, batch) if task.kind else pair_loss(logits, batch)
+            loss, n_loss = loss + float(told) * n_entries, n_loss + n_entries
+            said_same = probe.says_same(batch.activations, logits)
             right += float(((said_same == batch.same) & batch.counted).sum())
             n_pairs += float(batch.counted.sum())
     return loss / max(n_loss, 1), right / max(n_pairs, 1)

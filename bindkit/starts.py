@@ -12,14 +12,47 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from bindkit.probes import PairMoments
+from bindkit.patch_batches import SplitPatches
+from bindkit.probes import PairMoments, add_symmetric_product, mirrored
 
 RIDGE = 0.1
 """Added to the spectrum before whitening, in units of its mean (each dimension scaled to a mean square of 1): fainter
 directions stay faint. Less of it fits noise on a few hundred scenes (default run, `bindkit/scenes-motion`: AUROC 0.958
 with 0.001, 0.968 with 0.1), more of it learns late what is faint (the untrained twin: 0.83 with 0.1, 0.75 with 10)."""
 
+_MOMENT_SCENES, _MOMENT_PATCHES = 2048, 65_536
+"""Scenes and patches that moments are measured on, about."""
+
+_ROWS_AT_ONCE = 4096
 _NEWTON_STEPS = 25
+
+
+def measure_moments(
+    patches: SplitPatches, n_scenes: int = _MOMENT_SCENES, n_patches: int = _MOMENT_PATCHES
+) -> PairMoments:
+    """Second moments of a split's patches and counted pairs, over evenly spread scenes and about so many patches."""
+    chosen = torch.linspace(0, len(patches) - 1, min(n_scenes, len(patches)), dtype=torch.float64).long().unique()
+    most = max(32, n_patches // len(chosen))
+    width, device = patches.d_model, patches.device
+    parts = chosen.split(max(1, _ROWS_AT_ONCE // most))
+    # Labels alone first: with the share of pairs on one object known, the signal is a single product.
+    generator = torch.Generator().manual_seed(0)
+    n_pairs = n_same = 0.0
+    for scenes in parts:
+        batch = patches.draw(scenes, generator, most, labels_only=True)
+        n_pairs, n_same = n_pairs + float(batch.counted.sum()), n_same + float((batch.counted & batch.same).sum())
+    share = n_same / max(n_pairs, 1)
+    total, signal = (torch.zeros(width, width, device=device) for _ in range(2))
+    generator, buffer, n_seen = torch.Generator().manual_seed(0), patches.buffer(len(parts[0]) * most), 0.0
+    for scenes in parts:
+        batch = patches.draw(scenes, generator, most, into=buffer)
+        rows = batch.activations * batch.present[..., None]
+        weights = (batch.same.to(rows.dtype) - share) * batch.counted
+        weighed = (weights + weights.mT) @ rows
+        add_symmetric_product(total, rows.flatten(0, 1), rows.flatten(0, 1))
+        add_symmetric_product(signal, rows.flatten(0, 1), weighed.flatten(0, 1))
+        n_seen += float(batch.present.sum())
+    return PairMoments(mirrored(total) / max(n_seen, 1), mirrored(signal) / max(2 * n_pairs, 1))
 
 
 def scaling(moments: PairMoments) -> Float[Tensor, " d_model"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,12 @@ from bindkit.cache.manifest import Manifest
 from bindkit.cache.shards import ShardLabels, map_activations
 from bindkit.cache.verifying import Damage
 from bindkit.errors import CacheError, InvalidParameterError, LayerError
+
+_ROWS_AT_ONCE = 1024
+"""Rows read in one go: at width 1024 two megabytes, which the allocator gives again and again."""
+
+_SHORT_RUN = 8
+"""Rows in an order with shorter runs of one shard (on average) are read shard by shard and put in order afterwards."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +88,24 @@ class CachedActivations:
     def __len__(self) -> int:
         return self.n_rows
 
-    def take(self, rows: Int[Tensor, " row"] | np.ndarray | Sequence[int]) -> Float[Tensor, "row d_model"]:
+    def take(
+        self,
+        rows: Int[Tensor, " row"] | np.ndarray | Sequence[int],
+        into: Float[Tensor, "row_or_more d_model"] | None = None,
+    ) -> Float[Tensor, "row d_model"]:
         """Read rows in any order, repetitions allowed.
 
         Parameters
         ----------
         rows : int tensor, array or sequence
             Row numbers, ``0 <= row < n_rows``.
+        into : float32 tensor of shape (len(rows) or more, d_model), optional
+            Where to put them, so that a loop over batches need not ask for fresh memory every time.
 
         Returns
         -------
         float32 tensor of shape (len(rows), d_model)
-            On the CPU, in the order asked for.
+            On the CPU, in the order asked for; the head of `into` where it is given.
 
         Raises
         ------
@@ -111,14 +123,20 @@ class CachedActivations:
         outside = wanted[(wanted < 0) | (wanted >= self.n_rows)]
         if outside.size:
             raise InvalidParameterError(f"row {outside[0]} is outside the {self.n_rows} rows of the {self.split} split")
-        taken = torch.empty(len(wanted), self.d_model, dtype=torch.float32)
+        taken = torch.empty(len(wanted), self.d_model, dtype=torch.float32) if into is None else into[: len(wanted)]
         shard_of = np.searchsorted(self._starts, wanted, side="right") - 1
-        order = np.argsort(shard_of, kind="stable")
-        for group in np.split(order, np.flatnonzero(np.diff(shard_of[order])) + 1):
-            if group.size:
-                shard = int(shard_of[group[0]])
-                local = torch.from_numpy(wanted[group] - self._starts[shard])
-                taken[torch.from_numpy(group)] = self._map(shard)[local].float()
+        order = None
+        if np.count_nonzero(np.diff(shard_of)) * _SHORT_RUN > len(wanted):
+            order = np.argsort(shard_of, kind="stable")
+            wanted, shard_of = wanted[order], shard_of[order]
+        for start, end in _runs(shard_of):
+            shard = int(shard_of[start])
+            local = torch.from_numpy(wanted[start:end] - self._starts[shard])
+            found = torch.index_select(self._map(shard), 0, local)
+            if order is None:
+                taken[start:end] = found
+            else:
+                taken[torch.from_numpy(order[start:end])] = found.float()
         return taken
 
     def _map(self, shard: int) -> Tensor:
@@ -323,6 +341,17 @@ class ActivationCache:
     def _check_split(self, split: str) -> None:
         if split not in SPLITS:
             raise InvalidParameterError(f"unknown split {split!r}; a cache has {', '.join(SPLITS)}")
+
+
+def _runs(shard_of: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Stretches of rows of one shard, none longer than `_ROWS_AT_ONCE`."""
+    ends = np.append(np.flatnonzero(np.diff(shard_of)) + 1, len(shard_of)).tolist()
+    start = 0
+    for end in ends:
+        while start < end:
+            stop = min(start + _ROWS_AT_ONCE, end)
+            yield start, stop
+            start = stop
 
 
 def _stack(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:

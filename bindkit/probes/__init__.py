@@ -29,6 +29,7 @@ from bindkit.probes.baselines import CosineSimilarity, DotProduct
 from bindkit.probes.bilinear import DiagonalQuadratic, Linear, Quadratic, QuadraticFixedRank
 from bindkit.probes.maps import ClassMap, IdentityMap, PointwiseMap, Softmax
 from bindkit.probes.moments import PairMoments
+from bindkit.probes.pair_products import add_symmetric_product, mirrored
 from bindkit.probes.saving import load_probe, save_probe
 
 __all__ = [
@@ -47,9 +48,11 @@ __all__ = [
     "QuadraticFixedRank",
     "SelfAttention",
     "Softmax",
+    "add_symmetric_product",
     "check_layer",
     "load_probe",
     "make_probe",
+    "mirrored",
     "parse_probe",
     "register_probe",
     "save_probe",

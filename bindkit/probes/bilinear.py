@@ -13,6 +13,7 @@ from torch import Tensor
 from bindkit.errors import ProbeError
 from bindkit.probes.base import Probe, register_probe, uniform_start
 from bindkit.probes.moments import PairMoments
+from bindkit.probes.pair_products import diagonal_logits, symmetric_logits
 
 RANK = 100
 """Of `quadratic_fixed_rank`, as in the reference implementation."""
@@ -35,7 +36,9 @@ class Linear(Probe):
         self.bias = uniform_start(fan_in=d_model)
 
     def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102
-        return (x @ self.weight)[..., :, None] + (y @ self.weight)[..., None, :] + self.bias
+        left = x @ self.weight
+        right = left if y is x else y @ self.weight
+        return left[..., :, None] + right[..., None, :] + self.bias
 
     def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
         return {"weight": times_units(parameters["weight"], units), "bias": parameters["bias"]}
@@ -53,6 +56,8 @@ class DiagonalQuadratic(Probe):
         self.bias = uniform_start(fan_in=d_model)
 
     def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102
+        if y is x:
+            return diagonal_logits(x, self.weight) + self.bias
         return (x * self.weight) @ y.mT + self.bias
 
     def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
@@ -82,6 +87,8 @@ class Quadratic(Probe):
         return (self.weight + self.weight.T) / (2 * math.sqrt(self.d_model))
 
     def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102
+        if y is x:
+            return symmetric_logits(x, self.symmetric()) + self.bias
         return (x @ self.symmetric()) @ y.mT + self.bias
 
     def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
@@ -111,9 +118,13 @@ class QuadraticFixedRank(Probe):
 
     def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102
         # x (W + W') y = (W1 x).(W2 y) + (W2 x).(W1 y): d x d is never formed.
-        left = x @ torch.cat([self.first, self.second]).T
-        right = y @ torch.cat([self.second, self.first]).T
-        return left @ right.mT / (2 * math.sqrt(self.d_model)) + self.bias
+        scale = 1 / (2 * math.sqrt(self.d_model))
+        first, second = (x @ torch.cat([self.first, self.second]).T).chunk(2, dim=-1)
+        if y is x:
+            half = first @ (scale * second).mT
+            return half + half.mT + self.bias
+        left, right = torch.cat([first, second], dim=-1), y @ torch.cat([self.second, self.first]).T
+        return left @ (scale * right).mT + self.bias
 
     def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
         maps = {name: times_units(parameters[name], units) for name in ("first", "second")}

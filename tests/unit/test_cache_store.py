@@ -57,6 +57,21 @@ def test_rows_come_in_the_order_asked_for(cache: ActivationCache, data: st.DataO
     taken = activations.take(wanted)
     assert taken.dtype == torch.float32 and taken.shape == (len(rows), D_MODEL)
     np.testing.assert_array_equal(taken.numpy(), direct(cache, "train", 2)[rows])
+    buffer = torch.full((len(rows) + 2, D_MODEL), torch.nan)
+    again = activations.take(wanted, into=buffer)
+    assert again.data_ptr() == buffer.data_ptr() or not rows
+    assert torch.equal(again, taken) and buffer[len(rows) :].isnan().all()
+
+
+@pytest.mark.parametrize("at_once", [3, 1024])
+def test_long_runs_and_scattered_rows_are_read_alike(
+    cache: ActivationCache, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr("bindkit.cache.store._ROWS_AT_ONCE", at_once)
+    activations, known = cache.activations("train", 2), direct(cache, "train", 2)
+    n = activations.n_rows
+    for rows in (np.arange(n), np.arange(n)[::-1], np.arange(n).reshape(-1, 2).T.ravel(), np.arange(n) * 7 % n):
+        np.testing.assert_array_equal(activations.take(rows.copy()).numpy(), known[rows])
 
 
 def test_rows_stay_beside_their_labels_when_shuffled(cache: ActivationCache) -> None:

@@ -210,8 +210,8 @@ def test_nan_and_infinity_in_a_cache_are_named(cache, monkeypatch, value, in_mem
 
     take = CachedActivations.take
 
-    def poisoned(self, rows):
-        taken = take(self, rows).clone()
+    def poisoned(self, rows, into=None):
+        taken = take(self, rows, into).clone()
         taken[len(taken) // 2, 3] = value
         return taken
 

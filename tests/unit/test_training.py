@@ -196,9 +196,9 @@ def test_an_epoch_shows_every_scene_once_and_again_where_more_steps_are_asked_fo
 ):
     shown, draw = [], SplitPatches.draw
 
-    def recorded(self, scenes, generator):
+    def recorded(self, scenes, generator, **options):
         shown.append(scenes.tolist())
-        return draw(self, scenes, generator)
+        return draw(self, scenes, generator, **options)
 
     monkeypatch.setattr(SplitPatches, "draw", recorded)
     rules = replace(PAPER, epochs=2, scenes_per_step=scenes_per_step, min_steps=min_steps)
