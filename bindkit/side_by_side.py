@@ -69,13 +69,13 @@ class _Told(torch.nn.Module):
 
 def prepared(name: str, task: Task, patches: LayerPatches, seed: int) -> Training:
     """A fresh probe of that name for the task, in its units and with its start in closed form, where it has one."""
-    rules = patches.protocol
+    rules, cache = patches.protocol, patches.cache
     train = patches.splits["train"]
     options: dict[str, Any] = {}
     if parse_probe(name)[0] == "self_attention":
         maps = patches.attention()
         options = {"n_heads": maps.n_heads, "norm_epsilon": maps.norm_epsilon}
-    probe = task.make_probe(name, train, seed, patches.cache.class_names, **options)
+    probe = task.make_probe(name, train, seed, cache.class_names, cache.benchmark_classes, **options)
     if isinstance(probe, SelfAttention):
         probe.take(maps)
     probe = probe.to(patches.device)

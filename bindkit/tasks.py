@@ -11,7 +11,7 @@ All are judged on the same pairs; the pointwise ones take the ``linear`` probe, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,8 @@ CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT, NO_OBJECT_WEIGHT = 2.0, 5.0, 5.0, 0.1
 """Of `pointwise_identity`, as in the reference implementation."""
 
 MOST_CLASSES = 150
-"""Where a scene set has more classes, the most frequent ones of the training patches are told apart, the rest is
-*other*; as many as ADE20K's benchmark has."""
+"""Where a scene set has more classes and names no benchmark, the most frequent ones of the training patches are told
+apart, the rest is *other*; as many as ADE20K's benchmark has."""
 
 _SURE = 1.0
 """What a Dice term adds above and below the line (Mask2Former's smoothing)."""
@@ -58,7 +58,13 @@ class Task:
     shuffled: bool = False
 
     def make_probe(
-        self, name: str, patches: SplitPatches, seed: int, class_names: Iterable[int], **options: Any
+        self,
+        name: str,
+        patches: SplitPatches,
+        seed: int,
+        class_names: Iterable[int],
+        benchmark: Mapping[int, int] | None = None,
+        **options: Any,
     ) -> Probe:
         """A fresh probe of this task for the training patches given.
 
@@ -77,7 +83,7 @@ class Task:
                 options = {"chance_is_logit": patches.protocol.chance_is_logit}
             return make_probe(name, d_model, seed, **options)
         if self.kind == "class_map":
-            return make_probe("class_map", d_model, seed, class_ids=told_apart(patches, class_names))
+            return make_probe("class_map", d_model, seed, class_ids=told_apart(patches, class_names, benchmark))
         return make_probe(self.kind, d_model, seed)
 
 
@@ -95,8 +101,10 @@ def takes(task: str, kind: str) -> bool:
     return kind == "linear" if TASKS[task].kind else PROBES[kind].pointwise_task is None
 
 
-def told_apart(patches: SplitPatches, class_names: Iterable[int]) -> list[int]:
-    """Class ids that a class map tells apart, ascending.
+def told_apart(
+    patches: SplitPatches, class_names: Iterable[int], benchmark: Mapping[int, int] | None = None
+) -> list[list[int]]:
+    """Class ids of each outcome that a class map tells apart: of each number of the benchmark, or one by one.
 
     Raises
     ------
@@ -109,10 +117,16 @@ def told_apart(patches: SplitPatches, class_names: Iterable[int]) -> list[int]:
             "no training patch carries a class label, so that there is nothing to tell apart in the task "
             "pointwise_class; give scenes with classes, or take the task pairwise"
         )
+    if benchmark:
+        groups: list[list[int]] = [[] for _ in range(max(benchmark.values()))]
+        for class_id, number in sorted(benchmark.items()):
+            if number:
+                groups[number - 1].append(class_id)
+        return groups
     named = sorted(class_names)
-    if 0 < len(named) <= MOST_CLASSES:
-        return named
-    return sorted(present[counts.argsort(descending=True, stable=True)[:MOST_CLASSES]].tolist())
+    if not 0 < len(named) <= MOST_CLASSES:
+        named = sorted(present[counts.argsort(descending=True, stable=True)[:MOST_CLASSES]].tolist())
+    return [[class_id] for class_id in named]
 
 
 def pair_loss(logits: Float[Tensor, "scene patch patch"], batch: PatchBatch) -> Float[Tensor, ""]:

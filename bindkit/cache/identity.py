@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bindkit.cache.layout import SPLITS
@@ -26,6 +26,8 @@ class Identity:
         Split -> scene ids in order, skipped ones included.
     class_names : dict
         Class id -> name.
+    benchmark_classes : dict
+        Class id -> number in the data set's benchmark, 0 for all others; empty where there is none.
     patches_per_scene : int or "all"
     dtype : "float16" or "float32"
     seed : int
@@ -39,6 +41,7 @@ class Identity:
     patches_per_scene: int | str
     dtype: str
     seed: int
+    benchmark_classes: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = self.patches_per_scene
@@ -63,6 +66,8 @@ class Identity:
         for split in SPLITS:
             flat[f"scene ids of {split}"] = tuple(self.scene_ids.get(split, ()))
         flat["class_names"] = {int(key): value for key, value in self.class_names.items()}
+        if self.benchmark_classes:
+            flat["benchmark_classes"] = dict(self.benchmark_classes)
         flat |= {"patches_per_scene": self.patches_per_scene, "dtype": self.dtype, "seed": self.seed}
         return flat
 

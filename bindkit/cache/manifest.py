@@ -148,6 +148,7 @@ class Manifest:
 
     def _to_json(self) -> dict[str, Any]:
         identity = self.identity
+        benchmark = {str(key): number for key, number in identity.benchmark_classes.items()}
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -157,6 +158,7 @@ class Manifest:
                 "ids": {split: list(identity.scene_ids.get(split, ())) for split in SPLITS},
                 "class_names": {str(key): value for key, value in identity.class_names.items()},
                 "broken": [[skipped.id, skipped.reason] for skipped in self.broken],
+                **({"benchmark_classes": benchmark} if benchmark else {}),
             },
             "patches_per_scene": identity.patches_per_scene,
             "dtype": identity.dtype,
@@ -229,6 +231,7 @@ class Manifest:
             patches_per_scene=payload["patches_per_scene"],
             dtype=payload["dtype"],
             seed=payload["seed"],
+            benchmark_classes={int(key): int(number) for key, number in scenes.get("benchmark_classes", {}).items()},
         )
         return cls(
             identity=identity,

@@ -216,6 +216,11 @@ class ActivationCache:
         return dict(self.manifest.identity.class_names)
 
     @property
+    def benchmark_classes(self) -> dict[int, int]:
+        """Class id -> number in the data set's benchmark (ADE20K's has 150), 0 for all others; empty without one."""
+        return dict(self.manifest.identity.benchmark_classes)
+
+    @property
     def skipped(self) -> tuple[Skipped, ...]:
         """Scenes without rows and why: those left out on opening the scene set, then those met on the way."""
         return (*self.manifest.broken, *self.manifest.skipped)

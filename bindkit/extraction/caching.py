@@ -139,6 +139,7 @@ def cache_activations(
         patches_per_scene=patches_per_scene,
         dtype=dtype,
         seed=seed,
+        benchmark_classes=getattr(scenes, "benchmark_classes", None) or {},
     )
     if not any(positions.values()):
         raise EmptySplitError(

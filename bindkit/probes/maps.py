@@ -90,17 +90,18 @@ class PointwiseMap(Map):
 class ClassMap(PointwiseMap):
     """A linear map to classes: what `linear` is in the task ``pointwise_class``.
 
-    Outcome 0 is every class that is not listed; outcome k is ``class_ids[k - 1]``.
+    Outcome 0 is every class that is not listed; outcome k is ``class_ids[k - 1]``, a class id or several.
     """
 
     pointwise_task = "pointwise_class"
     outcome_of: Tensor
 
-    def __init__(self, d_model: int, class_ids: Sequence[int] = ()) -> None:
-        listed = [int(class_id) for class_id in class_ids]
+    def __init__(self, d_model: int, class_ids: Sequence[int | Sequence[int]] = ()) -> None:
+        listed = [[int(k) for k in ids] if isinstance(ids, Sequence) else [int(ids)] for ids in class_ids]
         super().__init__(d_model, len(listed) + 1, class_ids=listed)
-        outcome_of = torch.zeros(max(listed, default=0) + 1, dtype=torch.int64)
-        outcome_of[listed] = torch.arange(1, len(listed) + 1)
+        outcome_of = torch.zeros(max((max(ids, default=0) for ids in listed), default=0) + 1, dtype=torch.int64)
+        for outcome, ids in enumerate(listed, start=1):
+            outcome_of[ids] = outcome
         self.register_buffer("outcome_of", outcome_of, persistent=False)
 
     def targets(self, classes: Int[Tensor, "*scene patch"]) -> Int[Tensor, "*scene patch"]:

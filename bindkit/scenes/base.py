@@ -68,6 +68,11 @@ class SceneSubset(SceneSequence):
         self.official_splits = None if splits is None else tuple(splits[k] for k in self._positions)
         self.class_names = scenes.class_names
 
+    @property
+    def benchmark_classes(self) -> Mapping[int, int] | None:
+        """Those of the set that it is a view of; None where that has none."""
+        return getattr(self._scenes, "benchmark_classes", None)
+
     def __getitem__(self, position: int) -> Scene:
         return self._scenes[self._positions[self._position(position)]]
 

@@ -2,18 +2,27 @@
 
 import itertools
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
 from planted import PlantedBackbone, PlantedScenes
 
-from bindkit.errors import ConstantActivationsError, NonFiniteActivationsError, OneAnswerError, ProbeError
+from bindkit.cache import ActivationCache
+from bindkit.errors import (
+    CacheMismatchError,
+    ConstantActivationsError,
+    NonFiniteActivationsError,
+    OneAnswerError,
+    ProbeError,
+)
 from bindkit.extraction import cache_activations
 from bindkit.judging import judge_same_class
 from bindkit.layer_patches import LayerPatches
 from bindkit.patch_batches import SplitPatches
 from bindkit.protocols import PAPER, STRICT
+from bindkit.scenes import subset
 from bindkit.scenes.scene import Scene
 from bindkit.sweeping import sweep
 from bindkit.tasks import TASKS, match, object_masks, told_apart
@@ -223,10 +232,39 @@ def test_nan_and_infinity_in_a_cache_are_named(cache, monkeypatch, value, in_mem
 
 def test_of_very_many_classes_the_most_frequent_are_told_apart(cache):
     patches = SplitPatches(cache, "train", 2, STRICT, CPU)
-    assert told_apart(patches, {1: "one", 2: "two", 3: "three"}) == [1, 2, 3]
+    assert told_apart(patches, {1: "one", 2: "two", 3: "three"}) == [[1], [2], [3]]
     patches._classes = torch.arange(patches.n_patches) % 200 + 1
     patches._classes[:50] = 7
     named = told_apart(patches, range(1, 3000))
     assert len(named) == 150
-    assert 7 in named
+    assert [7] in named
+
+
+class Benchmarked(PlantedScenes):
+    """Classes 1 and 3 are number 2 of a benchmark of two, class 2 is none of its."""
+
+    benchmark_classes = MappingProxyType({1: 2, 2: 0, 3: 2})
+
+
+def test_a_benchmark_says_which_classes_are_told_apart(tmp_path):
+    made = cache_activations(PlantedBackbone(), Benchmarked(20), root=tmp_path, layers=[2])
+    again = ActivationCache.open(made.path)
+    assert again.benchmark_classes == {1: 2, 2: 0, 3: 2}
+    fit = fit_probe(again, 2, "linear", task="pointwise_class", protocol=replace(PAPER, epochs=1))
+    assert fit.probe.options["class_ids"] == [[], [1, 3]]
+    assert fit.probe.targets(torch.tensor([0, 1, 2, 3, 4, 1])).tolist() == [0, 2, 0, 2, 0, 2]
+    plain = cache_activations(PlantedBackbone(), PlantedScenes(20), root=tmp_path / "plain", layers=[2])
+    assert plain.benchmark_classes == {}
+    assert b"benchmark" not in (plain.path / "manifest.json").read_bytes(), "older caches stay what they are"
+    with pytest.raises(CacheMismatchError, match="benchmark_classes: the cache has nothing, this call has"):
+        cache_activations(PlantedBackbone(), Benchmarked(20), root=tmp_path / "plain", layers=[2])
+
+
+def test_a_view_of_scenes_has_the_benchmark_of_the_whole():
+    whole = Benchmarked(4)
+    assert subset(whole, [2, 0]).benchmark_classes == whole.benchmark_classes
+    assert subset(PlantedScenes(4), [2, 0]).benchmark_classes is None
+
+
+def test_there_are_the_tasks_of_the_design():
     assert set(TASKS) == {"pairwise", "pointwise_class", "pointwise_identity", "shuffled_labels"}
