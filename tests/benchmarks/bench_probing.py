@@ -51,6 +51,9 @@ except ImportError:
 PATCHES, DRAWN, CODE = 512, 64, 0.1
 MUST = {"linear": 50, "diag_quadratic": 50, "quadratic": 6, "quadratic_fixed_rank": 50}
 MUST_SOONER = 20
+_WARM_UP = 4
+"""Steps of the plain loop before it is timed: on pages that the machine has never touched before, the first ones take
+up to ten times as long (the linear probe's pairs ask for 16 GB at width 1024)."""
 LIKE_STRICT = (
     "epochs",
     "min_steps",
@@ -221,6 +224,8 @@ def speeds(steps: list[Callable[[np.ndarray], None]], n_scenes: int, per_step: i
     They take turns, so that a machine that others use too slows both; of a short step, the mean of several is taken.
     """
     rng = np.random.default_rng(1)
+    for _ in range(_WARM_UP):
+        steps[0](rng.permutation(n_scenes)[:per_step])
     found = []
     for turn in range(rounds + 1):
         row = []
