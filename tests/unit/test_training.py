@@ -241,6 +241,23 @@ def test_a_step_draws_so_many_patches_and_others_the_next_time(cache):
     assert not torch.equal(few.activations.sort(1).values, next_time.activations.sort(1).values)
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_drawn_batches_share_a_buffer_where_one_is_given_and_judged_ones_never_do(cache, monkeypatch, in_memory):
+    monkeypatch.setattr("bindkit.patch_batches._IN_MEMORY_BYTES", 2**29 if in_memory else 0)
+    patches = SplitPatches(cache, "train", 2, STRICT, CPU)
+    buffer = patches.buffer(5 * STRICT.train_patches)
+    judged = next(patches.judged()).activations.clone()
+    for scenes in (torch.tensor([0, 2, 1]), torch.tensor([4, 3])):
+        plain = patches.draw(scenes, torch.Generator().manual_seed(1))
+        shared = patches.draw(scenes, torch.Generator().manual_seed(1), into=buffer)
+        assert torch.equal(plain.activations, shared.activations)
+        assert shared.activations.data_ptr() == buffer.data_ptr() != plain.activations.data_ptr()
+    assert torch.equal(next(patches.judged()).activations, judged)
+    labels = patches.draw(scenes, torch.Generator().manual_seed(1), labels_only=True)
+    assert labels.activations.shape[-1] == 0
+    assert torch.equal(labels.counted, plain.counted)
+
+
 def test_scenes_with_fewer_than_two_usable_patches_are_left_out(sparse):
     labels = sparse.labels("train")
     patches = SplitPatches(sparse, "train", 2, STRICT, CPU)
