@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from bindkit.control_names import CONTROL
@@ -121,3 +123,26 @@ def strongest_controls(best: pd.DataFrame, figure: str) -> pd.DataFrame:
     found = table[JUDGED_ALIKE].merge(ranked[[*JUDGED_ALIKE, "backbone", figure]], on=JUDGED_ALIKE, how="left")
     found = found[["backbone", figure]].set_index(table.index)
     return found.where(table["objective"] != CONTROL)
+
+
+def require_one_kind(
+    rows: pd.DataFrame, whose: str, columns: Sequence[str] = ("task", "protocol", "split"), table: str = "results"
+) -> None:
+    """Refuse to average, or to set side by side, what was not measured alike.
+
+    >>> require_one_kind(pd.DataFrame({"split": ["test", "train"]}), "the table")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    bindkit.errors.InvalidParameterError: the table has several kinds of split (test, train), ...
+
+    Raises
+    ------
+    InvalidParameterError
+        Beginning with `whose` ("the table") and naming the column and its values; `table` is what the reader calls it.
+    """
+    for column in columns:
+        kinds = list(rows[column].dropna().unique()) if column in rows else []
+        if len(kinds) > 1:
+            raise InvalidParameterError(
+                f"{whose} has several kinds of {column} ({', '.join(map(str, kinds))}), whose figures are not "
+                f"comparable; give one of them, for example {table}[{table}[{column!r}] == {kinds[0]!r}]"
+            )

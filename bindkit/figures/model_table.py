@@ -6,10 +6,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from bindkit.analysis import require_one_kind
 from bindkit.control_names import SAME_CLASS, control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.figures.looks import line_looks
-from bindkit.figures.style import FAINT, GRID, INK, titled, translucent
+from bindkit.figures.style import FAINT, GRID, INK, titled, translucent, whiskers
 
 _PANELS = {
     "accuracy": ("accuracy", "gain", "the more frequent answer"),
@@ -47,7 +48,7 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
         raise InvalidParameterError(
             f"nothing to draw: the table has no {', '.join(missing) or 'rows'}; give what model_table() returns"
         )
-    _require_one_kind(table)
+    require_one_kind(table, "the table", table="table")
     rows = table.reset_index(drop=True)
     looks = line_looks(rows[rows["kind"] != "oracle"], "backbone")
     colours = [looks[name].colour if name in looks else FAINT for name in rows["backbone"]]
@@ -80,17 +81,6 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
     titled(figure, "What does binding add?", _subtitle(rows))
     height = 180 + _ROW_HEIGHT * len(rows)
     return figure.update_layout(height=height, margin={"t": 118, "l": 20, "r": 16, "b": 44}, hovermode="closest")
-
-
-def _require_one_kind(table: pd.DataFrame) -> None:
-    """Refuse to set side by side what was not measured alike."""
-    for column in ("task", "protocol", "split"):
-        kinds = list(table[column].dropna().unique()) if column in table else []
-        if len(kinds) > 1:
-            raise InvalidParameterError(
-                f"the rows are of several kinds of {column} ({', '.join(map(str, kinds))}), whose figures are not "
-                f"comparable; draw one of them, for example table[table[{column!r}] == {kinds[0]!r}]"
-            )
 
 
 def _starts(rows: pd.DataFrame, metric: str, added: str) -> tuple[list[float], bool]:
@@ -143,7 +133,7 @@ def _points(rows: pd.DataFrame, metric: str, colours: list[str]) -> go.Scatter:
             "symbol": [_SYMBOLS[kind] for kind in rows["kind"]],
             "line": {"color": colours, "width": 1.6},
         },
-        error_x=_interval(rows, metric),
+        error_x=whiskers(rows, metric, INK),
         showlegend=False,
         customdata=[_told(row, metric) for row in rows.to_dict("records")],
         hovertemplate="%{customdata}<extra></extra>",
@@ -170,14 +160,6 @@ def _numbers(rows: pd.DataFrame, metric: str, start: list[float], edge: float) -
         showlegend=False,
         hoverinfo="skip",
     )
-
-
-def _interval(rows: pd.DataFrame, metric: str) -> dict | None:
-    low, high = f"{metric}_low", f"{metric}_high"
-    if low not in rows or high not in rows:
-        return None
-    ends = {"array": rows[high] - rows[metric], "arrayminus": rows[metric] - rows[low]}
-    return {"type": "data", "symmetric": False, **ends, "thickness": 1.4, "width": 4, "color": INK}
 
 
 def _span(rows: pd.DataFrame, metric: str, start: list[float]) -> tuple[float, float]:

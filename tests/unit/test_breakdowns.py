@@ -117,22 +117,6 @@ def test_the_control_task_is_judged_on_permuted_labels(cache):
     assert np.mean(right) != pytest.approx(np.mean(plain))
 
 
-def test_intervals_are_the_resampled_share_of_right_pairs():
-    from bindkit.breakdowns import _figures
-
-    rng = np.random.default_rng(3)
-    scene = np.repeat(np.arange(30), rng.integers(1, 40, 30))
-    right = rng.random(len(scene)) < 0.7
-    draws = rng.multinomial(30, np.full(30, 1 / 30), size=200)
-    slow = []
-    for draw in draws:
-        pairs = np.concatenate([right[scene == k] for k in range(30) for _ in range(draw[k])])
-        slow.append(pairs.mean())
-    found = _figures(np.zeros(len(scene)), right, right, scene, draws)
-    assert [found["accuracy_low"], found["accuracy_high"]] == pytest.approx(np.percentile(slow, [2.5, 97.5]))
-    assert found["n_scenes"] == 30
-
-
 def test_an_unknown_way_to_break_down_is_refused(fit, cache):
     with pytest.raises(InvalidParameterError, match=r"by distance, object_size, negatives, window; got 'colour'"):
         bk.breakdown(fit.probe, cache, by="colour")

@@ -9,7 +9,18 @@ import sys
 import pytest
 
 FLOORS = {
-    1: {"control_names", "devices", "errors", "files", "geometry", "metrics", "probes", "progress", "protocols"},
+    1: {
+        "control_names",
+        "devices",
+        "errors",
+        "files",
+        "geometry",
+        "metrics",
+        "probes",
+        "progress",
+        "protocols",
+        "resampling",
+    },
     2: {"cache", "labels", "scenes", "stitching"},
     3: {"backbones", "controls"},
     4: {
