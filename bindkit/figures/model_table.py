@@ -218,11 +218,14 @@ def _told(row: dict, metric: str) -> str:
 def _subtitle(rows: pd.DataFrame) -> str:
     probes = rows.loc[rows["kind"] != "oracle", "probe"].dropna() if "probe" in rows else pd.Series(dtype=object)
     parts = [f"{probes.iloc[0]} probe"] if len(probes) else []
-    parts.append("each model at its best layer")
+    chosen_on = rows["chosen_on"].dropna().unique() if "chosen_on" in rows else []
+    where = f", chosen on the {chosen_on[0]} scenes" if len(chosen_on) == 1 else ""
+    parts.append(f"each model at its best layer{where}")
     parts += [f"{value} protocol" for value in rows["protocol"].dropna().unique()] if "protocol" in rows else []
     if "n_scenes" in rows and rows["n_scenes"].notna().any():
         n_scenes = int(rows["n_scenes"].max())
-        parts.append(f"{n_scenes} scene{'' if n_scenes == 1 else 's'}")
+        split = rows["split"].dropna().unique() if "split" in rows else []
+        parts.append(f"{n_scenes} {f'{split[0]} ' if len(split) == 1 else ''}scene{'' if n_scenes == 1 else 's'}")
     if "accuracy_low" in rows and rows["accuracy_low"].notna().any():
         parts.append("95 % bootstrap over scenes")
     return " · ".join(parts)
