@@ -139,7 +139,7 @@ def judge(pairs: JudgedPairs, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0) -> 
     -------
     dict
         The names of `FIGURES`, each also with ``_low`` and ``_high`` (percentiles 2.5 and 97.5). NaN where a figure is
-        undefined (no pair on one object, no twins, fewer than two scenes for an interval).
+        undefined (no pair on one object, no twins, fewer than two scenes for an interval, or with twins for theirs).
 
         - ``accuracy``: share of pairs judged right (at logit 0, unless ``said`` says otherwise).
         - ``majority_accuracy``: the same for always giving these pairs' more frequent answer.
@@ -191,7 +191,7 @@ def resampled(pairs: JudgedPairs, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0)
     -------
     dict
         Arrays of shape (resample,) by the names of `FIGURES`, NaN where a resample has none of the pairs that are
-        asked for. Empty with a single scene or without resamples.
+        asked for; of twins, always NaN unless two scenes have some. Empty with a single scene or without resamples.
     """
     if n_bootstrap < 1 or len(np.unique(pairs.scene)) < 2:
         return {}
@@ -208,6 +208,9 @@ def resampled(pairs: JudgedPairs, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0)
         counts = np.bincount(scenes.scene[chosen] * n_slots + slot[chosen], minlength=scenes.n_scenes * n_slots)
         return scenes.draws @ counts.reshape(scenes.n_scenes, n_slots)
 
+    if (scenes.counts(~same & asked) > 0).sum() < 2:
+        # Twins of a single scene: no resample could differ from it, which would look like certainty.
+        asked = np.zeros_like(asked)
     positive, negative = histograms(same), histograms(~same)
     share_same = scenes.share(same, np.ones_like(same))
     with np.errstate(invalid="ignore", divide="ignore"):

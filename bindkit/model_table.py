@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from bindkit.analysis import JUDGED_ALIKE, best_layers
@@ -64,12 +66,11 @@ def model_table(results: pd.DataFrame, probe: str = "quadratic", task: str = "pa
     best.insert(0, "kind", [_kind(row) for row in best.to_dict("records")])
     best["order"] = best["kind"].map(KINDS_OF_ROWS.index)
     best = best.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
-    for name in _comparisons(best):
+    for name in comparisons(best):
         for figure in COMPARED_FIGURES:
             best[f"{figure}_over_{name}"] = [_difference(row, best, name, figure) for row in best.to_dict("records")]
-    shuffled = rows[(rows["probe"] == probe) & (rows["task"] == "shuffled_labels")]
     best["selectivity"] = [
-        _selectivity(row, shuffled) if task == "pairwise" else float("nan") for row in best.to_dict("records")
+        _selectivity(row, rows) if task == "pairwise" else float("nan") for row in best.to_dict("records")
     ]
     return best
 
@@ -113,7 +114,7 @@ def _kind(row: dict) -> str:
     return "untrained" if row["objective"] == UNTRAINED else "trained"
 
 
-def _comparisons(best: pd.DataFrame) -> list[str]:
+def comparisons(best: pd.DataFrame) -> list[str]:
     """Names of what there is to compare with, in order of appearance: controls, untrained, oracle."""
     names = [parse_control(name).kind for name in best.loc[best["kind"] == "control", "backbone"]]
     names += ["untrained"] if (best["kind"] == "untrained").any() else []
@@ -121,15 +122,13 @@ def _comparisons(best: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _difference(row: dict, best: pd.DataFrame, name: str, figure: str) -> float:
-    """A figure of a row less that of what it is compared with; NaN for a control itself and where there is none."""
+def rival_of(row: dict, best: pd.DataFrame, name: str, figure: str) -> dict | None:
+    """The row that a row's figure is compared with; None for a control itself and where there is none."""
     if row["kind"] in ("control", "oracle") or (name == "untrained" and row["kind"] == "untrained"):
-        return float("nan")
+        return None
     # The oracle is no probe that was trained for a task; which pairs it was asked about is all that matters.
     alike = [column for column in JUDGED_ALIKE if name != "same-class" or column not in ("probe", "task")]
-    same = best
-    for column in alike:
-        same = same[(same[column] == row[column]) | (same[column].isna() & pd.isna(row[column]))]
+    same = agreeing(best, row, alike)
     if name == "untrained":
         rivals = same[same["kind"] == "untrained"]
         # Written ``random-init:NAME`` or, of other weights than the first, ``random-init:NAME,seed=3``.
@@ -140,13 +139,30 @@ def _difference(row: dict, best: pd.DataFrame, name: str, figure: str) -> float:
     else:
         controls = same[same["kind"] == "control"]
         rivals = controls[controls["backbone"].map(lambda control: parse_control(control).kind == name).astype(bool)]
-    return float(row[figure] - rivals[figure].max()) if len(rivals) else float("nan")
+    rivals = rivals[rivals[figure].notna()]
+    return rivals.loc[rivals[figure].idxmax()].to_dict() if len(rivals) else None
 
 
-def _selectivity(row: dict, shuffled: pd.DataFrame) -> float:
-    same = shuffled[shuffled["backbone"] == row["backbone"]]
-    layers = pd.to_numeric(same["layer"])
-    same = same[(layers == row["layer"]) | (layers.isna() & pd.isna(row["layer"]))]
-    for column in ("protocol", "split"):
-        same = same[(same[column] == row[column]) | (same[column].isna() & pd.isna(row[column]))]
-    return float(row["auroc"] - pd.to_numeric(same["auroc"]).mean()) if len(same) else float("nan")
+def shuffled_rows(row: dict, results: pd.DataFrame) -> pd.DataFrame:
+    """Rows of ``results.csv`` of the same probe and layer, fitted and judged on shuffled labels."""
+    shuffled = results[results["task"] == "shuffled_labels"]
+    shuffled = shuffled.assign(layer=pd.to_numeric(shuffled["layer"]), auroc=pd.to_numeric(shuffled["auroc"]))
+    return agreeing(shuffled, row, ["backbone", "layer", "probe", "protocol", "split"])
+
+
+def agreeing(table: pd.DataFrame, row: dict, columns: Sequence[str]) -> pd.DataFrame:
+    """Rows of a table that agree with a row in some columns; what is missing on both sides agrees."""
+    for column in columns:
+        if column in table:
+            table = table[(table[column] == row[column]) | (table[column].isna() & pd.isna(row[column]))]
+    return table
+
+
+def _difference(row: dict, best: pd.DataFrame, name: str, figure: str) -> float:
+    rival = rival_of(row, best, name, figure)
+    return float("nan") if rival is None else float(row[figure] - rival[figure])
+
+
+def _selectivity(row: dict, results: pd.DataFrame) -> float:
+    shuffled = shuffled_rows(row, results)
+    return float(row["auroc"] - shuffled["auroc"].mean()) if len(shuffled) else float("nan")

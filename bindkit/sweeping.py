@@ -89,19 +89,13 @@ def sweep(
     """
     rules = protocol_of(protocol)
     # What is named twice is fitted once: two rows of one fit would pass for two seeds.
-    probes, tasks, seeds = (list(dict.fromkeys(given)) for given in (probes, tasks, seeds))
+    probes, tasks, seeds = list(dict.fromkeys(probes)), list(dict.fromkeys(tasks)), list(dict.fromkeys(map(int, seeds)))
     if not all(len(given) for given in (caches, probes, tasks, seeds)):
         raise InvalidParameterError("a sweep needs at least one cache, probe, task and seed")
     if root is not None:
         _require_places_apart(caches)
     pairs = _fitting_pairs(probes, tasks)
-    wanted = [
-        (cache, check_layer(int(layer), cache.layers, f"the cache {cache.path}"))
-        for cache in caches
-        for layer in (
-            cache.layers if layers == "all" or is_control(cache.backbone["objective"]) else dict.fromkeys(layers)
-        )
-    ]
+    wanted = [(cache, layer) for cache in caches for layer in _layers_of(cache, layers)]
     asked = [(cache, layer, pair) for cache, layer in wanted for pair in pairs if _can_be_asked(cache, layer, pair[0])]
     rows: list[dict[str, Any]] = []
     n_read = 0
@@ -111,7 +105,7 @@ def sweep(
             made_from = {"cache": layer_digest(cache, layer), "bindkit": __version__, "rules": repr(rules)}
             found: dict[tuple[str, str, int], dict[str, Any]] = {}
             here = [pair for at, number, pair in asked if at is cache and number == layer]
-            for seed in map(int, seeds):
+            for seed in seeds:
                 places = {pair: _place(root, cache, layer, pair, rules, seed) for pair in here}
                 kept = {pair: row for pair, place in places.items() if (row := _kept_row(place, made_from)) is not None}
                 missing = [pair for pair in here if pair not in kept]
@@ -126,7 +120,7 @@ def sweep(
                         _keep(places[pair], fit, kept[pair], made_from)
                 found |= {(*pair, seed): row for pair, row in kept.items()}
                 bar.update(len(here))
-            rows += [found[*pair, seed] for pair in here for seed in map(int, seeds)]
+            rows += [found[*pair, seed] for pair in here for seed in seeds]
     if n_read:
         logger.info("%d of %d fits were already there and were read from %s", n_read, len(rows), root)
     if oracle:
@@ -162,6 +156,14 @@ def same_class_rows(caches: Sequence[ActivationCache], protocol: str | Protocol 
         told |= {"protocol": rules.name, "split": split, "judged_pairs": judged_pairs_digest(cache, rules, split)}
         rows.append(told | figures)
     return rows
+
+
+def _layers_of(cache: ActivationCache, layers: str | Sequence[int]) -> tuple[int, ...]:
+    """Those asked for, each once; of a control its only one. Raises LayerError for one that the cache lacks."""
+    if layers == "all" or is_control(cache.backbone["objective"]):
+        return cache.layers
+    asked = dict.fromkeys(map(int, layers))
+    return tuple(check_layer(layer, cache.layers, f"the cache {cache.path}") for layer in asked)
 
 
 def _fitting_pairs(probes: Sequence[str], tasks: Sequence[str]) -> list[tuple[str, str]]:

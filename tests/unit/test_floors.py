@@ -28,7 +28,7 @@ FLOORS = {
         *("tasks", "training"),
     },
     5: {
-        *("analysis", "breakdowns", "difficulty", "emergence", "model_table", "pretraining", "repair"),
+        *("analysis", "breakdowns", "difficulty", "emergence", "model_table", "paired_gains", "pretraining", "repair"),
         *("scene_tables", "sweeping", "verdicts"),
     },
     6: {"cli", "figures", "notebook_execution", "parameters", "pipeline", "viewer", "workspace"},
