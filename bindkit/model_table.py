@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -82,8 +83,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     >>> readable(pd.DataFrame([row | {"auroc_over_position": 0.2}])).to_dict("records")
     [{('', 'model'): 'vit', ('', 'layer'): '3', ('accuracy', 'is'): 0.9, ('accuracy', '− majority'): 0.1, ('AUROC', 'is'): 0.95, ('AUROC', '− position'): 0.2}]
 
-    Columns without any figure are left out. The interval is text, the layer of what has none a dash; all else is as in
-    the table.
+    Columns without any figure are left out. Intervals, and gains that have one, are text; the layer of what has none is
+    a dash; all else is as in the table.
     """  # noqa: E501
     heads: dict[tuple[str, str], pd.Series] = {
         ("", "model"): table["backbone"],
@@ -91,19 +92,56 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     }
     for figure, title in (("accuracy", "accuracy"), ("auroc", "AUROC"), ("twins_auroc", "AUROC, twins")):
         heads[title, "is"] = table.get(figure)
-        if figure == "accuracy" and {"accuracy_low", "accuracy_high"} <= set(table):
-            bounds = zip(table["accuracy_low"], table["accuracy_high"], strict=True)
-            texts = [None if pd.isna(low) else f"{low:.3f} to {high:.3f}" for low, high in bounds]
-            heads[title, "95 % interval"] = pd.Series(texts, table.index, dtype=object)
+        if figure == "accuracy" and "accuracy_low" in table:
+            heads[title, "95 % interval"] = _texts(table, lambda row: bounds_text(row, "accuracy"))
         heads[title, "± over seeds"] = table.get(f"{figure}_spread")
         if figure == "accuracy":
-            heads[title, "− majority"] = table.get("gain")
-        for name in (name for name in table if name.startswith(f"{figure}_over_") and not name.endswith("_controls")):
-            heads[title, f"− {name.removeprefix(f'{figure}_over_')}"] = table[name]
+            heads[title, "− majority"] = _gain(table, "gain")
+        for name in differences(table, figure):
+            heads[title, f"− {name.removeprefix(f'{figure}_over_')}"] = _gain(table, name)
         if figure == "auroc":
-            heads[title, "− shuffled labels"] = table.get("selectivity")
+            heads[title, "− shuffled labels"] = _gain(table, "selectivity")
     shown = {head: column for head, column in heads.items() if column is not None and column.notna().any()}
     return pd.DataFrame(shown)
+
+
+def differences(table: pd.DataFrame, figure: str) -> list[str]:
+    """Columns with what a figure is over each control by itself, the strongest not among them.
+
+    >>> differences(pd.DataFrame(columns=["auroc_over_position", "auroc_over_position_low", "auroc_over_controls"]), "auroc")
+    ['auroc_over_position']
+    """  # noqa: E501
+    beginning, leave_out = f"{figure}_over_", ("_low", "_high", "_controls")
+    return [name for name in table if name.startswith(beginning) and not name.endswith(leave_out)]
+
+
+def bounds_text(row: Mapping[str, Any], column: str, sign: str = "") -> str | None:
+    """The interval of a row's figure in words; None where there is none.
+
+    >>> bounds_text({"gain_low": -0.01, "gain_high": 0.0204}, "gain", "+")
+    '−0.010 to +0.020'
+    """
+    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
+    return None if pd.isna(low) or pd.isna(high) else f"{low:{sign}.3f} to {high:{sign}.3f}".replace("-", "−")
+
+
+def _gain(table: pd.DataFrame, column: str) -> pd.Series | None:
+    """The numbers, or where any has an interval the numbers with their intervals as text."""
+    if f"{column}_low" not in table or table[f"{column}_low"].isna().all():
+        return table.get(column)
+
+    def told(row: dict) -> str | None:
+        if pd.isna(row[column]):
+            return None
+        gain, bounds = f"{row[column]:+.3f}".replace("-", "−"), bounds_text(row, column, "+")
+        # An interval is not broken over two lines.
+        return gain + (f" ({bounds})".replace(" to ", "\u00a0to\u00a0") if bounds else "")
+
+    return _texts(table, told)
+
+
+def _texts(table: pd.DataFrame, tell: Callable[[dict], str | None]) -> pd.Series:
+    return pd.Series([tell(row) for row in table.to_dict("records")], table.index, dtype=object)
 
 
 def _kind(row: dict) -> str:
