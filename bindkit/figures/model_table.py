@@ -185,8 +185,9 @@ def _span(rows: pd.DataFrame, metric: str, start: list[float]) -> tuple[float, f
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Tenths within the span: its twentieths would not fit between three panels."""
-    return [tenth / 10 for tenth in range(11) if low <= tenth / 10 <= high]
+    """Tenths within the span, of many every second one: more would not fit between three panels."""
+    tenths = [tenth / 10 for tenth in range(11) if low <= tenth / 10 <= high]
+    return tenths if len(tenths) <= 5 else [tenth for tenth in tenths if round(10 * tenth) % 2 == 0]
 
 
 def _separate_kinds(figure: go.Figure, rows: pd.DataFrame) -> None:

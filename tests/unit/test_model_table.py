@@ -128,3 +128,15 @@ def test_readers_see_what_is_taken_from_what(results):
     assert ("accuracy", "95 % interval") not in shown
     bounded = readable(model_table(results.assign(accuracy_low=0.5, accuracy_high=0.96)))
     assert set(bounded["accuracy", "95 % interval"]) == {"0.500 to 0.960"}
+
+
+def test_readers_see_how_sure_a_gain_is(results):
+    table = model_table(results)
+    low = table["auroc_over_position"] - 0.02
+    shown = readable(table.assign(auroc_over_position_low=low, auroc_over_position_high=low + 0.03))
+    gains = shown.set_index(("", "model"))["AUROC", "− position"]
+    assert gains["vit"].replace("\u00a0", " ") == "+0.150 (+0.130 to +0.160)"
+    assert gains["random-init:vit"].replace("\u00a0", " ") == "−0.090 (−0.110 to −0.080)"
+    assert gains["control:position"] is None
+    assert ("AUROC", "− position_low") not in shown
+    assert shown["AUROC", "− untrained"].dtype == float, "no interval is known"
