@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bindkit.analysis import OVER_CONTROLS, strongest_controls
+from bindkit.analysis import JUDGED_ALIKE, OVER_CONTROLS, strongest_controls
 from bindkit.cache import ActivationCache
 from bindkit.errors import InvalidParameterError
 from bindkit.judging import judging, same_class_pairs
@@ -76,7 +76,6 @@ def with_gain_intervals(
     """
     told = _Resampling(results, {cache.backbone["name"]: cache for cache in caches}, Path(root), protocol, device)
     strongest = {figure: strongest_controls(table, figure)["backbone"] for figure in OVER_CONTROLS}
-    controls = {row["backbone"]: row for row in table.to_dict("records") if row["kind"] == "control"}
     bounds: list[dict[str, tuple[float, float]]] = []
     for number, row in enumerate(table.to_dict("records")):
         mine, own = told.of(row), {}
@@ -85,8 +84,9 @@ def with_gain_intervals(
             for name in comparisons(table):
                 rival = rival_of(row, table, name, figure)
                 own[f"{figure}_over_{name}"] = UNKNOWN if rival is None else mine.over(told.of(rival), figure)
-            name = strongest[figure].iloc[number]
-            own[OVER_CONTROLS[figure]] = UNKNOWN if pd.isna(name) else mine.over(told.of(controls[name]), figure)
+            named = table[table["backbone"] == strongest[figure].iloc[number]]
+            rivals = agreeing(named, row, JUDGED_ALIKE).to_dict("records")
+            own[OVER_CONTROLS[figure]] = mine.over(told.of(rivals[0]), figure) if rivals else UNKNOWN
         shuffled = shuffled_rows(row, results) if pd.notna(row["selectivity"]) else results[:0]
         own["selectivity"] = mine.over(told.of_rows(shuffled), "auroc", same_labels=False)
         bounds.append(own)
@@ -130,7 +130,7 @@ class _Resampling:
     ) -> None:
         self._results, self._caches, self._root = results, caches, root
         self._protocol, self._device = protocol, device
-        self._known: dict[tuple[Any, ...], _Resampled] = {}
+        self._known: dict[str, _Resampled] = {}
 
     def of(self, row: dict[str, Any]) -> _Resampled:
         """A row of the table."""
@@ -139,35 +139,38 @@ class _Resampling:
         return self.of_rows(agreeing(self._results, row, ["backbone", "layer", "probe", "task", "protocol", "split"]))
 
     def of_rows(self, rows: pd.DataFrame) -> _Resampled:
-        """Rows of the results that differ in their seed; nothing without rows."""
-        if rows.empty:
+        """Rows of the results that differ in their seed, averaged; nothing without rows."""
+        seeds = [self._asked(row) for row in rows.to_dict("records")]
+        if not seeds:
             return _Resampled({})
-        wanted = rows.to_dict("records")
-        key = tuple(str(probe_directory(self._root, row)) for row in wanted)
-        if key not in self._known:
-            judged = [self._asked(row) for row in wanted]
-            found = float(np.mean([(pairs.said_same == pairs.same).mean() for pairs in judged]))
-            if abs(found - (accuracy := float(rows["accuracy"].mean()))) > _TOLERANCE:
-                raise InvalidParameterError(
-                    f"the probes in {self._root} judge {found:.4f} of the pairs of {wanted[0]['backbone']} right, the "
-                    f"table says {accuracy:.4f}; sweep again, and give the table and the probes of one run"
-                )
-            self._known[key] = _summary(judged)
-        return self._known[key]
+        averaged = {name: np.mean([seed.figures[name] for seed in seeds], axis=0) for name in seeds[0].figures}
+        return replace(seeds[0], figures=averaged)
 
-    def _asked(self, row: dict[str, Any]) -> JudgedPairs:
-        probe = load_probe(probe_directory(self._root, row))
-        with judging(probe, self._cache(row), row["split"], self._protocol, device=self._device) as judged:
-            return judged.pairs()
+    def _asked(self, row: dict[str, Any]) -> _Resampled:
+        """What one probe says now. Raises InvalidParameterError where that is not what its row says."""
+        place = probe_directory(self._root, row)
+        if str(place) not in self._known:
+            with judging(
+                load_probe(place), self._cache(row), row["split"], self._protocol, device=self._device
+            ) as judged:
+                pairs = judged.pairs()
+            accuracy = float((pairs.said_same == pairs.same).mean())
+            if abs(accuracy - row["accuracy"]) > _TOLERANCE:
+                raise InvalidParameterError(
+                    f"the probe in {place} judges {accuracy:.4f} of the pairs right, the table says "
+                    f"{row['accuracy']:.4f}; sweep again, and give the table and the probes of one run"
+                )
+            self._known[str(place)] = _summary(pairs)
+        return self._known[str(place)]
 
     def _oracle(self, row: dict[str, Any]) -> _Resampled:
         """It needs labels alone: any cache whose pairs are the same will do."""
         rows = agreeing(self._results, row, ["judged_pairs", "protocol", "split"])
         cache = self._cache(rows[rows["probe"] != "oracle"].iloc[0].to_dict())
-        key = ("oracle", str(cache.path))
+        key = f"oracle of {cache.path}"
         if key not in self._known:
             rules = row["protocol"] if self._protocol is None else self._protocol
-            self._known[key] = _summary([same_class_pairs(cache, rules, row["split"])[1]])
+            self._known[key] = _summary(same_class_pairs(cache, rules, row["split"])[1])
         return self._known[key]
 
     def _cache(self, row: dict[str, Any]) -> ActivationCache:
@@ -179,12 +182,8 @@ class _Resampling:
         return self._caches[row["backbone"]]
 
 
-def _summary(judged: Sequence[JudgedPairs]) -> _Resampled:
-    """Of several seeds' probes on the same pairs."""
-    drawn = [resampled(pairs) for pairs in judged]
-    figures = {name: np.mean([figures[name] for figures in drawn], axis=0) for name in drawn[0]}
-    first = judged[0]
-    scenes = hashlib.sha256(np.ascontiguousarray(first.scene).tobytes())
-    pairs = scenes.copy()
-    pairs.update(np.packbits(first.same.astype(bool)).tobytes())
-    return _Resampled(figures, scenes.hexdigest(), pairs.hexdigest())
+def _summary(pairs: JudgedPairs) -> _Resampled:
+    scenes = hashlib.sha256(np.ascontiguousarray(pairs.scene).tobytes())
+    answers = scenes.copy()
+    answers.update(np.packbits(pairs.same.astype(bool)).tobytes())
+    return _Resampled(resampled(pairs), scenes.hexdigest(), answers.hexdigest())
