@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from bindkit.control_names import CONTROL
 from bindkit.errors import InvalidParameterError
 
-COMPARED = ["backbone", "objective", "probe", "task", "protocol", "split"]
+COMPARED = ["backbone", "objective", "probe", "task", "protocol", "split", "judged_pairs"]
 """Columns that tell rows apart which may not be compared across layers."""
 
 AVERAGED = [
@@ -21,6 +23,7 @@ AVERAGED = [
     "twins_auroc_low",
     "twins_auroc_high",
     "majority_accuracy",
+    "validation_accuracy",
     "n_scenes",
     "n_pairs",
 ]
@@ -29,7 +32,7 @@ AVERAGED = [
 SPREAD = {"accuracy": "accuracy_spread", "auroc": "auroc_spread", "twins_auroc": "twins_auroc_spread"}
 """Figures whose standard deviation over seeds is given, and the columns that it stands in."""
 
-JUDGED_ALIKE = ["probe", "task", "protocol", "split", "n_scenes", "n_pairs"]
+JUDGED_ALIKE = ["probe", "task", "protocol", "split", "n_scenes", "n_pairs", "judged_pairs"]
 """Columns in which rows agree that are judged in one way on the same pairs."""
 
 OVER_CONTROLS = {"auroc": "auroc_over_controls", "twins_auroc": "twins_auroc_over_controls"}
@@ -37,7 +40,10 @@ OVER_CONTROLS = {"auroc": "auroc_over_controls", "twins_auroc": "twins_auroc_ove
 
 
 def best_layers(results: pd.DataFrame) -> pd.DataFrame:
-    """Pick the layer of highest accuracy for each backbone, objective, probe, task, protocol and split.
+    """Pick the best layer for each backbone, objective, probe, task, protocol and split.
+
+    The best is that of highest accuracy on the *validation* scenes, so that the figures, which are of other scenes, are
+    not those of the luckiest of many layers. Without validation accuracies it is that of highest ``accuracy``.
 
     >>> rows = [("vit", layer, "linear", accuracy) for layer, accuracy in [(0, 0.7), (1, 0.9), (2, 0.9)]]
     >>> results = pd.DataFrame(rows, columns=["backbone", "layer", "probe", "accuracy"])
@@ -56,13 +62,13 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
         interval each bound; missing values left out), ``gain`` (accuracy above always saying the more frequent
         answer), ``auroc_over_controls`` and ``twins_auroc_over_controls`` (see `strongest_controls`; NaN for
         controls and where there is none), the standard deviation over seeds (``accuracy_spread``,
-        ``auroc_spread``, ``twins_auroc_spread``; NaN for a single seed) and ``n_seeds``. Of layers of equal accuracy,
-        the lowest. The layer of a control is NaN.
+        ``auroc_spread``, ``twins_auroc_spread``; NaN for a single seed), ``n_seeds``, and in ``chosen_on`` the split
+        whose accuracy chose the layer. Of layers of equal accuracy, the lowest. The layer of a control is NaN.
 
     Notes
     -----
-    The layer is picked by the same figures that are reported, so the best of many layers looks a little better than
-    it is; the interval tells how much may be chance.
+    Where ``chosen_on`` is the judged split itself (a scene set too small for three), the best of many layers looks a
+    little better than it is.
 
     Raises
     ------
@@ -81,8 +87,12 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
     by_layer = rows.groupby([*COMPARED, "layer"], dropna=False, sort=False)
     spread = by_layer[list(SPREAD)].std(ddof=1).rename(columns=SPREAD)
     layers = by_layer[AVERAGED].mean().join(spread).assign(n_seeds=by_layer.size()).reset_index()
+    by_group = layers.groupby(COMPARED, dropna=False, sort=False)["validation_accuracy"]
+    validated = by_group.transform(lambda accuracies: accuracies.notna().all()).astype(bool)
+    layers["chosen_on"] = layers["split"].where(~validated, "validation")
     # Rounded, so that layers that differ only in the last bits of a mean count as equal.
-    layers = layers.assign(rank=-layers["accuracy"].round(9)).sort_values(["rank", "layer"], kind="stable")
+    rank = -layers["accuracy"].where(~validated, layers["validation_accuracy"]).round(9)
+    layers = layers.assign(rank=rank).sort_values(["rank", "layer"], kind="stable")
     best = layers.groupby(COMPARED, dropna=False, sort=False).head(1)
     order = rows[COMPARED].drop_duplicates().reset_index(drop=True)
     best = order.merge(best.drop(columns="rank"), on=COMPARED, how="left")
@@ -91,7 +101,8 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
     best["gain"] = best["accuracy"] - best["majority_accuracy"]
     for figure, column in OVER_CONTROLS.items():
         best[column] = best[figure] - strongest_controls(best, figure)[figure]
-    return best[[*COMPARED, "layer", *AVERAGED, "gain", *OVER_CONTROLS.values(), *SPREAD.values(), "n_seeds"]]
+    added = ["gain", *OVER_CONTROLS.values(), *SPREAD.values(), "n_seeds", "chosen_on"]
+    return best[[*COMPARED, "layer", *AVERAGED, *added]]
 
 
 def strongest_controls(best: pd.DataFrame, figure: str) -> pd.DataFrame:
@@ -121,3 +132,26 @@ def strongest_controls(best: pd.DataFrame, figure: str) -> pd.DataFrame:
     found = table[JUDGED_ALIKE].merge(ranked[[*JUDGED_ALIKE, "backbone", figure]], on=JUDGED_ALIKE, how="left")
     found = found[["backbone", figure]].set_index(table.index)
     return found.where(table["objective"] != CONTROL)
+
+
+def require_one_kind(
+    rows: pd.DataFrame, whose: str, columns: Sequence[str] = ("task", "protocol", "split"), table: str = "results"
+) -> None:
+    """Refuse to average, or to set side by side, what was not measured alike.
+
+    >>> require_one_kind(pd.DataFrame({"split": ["test", "train"]}), "the table")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    bindkit.errors.InvalidParameterError: the table has several kinds of split (test, train), ...
+
+    Raises
+    ------
+    InvalidParameterError
+        Beginning with `whose` ("the table") and naming the column and its values; `table` is what the reader calls it.
+    """
+    for column in columns:
+        kinds = list(rows[column].dropna().unique()) if column in rows else []
+        if len(kinds) > 1:
+            raise InvalidParameterError(
+                f"{whose} has several kinds of {column} ({', '.join(map(str, kinds))}), whose figures are not "
+                f"comparable; give one of them, for example {table}[{table}[{column!r}] == {kinds[0]!r}]"
+            )

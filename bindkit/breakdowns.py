@@ -9,15 +9,14 @@ import pandas as pd
 import torch
 
 from bindkit.cache import ActivationCache
-from bindkit.devices import device_of
 from bindkit.errors import InvalidParameterError
-from bindkit.judging import batches_of, patches_for, task_of
+from bindkit.judging import judging
 from bindkit.metrics import auroc
 from bindkit.patch_batches import PatchBatch
 from bindkit.probes import Probe
 from bindkit.protocols import Protocol
+from bindkit.resampling import SceneResamples, resample_scenes
 
-_BOOTSTRAPS = 1000
 _DOUBLING = np.array([0, 2, 4, 8, 16, 32, 64, 128, 256, 512, np.inf])
 """Edges of distances (in patches) and sizes (in patches): each bin twice as wide as the one before."""
 
@@ -60,8 +59,8 @@ def breakdown(
     pandas.DataFrame
         One row a group that has pairs: ``by``, ``group``, ``low`` and ``high`` (of the bin, the upper one outside;
         NaN for kinds), ``n_pairs``, ``n_scenes`` (that have such pairs), ``share_same``, ``accuracy`` with its 95 %
-        interval by bootstrap over scenes (``accuracy_low``, ``accuracy_high``; NaN with a single scene),
-        ``majority_accuracy`` and ``auroc`` within the group (NaN where it has one kind of pairs).
+        interval by bootstrap over scenes (``accuracy_low``, ``accuracy_high``; NaN where all of the group are
+        of one scene), ``majority_accuracy`` and ``auroc`` within the group (NaN where it has one kind of pairs).
 
     Raises
     ------
@@ -76,37 +75,27 @@ def breakdown(
         raise InvalidParameterError(
             f"pairs are broken down by {', '.join(_GROUPERS)}; got {', '.join(map(repr, unknown)) or 'nothing'}"
         )
-    where = device_of(device)
-    patches = patches_for(probe, cache, split, protocol, layer, where)
-    labels = cache.labels(patches.split)
-    sizes = dict(_sizes_by_scene(labels.scene_ids, labels.scene_offsets, labels.instances))
     columns: list[tuple[np.ndarray, ...]] = []
-    probe.to(where)
-    try:
-        with torch.inference_mode():
-            for batch in batches_of(patches, task_of(probe)):
-                logits = probe(batch.activations)
-                right = probe.says_same(batch.activations, logits) == batch.same
-                counted = batch.counted
-                scene = batch.scenes.to(counted.device)[:, None, None].expand_as(counted)
-                shown = [sizes[patches.scene_ids[k]] for k in batch.scenes.tolist()]
-                groups = [_GROUPERS[name](batch, shown)[counted.cpu()] for name in asked]
-                parts = (logits.float(), right, batch.same, scene)
-                columns.append((*(part[counted].cpu().numpy() for part in parts), *(group.numpy() for group in groups)))
-    finally:
-        probe.cpu()
-    logits_, right_, same, scene_, *found = (np.concatenate(column) for column in zip(*columns, strict=True))
-    scenes, numbers = np.unique(scene_, return_inverse=True)
+    with judging(probe, cache, split, protocol, layer, device) as judged:
+        patches = judged.patches
+        labels = cache.labels(patches.split)
+        sizes = dict(_sizes_by_scene(labels.scene_ids, labels.scene_offsets, labels.instances))
+        for batch, logits, said in judged.said():
+            counted = batch.counted
+            scene = batch.scenes.to(counted.device)[:, None, None].expand_as(counted)
+            shown = [sizes[patches.scene_ids[k]] for k in batch.scenes.tolist()]
+            groups = [_GROUPERS[name](batch, shown)[counted.cpu()] for name in asked]
+            parts = (logits.float(), said == batch.same, batch.same, scene)
+            columns.append((*(part[counted].cpu().numpy() for part in parts), *(group.numpy() for group in groups)))
+    logits_, right, same, scene_, *found = (np.concatenate(column) for column in zip(*columns, strict=True))
     # The same resamples for every group, so that groups can be compared.
-    rng = np.random.default_rng(0)
-    draws = rng.multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), size=_BOOTSTRAPS)
+    resamples = resample_scenes(scene_)
     rows = []
     for name, values in zip(asked, found, strict=True):
         edges = name in ("distance", "object_size")
         groups_ = np.searchsorted(_DOUBLING, values, side="right") - 1 if edges else values.astype(int)
         for group in np.unique(groups_):
-            here = groups_ == group
-            figures = _figures(logits_[here], right_[here], same[here], numbers[here], draws)
+            figures = _figures(groups_ == group, logits_, right, same, resamples)
             rows.append({"by": name, **_named(name, int(group)), **figures})
     return pd.DataFrame(rows)
 
@@ -122,23 +111,20 @@ def _named(name: str, group: int) -> dict[str, object]:
 
 
 def _figures(
-    logits: np.ndarray, right: np.ndarray, same: np.ndarray, scene: np.ndarray, draws: np.ndarray
+    here: np.ndarray, logits: np.ndarray, right: np.ndarray, same: np.ndarray, resamples: SceneResamples
 ) -> dict[str, float]:
-    counts, hits = (np.bincount(scene[chosen], minlength=draws.shape[1]) for chosen in (slice(None), right))
-    low = high = float("nan")
-    if (counts > 0).sum() > 1:
-        drawn = draws @ counts
-        low, high = np.percentile((draws @ hits)[drawn > 0] / drawn[drawn > 0], [2.5, 97.5])
-    share = float(same.mean())
+    """Figures of the pairs that are here, all given as arrays of shape (pair,)."""
+    low, high = resamples.share_interval(right, here)
+    share = float(same[here].mean())
     return {
-        "n_pairs": len(right),
-        "n_scenes": int((counts > 0).sum()),
+        "n_pairs": int(here.sum()),
+        "n_scenes": int((resamples.counts(here) > 0).sum()),
         "share_same": share,
-        "accuracy": float(right.mean()),
-        "accuracy_low": float(low),
-        "accuracy_high": float(high),
+        "accuracy": float(right[here].mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
         "majority_accuracy": max(share, 1 - share),
-        "auroc": auroc(logits, same.astype(bool)),
+        "auroc": auroc(logits[here], same[here]),
     }
 
 

@@ -21,14 +21,13 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bindkit.cache import ActivationCache
-from bindkit.devices import device_of
 from bindkit.errors import InvalidParameterError
-from bindkit.judging import judged_pairs
+from bindkit.judging import judging
 from bindkit.probes import Probe
 from bindkit.protocols import Protocol
+from bindkit.resampling import resample_scenes
 
 _COLDEST, _HOTTEST = 1e-3, 1e3
-_BOOTSTRAPS = 1000
 
 
 def fit_temperature(logits: Float[Tensor, " pair"], same: Bool[Tensor, " pair"]) -> float:
@@ -88,7 +87,8 @@ def calibrated(
     """
     plain = copy.deepcopy(probe)
     plain.temperature = 1.0
-    pairs = judged_pairs(plain, cache, split, protocol, layer, device_of(device))
+    with judging(plain, cache, split, protocol, layer, device) as judged:
+        pairs = judged.pairs()
     plain.temperature = fit_temperature(torch.from_numpy(pairs.logits), torch.from_numpy(pairs.same.astype(bool)))
     return plain
 
@@ -115,9 +115,9 @@ def reliability(
     -------
     pandas.DataFrame
         One row a bin that has pairs: ``low`` and ``high`` edge, ``mean_affinity``, ``share_same`` with its 95 %
-        interval by bootstrap over scenes (``share_same_low``, ``share_same_high``; NaN with a single scene) and
-        ``n_pairs``. In ``attrs``: ``calibration_error`` (the mean distance of the two, weighted by pairs: the expected
-        calibration error), ``loss`` (binary cross-entropy, nats a pair) and ``temperature``.
+        interval by bootstrap over scenes (``share_same_low``, ``share_same_high``; NaN where all pairs of the bin are
+        of one scene) and ``n_pairs``. In ``attrs``: ``calibration_error`` (the mean distance of the two, weighted by
+        pairs: the expected calibration error), ``loss`` (binary cross-entropy, nats a pair) and ``temperature``.
 
     Raises
     ------
@@ -128,23 +128,17 @@ def reliability(
     """
     if n_bins < 2:
         raise InvalidParameterError(f"reliability is looked at in at least 2 bins, got {n_bins}")
-    pairs = judged_pairs(probe, cache, split, protocol, layer, device_of(device))
+    with judging(probe, cache, split, protocol, layer, device) as judged:
+        pairs = judged.pairs()
     logits, same = pairs.logits.astype(np.float64), pairs.same.astype(bool)
     affinity = 1 / (1 + np.exp(-np.clip(logits, -700, 700)))
     place = np.minimum((affinity * n_bins).astype(int), n_bins - 1)
-    scenes, scene = np.unique(pairs.scene, return_inverse=True)
-    rng = np.random.default_rng(0)
-    draws = rng.multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), size=_BOOTSTRAPS)
+    resamples = resample_scenes(pairs.scene)
     rows = []
     for number in np.unique(place):
         here = place == number
-        count, hits = (np.bincount(scene[chosen], minlength=len(scenes)) for chosen in (here, here & same))
-        low = high = float("nan")
-        if len(scenes) > 1:
-            drawn = draws @ count
-            low, high = np.percentile((draws @ hits)[drawn > 0] / drawn[drawn > 0], [2.5, 97.5])
-        edges = (number / n_bins, (number + 1) / n_bins)
-        rows.append((*edges, affinity[here].mean(), same[here].mean(), low, high, int(here.sum())))
+        edges, bounds = (number / n_bins, (number + 1) / n_bins), resamples.share_interval(same, here)
+        rows.append((*edges, affinity[here].mean(), same[here].mean(), *bounds, int(here.sum())))
     columns = ["low", "high", "mean_affinity", "share_same", "share_same_low", "share_same_high", "n_pairs"]
     table = pd.DataFrame(rows, columns=columns)
     distance = (table["mean_affinity"] - table["share_same"]).abs()

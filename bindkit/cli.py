@@ -256,7 +256,11 @@ def format_results(results: pd.DataFrame) -> str:
             table.insert(at, "over controls", over, allow_duplicates=True)
     splits = ", ".join(sorted(set(best["split"].dropna()))) or "unknown"
     protocols = ", ".join(sorted(set(best["protocol"].dropna()))) or "unknown"
-    title = f"Best layer of each backbone ({shown or 'any'} probe, {protocols} protocol, judged on the {splits} scenes)"
+    chosen_on = ", ".join(sorted(set(best["chosen_on"].dropna()))) or "judged"
+    title = (
+        f"Best layer of each backbone, chosen on the {chosen_on} scenes ({shown or 'any'} probe, {protocols} protocol, "
+        f"judged on the {splits} scenes)"
+    )
     lines = ["", title, "", table.to_string(index=False)]
     fewest = best["n_scenes"].min()
     if not pd.isna(fewest) and fewest < FEW_SCENES:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,30 +23,99 @@ JUDGED_FIRST = ("test", "validation", "train")
 """Of these splits the first that has usable scenes is the one whose figures are reported."""
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A probe and the patches that it is judged on, both on one device; the labels are those of its task.
+
+    ::
+
+        with judging(probe, cache) as judged:
+            pairs = judged.pairs()
+
+    Attributes
+    ----------
+    probe : Probe
+    patches : SplitPatches
+        At least one scene.
+    task : str
+        Permuted labels for the control task, else the true ones.
+    """
+
+    probe: Probe
+    patches: SplitPatches
+    task: str = "pairwise"
+
+    def batches(self) -> Iterator[PatchBatch]:
+        """The judged batches."""
+        shuffled = TASKS[self.task].shuffled
+        return (self.patches.shuffled(batch) if shuffled else batch for batch in self.patches.judged())
+
+    def said(self) -> Iterator[tuple[PatchBatch, Tensor, Tensor]]:
+        """With each batch its logits and which pairs are called *same*, both ``[scene, patch, patch]``."""
+        for batch in self.batches():
+            logits = self.probe(batch.activations)
+            yield batch, logits, self.probe.says_same(batch.activations, logits)
+
+    def pairs(self) -> JudgedPairs:
+        """All judged pairs."""
+        return flat_pairs(self.said())
+
+    def figures(self) -> dict[str, float]:
+        """Those of `judge_pairs`, and the task's own."""
+        return judge_pairs(self.pairs()) | own_figures(TASKS[self.task], self.probe, self.batches())
+
+
+@contextmanager
+def judging(
+    probe: Probe,
+    cache: ActivationCache,
+    split: str | None = None,
+    protocol: str | Protocol | None = None,
+    layer: int | None = None,
+    device: str = "auto",
+) -> Iterator[Judged]:
+    """Have a probe and what it is judged on side by side, without gradients; arguments and errors as `judge_probe`.
+
+    The probe is back on the CPU afterwards.
+    """
+    where = device_of(device)
+    layer = probe.layer_for(cache.backbone, layer)
+    probe.check_fits(cache.d_model, layer)
+    fitted = probe.fitted_on
+    rules = protocol_of(fitted.get("protocol", "strict") if protocol is None else protocol)
+    patches = _judged_patches(cache, split, layer, rules, where)
+    # The activations are as they were cached: a fitted probe takes them in their own units.
+    try:
+        with torch.inference_mode():
+            yield Judged(probe.to(where), patches, str(fitted.get("task", "pairwise")))
+    finally:
+        probe.cpu()
+
+
+def judge_pairs(pairs: JudgedPairs) -> dict[str, float]:
+    """The figures of `bindkit.metrics.judge`, ``n_scenes`` and ``n_pairs``."""
+    return judge(pairs) | {"n_scenes": len(np.unique(pairs.scene)), "n_pairs": len(pairs)}
+
+
 def judge_split(probe: Probe, patches: SplitPatches, task: str = "pairwise") -> dict[str, float]:
     """Figures of a probe on the judged pairs of a split, ``n_scenes``, ``n_pairs`` and the task's own among them.
 
     Probe and patches are on the same device.
     """
     with torch.inference_mode():
-        pairs = flat_pairs(_said(probe, batch) for batch in batches_of(patches, task))
-        own = own_figures(TASKS[task], probe, batches_of(patches, task))
-    return judge(pairs) | {"n_scenes": len(np.unique(pairs.scene)), "n_pairs": len(pairs)} | own
+        return Judged(probe, patches, task).figures()
 
 
-def batches_of(patches: SplitPatches, task: str) -> Iterator[PatchBatch]:
-    """The judged batches with the labels that a task is judged by: permuted ones for the control task."""
-    return (patches.shuffled(batch) if TASKS[task].shuffled else batch for batch in patches.judged())
+def same_class_pairs(
+    cache: ActivationCache, protocol: str | Protocol = "strict", split: str | None = None
+) -> tuple[str, JudgedPairs]:
+    """The judged split, and what an oracle says of its pairs that calls those of one class *same*.
 
-
-def task_of(probe: Probe) -> str:
-    """Task that a probe was fitted for."""
-    return str(probe.fitted_on.get("task", "pairwise"))
-
-
-def _said(probe: Probe, batch: PatchBatch) -> tuple[PatchBatch, Tensor, Tensor]:
-    logits = probe(batch.activations)
-    return batch, logits, probe.says_same(batch.activations, logits)
+    Arguments and errors as `judge_same_class`.
+    """
+    patches = _judged_patches(cache, split, cache.layers[0], protocol_of(protocol), torch.device("cpu"))
+    same_class = ((batch, batch.classes[:, :, None] == batch.classes[:, None, :]) for batch in patches.judged())
+    return patches.split, flat_pairs((batch, said.float() - 0.5, said) for batch, said in same_class)
 
 
 def judge_same_class(
@@ -64,15 +135,8 @@ def judge_same_class(
     EmptySplitError
         If there is no usable scene.
     """
-    rules = protocol_of(protocol)
-    for name in JUDGED_FIRST if split is None else (split,):
-        patches = SplitPatches(cache, name, cache.layers[0], rules, torch.device("cpu"))
-        if len(patches):
-            break
-    batches = patches.require().judged()
-    same_class = ((batch, batch.classes[:, :, None] == batch.classes[:, None, :]) for batch in batches)
-    pairs = flat_pairs((batch, said.float() - 0.5, said) for batch, said in same_class)
-    return patches.split, judge(pairs) | {"n_scenes": len(np.unique(pairs.scene)), "n_pairs": len(pairs)}
+    judged_on, pairs = same_class_pairs(cache, protocol, split)
+    return judged_on, judge_pairs(pairs)
 
 
 def judge_probe(
@@ -124,47 +188,16 @@ def judge_probe(
         fit = bk.fit_probe(plain_scenes, layer=4)
         bk.judge_probe(fit.probe, harder_scenes)["auroc"]
     """
-    where = device_of(device)
-    patches = patches_for(probe, cache, split, protocol, layer, where)
-    # The activations are as they were cached: a fitted probe takes them in their own units.
-    try:
-        return judge_split(probe.to(where), patches, task_of(probe))
-    finally:
-        probe.cpu()
+    with judging(probe, cache, split, protocol, layer, device) as judged:
+        return judged.figures()
 
 
-def patches_for(
-    probe: Probe,
-    cache: ActivationCache,
-    split: str | None,
-    protocol: str | Protocol | None,
-    layer: int | None,
-    device: torch.device,
+def _judged_patches(
+    cache: ActivationCache, split: str | None, layer: int, rules: Protocol, device: torch.device
 ) -> SplitPatches:
-    """Patches that a probe is judged on; arguments and errors as `judge_probe`."""
-    layer = probe.layer_for(cache.backbone, layer)
-    probe.check_fits(cache.d_model, layer)
-    rules = protocol_of(probe.fitted_on.get("protocol", "strict") if protocol is None else protocol)
+    """Patches of a split; where none is said, of the first that has usable scenes. Raises EmptySplitError."""
     for name in JUDGED_FIRST if split is None else (split,):
         patches = SplitPatches(cache, name, layer, rules, device)
         if len(patches):
             break
     return patches.require()
-
-
-def judged_pairs(
-    probe: Probe,
-    cache: ActivationCache,
-    split: str | None,
-    protocol: str | Protocol | None,
-    layer: int | None,
-    device: torch.device,
-) -> JudgedPairs:
-    """The judged pairs of a probe with their logits; arguments and errors as `judge_probe`."""
-    patches = patches_for(probe, cache, split, protocol, layer, device)
-    try:
-        probe.to(device)
-        with torch.inference_mode():
-            return flat_pairs(_said(probe, batch) for batch in batches_of(patches, task_of(probe)))
-    finally:
-        probe.cpu()

@@ -23,6 +23,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from bindkit.errors import InvalidParameterError, NonFiniteActivationsError
+from bindkit.resampling import N_BOOTSTRAP, UNKNOWN, interval, resample_scenes
 
 FIGURES = (
     "accuracy",
@@ -122,7 +123,7 @@ def _share(part: np.ndarray) -> float:
     return float(part.mean()) if part.size else float("nan")
 
 
-def judge(pairs: JudgedPairs, n_bootstrap: int = 1000, seed: int = 0) -> dict[str, float]:
+def judge(pairs: JudgedPairs, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0) -> dict[str, float]:
     """All figures of one list of judged pairs, with 95 % intervals by bootstrap over scenes.
 
     Parameters
@@ -138,7 +139,7 @@ def judge(pairs: JudgedPairs, n_bootstrap: int = 1000, seed: int = 0) -> dict[st
     -------
     dict
         The names of `FIGURES`, each also with ``_low`` and ``_high`` (percentiles 2.5 and 97.5). NaN where a figure is
-        undefined (no pair on one object, no twins, fewer than two scenes for an interval).
+        undefined (no pair on one object, no twins, fewer than two scenes for an interval, or with twins for theirs).
 
         - ``accuracy``: share of pairs judged right (at logit 0, unless ``said`` says otherwise).
         - ``majority_accuracy``: the same for always giving these pairs' more frequent answer.
@@ -168,20 +169,33 @@ def judge(pairs: JudgedPairs, n_bootstrap: int = 1000, seed: int = 0) -> dict[st
         "twins_accuracy": _share(right[twins]),
         "twins_auroc": auroc(pairs.logits[asked], same[asked]),
     }
-    intervals = _bootstrap(pairs, n_bootstrap, seed)
+    drawn = resampled(pairs, n_bootstrap, seed)
     for name in FIGURES:
-        figures[f"{name}_low"], figures[f"{name}_high"] = intervals[name] if intervals else (float("nan"),) * 2
+        figures[f"{name}_low"], figures[f"{name}_high"] = interval(drawn[name]) if drawn else UNKNOWN
     return figures
 
 
-def _bootstrap(pairs: JudgedPairs, n_bootstrap: int, seed: int) -> dict[str, tuple[float, float]]:
-    """Percentile intervals. Each scene is reduced to counts of right answers and histograms of its logits.
+def resampled(pairs: JudgedPairs, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0) -> dict[str, np.ndarray]:
+    """Every figure of every bootstrap resample of the scenes, by name.
 
     Accuracies are exact; ranks are exact up to the bin (2,048 bins of equal count), far below the interval's width.
+    Lists of pairs from the same scenes are resampled alike, so that the difference of two probes' figures, resample by
+    resample, is a paired one.
+
+    Parameters
+    ----------
+    pairs, n_bootstrap, seed
+        As `judge` takes them.
+
+    Returns
+    -------
+    dict
+        Arrays of shape (resample,) by the names of `FIGURES`, NaN where a resample has none of the pairs that are
+        asked for; of twins, always NaN unless two scenes have some. Empty with a single scene or without resamples.
     """
-    scenes, scene = np.unique(pairs.scene, return_inverse=True)
-    if n_bootstrap < 1 or len(scenes) < 2:
+    if n_bootstrap < 1 or len(np.unique(pairs.scene)) < 2:
         return {}
+    scenes = resample_scenes(pairs.scene, n_bootstrap, seed)
     rng = np.random.default_rng(seed)
     sample = pairs.logits if len(pairs) <= _SAMPLED else rng.choice(pairs.logits, _SAMPLED)
     edges = np.unique(np.quantile(sample, np.linspace(0, 1, _BINS)))
@@ -189,38 +203,26 @@ def _bootstrap(pairs: JudgedPairs, n_bootstrap: int, seed: int) -> dict[str, tup
     n_slots = len(edges) + 1
     same, asked = pairs.same.astype(bool), pairs.twins_question.astype(bool)
     right = pairs.said_same == same
-    draws = rng.multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), size=n_bootstrap).astype(np.float64)
 
-    def resampled(chosen: np.ndarray) -> np.ndarray:
-        counts = np.bincount(scene[chosen] * n_slots + slot[chosen], minlength=len(scenes) * n_slots)
-        return draws @ counts.reshape(len(scenes), n_slots)
+    def histograms(chosen: np.ndarray) -> np.ndarray:
+        counts = np.bincount(scenes.scene[chosen] * n_slots + slot[chosen], minlength=scenes.n_scenes * n_slots)
+        return scenes.draws @ counts.reshape(scenes.n_scenes, n_slots)
 
-    def counted(chosen: np.ndarray) -> np.ndarray:
-        return draws @ np.bincount(scene[chosen], minlength=len(scenes))
-
-    positive, negative = resampled(same), resampled(~same)
+    if (scenes.counts(~same & asked) > 0).sum() < 2:
+        # Twins of a single scene: no resample could differ from it, which would look like certainty.
+        asked = np.zeros_like(asked)
+    positive, negative = histograms(same), histograms(~same)
+    share_same = scenes.share(same, np.ones_like(same))
     with np.errstate(invalid="ignore", divide="ignore"):
-        n_positive, n_negative = positive.sum(1), negative.sum(1)
-        hit, rejected = counted(right & same), counted(right & ~same)
-        twins_positive, twins = resampled(same & asked), resampled(~same & asked)
-        values = {
-            "accuracy": (hit + rejected) / (n_positive + n_negative),
-            "majority_accuracy": np.maximum(n_positive, n_negative) / (n_positive + n_negative),
-            "balanced_accuracy": (hit / n_positive + rejected / n_negative) / 2,
+        return {
+            "accuracy": scenes.share(right, np.ones_like(same)),
+            "majority_accuracy": np.maximum(share_same, 1 - share_same),
+            "balanced_accuracy": (scenes.share(right, same) + scenes.share(right, ~same)) / 2,
             "auroc": _binned_auroc(positive, negative),
             "average_precision": _binned_average_precision(positive, negative),
-            "twins_accuracy": counted(right & ~same & asked) / twins.sum(1),
-            "twins_auroc": _binned_auroc(twins_positive, twins),
+            "twins_accuracy": scenes.share(right, ~same & asked),
+            "twins_auroc": _binned_auroc(histograms(same & asked), histograms(~same & asked)),
         }
-    return {name: _percentiles(drawn) for name, drawn in values.items()}
-
-
-def _percentiles(drawn: np.ndarray) -> tuple[float, float]:
-    finite = drawn[np.isfinite(drawn)]
-    if not finite.size:
-        return float("nan"), float("nan")
-    low, high = np.percentile(finite, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _binned_auroc(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import pandas as pd
 
 from bindkit.analysis import JUDGED_ALIKE, best_layers
@@ -64,12 +67,11 @@ def model_table(results: pd.DataFrame, probe: str = "quadratic", task: str = "pa
     best.insert(0, "kind", [_kind(row) for row in best.to_dict("records")])
     best["order"] = best["kind"].map(KINDS_OF_ROWS.index)
     best = best.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
-    for name in _comparisons(best):
+    for name in comparisons(best):
         for figure in COMPARED_FIGURES:
             best[f"{figure}_over_{name}"] = [_difference(row, best, name, figure) for row in best.to_dict("records")]
-    shuffled = rows[(rows["probe"] == probe) & (rows["task"] == "shuffled_labels")]
     best["selectivity"] = [
-        _selectivity(row, shuffled) if task == "pairwise" else float("nan") for row in best.to_dict("records")
+        _selectivity(row, rows) if task == "pairwise" else float("nan") for row in best.to_dict("records")
     ]
     return best
 
@@ -81,8 +83,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     >>> readable(pd.DataFrame([row | {"auroc_over_position": 0.2}])).to_dict("records")
     [{('', 'model'): 'vit', ('', 'layer'): '3', ('accuracy', 'is'): 0.9, ('accuracy', '− majority'): 0.1, ('AUROC', 'is'): 0.95, ('AUROC', '− position'): 0.2}]
 
-    Columns without any figure are left out. The interval is text, the layer of what has none a dash; all else is as in
-    the table.
+    Columns without any figure are left out. Intervals, and gains that have one, are text; the layer of what has none is
+    a dash; all else is as in the table.
     """  # noqa: E501
     heads: dict[tuple[str, str], pd.Series] = {
         ("", "model"): table["backbone"],
@@ -90,19 +92,56 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     }
     for figure, title in (("accuracy", "accuracy"), ("auroc", "AUROC"), ("twins_auroc", "AUROC, twins")):
         heads[title, "is"] = table.get(figure)
-        if figure == "accuracy" and {"accuracy_low", "accuracy_high"} <= set(table):
-            bounds = zip(table["accuracy_low"], table["accuracy_high"], strict=True)
-            texts = [None if pd.isna(low) else f"{low:.3f} to {high:.3f}" for low, high in bounds]
-            heads[title, "95 % interval"] = pd.Series(texts, table.index, dtype=object)
+        if figure == "accuracy" and "accuracy_low" in table:
+            heads[title, "95 % interval"] = _texts(table, lambda row: bounds_text(row, "accuracy"))
         heads[title, "± over seeds"] = table.get(f"{figure}_spread")
         if figure == "accuracy":
-            heads[title, "− majority"] = table.get("gain")
-        for name in (name for name in table if name.startswith(f"{figure}_over_") and not name.endswith("_controls")):
-            heads[title, f"− {name.removeprefix(f'{figure}_over_')}"] = table[name]
+            heads[title, "− majority"] = _gain(table, "gain")
+        for name in differences(table, figure):
+            heads[title, f"− {name.removeprefix(f'{figure}_over_')}"] = _gain(table, name)
         if figure == "auroc":
-            heads[title, "− shuffled labels"] = table.get("selectivity")
+            heads[title, "− shuffled labels"] = _gain(table, "selectivity")
     shown = {head: column for head, column in heads.items() if column is not None and column.notna().any()}
     return pd.DataFrame(shown)
+
+
+def differences(table: pd.DataFrame, figure: str) -> list[str]:
+    """Columns with what a figure is over each control by itself, the strongest not among them.
+
+    >>> differences(pd.DataFrame(columns=["auroc_over_position", "auroc_over_position_low", "auroc_over_controls"]), "auroc")
+    ['auroc_over_position']
+    """  # noqa: E501
+    beginning, leave_out = f"{figure}_over_", ("_low", "_high", "_controls")
+    return [name for name in table if name.startswith(beginning) and not name.endswith(leave_out)]
+
+
+def bounds_text(row: Mapping[str, Any], column: str, sign: str = "") -> str | None:
+    """The interval of a row's figure in words; None where there is none.
+
+    >>> bounds_text({"gain_low": -0.01, "gain_high": 0.0204}, "gain", "+")
+    '−0.010 to +0.020'
+    """
+    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
+    return None if pd.isna(low) or pd.isna(high) else f"{low:{sign}.3f} to {high:{sign}.3f}".replace("-", "−")
+
+
+def _gain(table: pd.DataFrame, column: str) -> pd.Series | None:
+    """The numbers, or where any has an interval the numbers with their intervals as text."""
+    if f"{column}_low" not in table or table[f"{column}_low"].isna().all():
+        return table.get(column)
+
+    def told(row: dict) -> str | None:
+        if pd.isna(row[column]):
+            return None
+        gain, bounds = f"{row[column]:+.3f}".replace("-", "−"), bounds_text(row, column, "+")
+        # An interval is not broken over two lines.
+        return gain + (f" ({bounds})".replace(" to ", "\u00a0to\u00a0") if bounds else "")
+
+    return _texts(table, told)
+
+
+def _texts(table: pd.DataFrame, tell: Callable[[dict], str | None]) -> pd.Series:
+    return pd.Series([tell(row) for row in table.to_dict("records")], table.index, dtype=object)
 
 
 def _kind(row: dict) -> str:
@@ -113,7 +152,7 @@ def _kind(row: dict) -> str:
     return "untrained" if row["objective"] == UNTRAINED else "trained"
 
 
-def _comparisons(best: pd.DataFrame) -> list[str]:
+def comparisons(best: pd.DataFrame) -> list[str]:
     """Names of what there is to compare with, in order of appearance: controls, untrained, oracle."""
     names = [parse_control(name).kind for name in best.loc[best["kind"] == "control", "backbone"]]
     names += ["untrained"] if (best["kind"] == "untrained").any() else []
@@ -121,15 +160,13 @@ def _comparisons(best: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _difference(row: dict, best: pd.DataFrame, name: str, figure: str) -> float:
-    """A figure of a row less that of what it is compared with; NaN for a control itself and where there is none."""
+def rival_of(row: dict, best: pd.DataFrame, name: str, figure: str) -> dict | None:
+    """The row that a row's figure is compared with; None for a control itself and where there is none."""
     if row["kind"] in ("control", "oracle") or (name == "untrained" and row["kind"] == "untrained"):
-        return float("nan")
+        return None
     # The oracle is no probe that was trained for a task; which pairs it was asked about is all that matters.
     alike = [column for column in JUDGED_ALIKE if name != "same-class" or column not in ("probe", "task")]
-    same = best
-    for column in alike:
-        same = same[(same[column] == row[column]) | (same[column].isna() & pd.isna(row[column]))]
+    same = agreeing(best, row, alike)
     if name == "untrained":
         rivals = same[same["kind"] == "untrained"]
         # Written ``random-init:NAME`` or, of other weights than the first, ``random-init:NAME,seed=3``.
@@ -140,13 +177,30 @@ def _difference(row: dict, best: pd.DataFrame, name: str, figure: str) -> float:
     else:
         controls = same[same["kind"] == "control"]
         rivals = controls[controls["backbone"].map(lambda control: parse_control(control).kind == name).astype(bool)]
-    return float(row[figure] - rivals[figure].max()) if len(rivals) else float("nan")
+    rivals = rivals[rivals[figure].notna()]
+    return rivals.loc[rivals[figure].idxmax()].to_dict() if len(rivals) else None
 
 
-def _selectivity(row: dict, shuffled: pd.DataFrame) -> float:
-    same = shuffled[shuffled["backbone"] == row["backbone"]]
-    layers = pd.to_numeric(same["layer"])
-    same = same[(layers == row["layer"]) | (layers.isna() & pd.isna(row["layer"]))]
-    for column in ("protocol", "split"):
-        same = same[(same[column] == row[column]) | (same[column].isna() & pd.isna(row[column]))]
-    return float(row["auroc"] - pd.to_numeric(same["auroc"]).mean()) if len(same) else float("nan")
+def shuffled_rows(row: dict, results: pd.DataFrame) -> pd.DataFrame:
+    """Rows of ``results.csv`` of the same probe and layer, fitted and judged on shuffled labels."""
+    shuffled = results[results["task"] == "shuffled_labels"]
+    shuffled = shuffled.assign(layer=pd.to_numeric(shuffled["layer"]), auroc=pd.to_numeric(shuffled["auroc"]))
+    return agreeing(shuffled, row, ["backbone", "layer", "probe", "protocol", "split"])
+
+
+def agreeing(table: pd.DataFrame, row: dict, columns: Sequence[str]) -> pd.DataFrame:
+    """Rows of a table that agree with a row in some columns; what is missing on both sides agrees."""
+    for column in columns:
+        if column in table:
+            table = table[(table[column] == row[column]) | (table[column].isna() & pd.isna(row[column]))]
+    return table
+
+
+def _difference(row: dict, best: pd.DataFrame, name: str, figure: str) -> float:
+    rival = rival_of(row, best, name, figure)
+    return float("nan") if rival is None else float(row[figure] - rival[figure])
+
+
+def _selectivity(row: dict, results: pd.DataFrame) -> float:
+    shuffled = shuffled_rows(row, results)
+    return float(row["auroc"] - shuffled["auroc"].mean()) if len(shuffled) else float("nan")

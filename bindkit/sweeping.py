@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bindkit import __version__
 from bindkit.cache import ActivationCache
 from bindkit.control_names import CONTROL, SAME_CLASS, is_control
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
+
+SWEEP_COLUMNS = (*RESULT_COLUMNS, "validation_accuracy", "judged_pairs")
+"""Columns of ``results.csv``: those of a fit; accuracy on the validation scenes, by which a layer can be chosen without
+looking at the judged ones; and a digest that rows share which are judged on the very same pairs."""
 
 
 def sweep(
@@ -70,7 +76,7 @@ def sweep(
     Returns
     -------
     pandas.DataFrame
-        One row a fit with the columns of ``results.csv``; the layer of controls is NaN.
+        One row a fit with `SWEEP_COLUMNS`; the layer of controls is NaN.
 
     Raises
     ------
@@ -84,16 +90,14 @@ def sweep(
         table = bk.sweep([cache], layers=[0, 3, 5], probes=["linear", "quadratic"], root="probes")
     """
     rules = protocol_of(protocol)
+    # What is named twice is fitted once: two rows of one fit would pass for two seeds.
+    probes, tasks, seeds = list(dict.fromkeys(probes)), list(dict.fromkeys(tasks)), list(dict.fromkeys(map(int, seeds)))
     if not all(len(given) for given in (caches, probes, tasks, seeds)):
         raise InvalidParameterError("a sweep needs at least one cache, probe, task and seed")
     if root is not None:
         _require_places_apart(caches)
     pairs = _fitting_pairs(probes, tasks)
-    wanted = [
-        (cache, check_layer(int(layer), cache.layers, f"the cache {cache.path}"))
-        for cache in caches
-        for layer in (cache.layers if layers == "all" or is_control(cache.backbone["objective"]) else layers)
-    ]
+    wanted = [(cache, layer) for cache in caches for layer in _layers_of(cache, layers)]
     asked = [(cache, layer, pair) for cache, layer in wanted for pair in pairs if _can_be_asked(cache, layer, pair[0])]
     rows: list[dict[str, Any]] = []
     n_read = 0
@@ -103,7 +107,7 @@ def sweep(
             made_from = {"cache": layer_digest(cache, layer), "bindkit": __version__, "rules": repr(rules)}
             found: dict[tuple[str, str, int], dict[str, Any]] = {}
             here = [pair for at, number, pair in asked if at is cache and number == layer]
-            for seed in map(int, seeds):
+            for seed in seeds:
                 places = {pair: _place(root, cache, layer, pair, rules, seed) for pair in here}
                 kept = {pair: row for pair, place in places.items() if (row := _kept_row(place, made_from)) is not None}
                 missing = [pair for pair in here if pair not in kept]
@@ -111,19 +115,21 @@ def sweep(
                 if missing:
                     patches = patches or LayerPatches(cache, layer, rules, device)
                     fits = fit_probes(patches, missing, seed)
+                    judged_pairs = judged_pairs_digest(cache, rules, patches.judged_split)
                     for pair, fit in zip(missing, fits, strict=True):
-                        kept[pair] = fit.row()
-                        _keep(places[pair], fit, made_from)
+                        accuracy = validation_accuracy(fit.history, rules)
+                        kept[pair] = fit.row() | {"validation_accuracy": accuracy, "judged_pairs": judged_pairs}
+                        _keep(places[pair], fit, kept[pair], made_from)
                 found |= {(*pair, seed): row for pair, row in kept.items()}
                 bar.update(len(here))
-            rows += [found[*pair, seed] for pair in here for seed in map(int, seeds)]
-    if oracle:
-        rows += same_class_rows(caches, rules)
+            rows += [found[*pair, seed] for pair in here for seed in seeds]
     if n_read:
         logger.info("%d of %d fits were already there and were read from %s", n_read, len(rows), root)
+    if oracle:
+        rows += same_class_rows(caches, rules)
     import pandas as pd
 
-    return pd.DataFrame(rows, columns=RESULT_COLUMNS)
+    return pd.DataFrame(rows, columns=SWEEP_COLUMNS)
 
 
 def same_class_rows(caches: Sequence[ActivationCache], protocol: str | Protocol = "strict") -> list[dict[str, Any]]:
@@ -141,7 +147,7 @@ def same_class_rows(caches: Sequence[ActivationCache], protocol: str | Protocol 
         split, figures = judge_same_class(cache, rules)
         geometry = cache.backbone["geometry"]
         name = f"{SAME_CLASS}@{geometry['window']}/{geometry['patch_size']}" if len(first_of) > 1 else SAME_CLASS
-        told = {
+        told: dict[str, Any] = {
             "backbone": name,
             "objective": CONTROL,
             "layer": math.nan,
@@ -149,8 +155,17 @@ def same_class_rows(caches: Sequence[ActivationCache], protocol: str | Protocol 
             "task": "pairwise",
             "seed": 0,
         }
-        rows.append({**told, "protocol": rules.name, "split": split, **figures})
+        told |= {"protocol": rules.name, "split": split, "judged_pairs": judged_pairs_digest(cache, rules, split)}
+        rows.append(told | figures)
     return rows
+
+
+def _layers_of(cache: ActivationCache, layers: str | Sequence[int]) -> tuple[int, ...]:
+    """Those asked for, each once; of a control its only one. Raises LayerError for one that the cache lacks."""
+    if layers == "all" or is_control(cache.backbone["objective"]):
+        return cache.layers
+    asked = dict.fromkeys(map(int, layers))
+    return tuple(check_layer(layer, cache.layers, f"the cache {cache.path}") for layer in asked)
 
 
 def _fitting_pairs(probes: Sequence[str], tasks: Sequence[str]) -> list[tuple[str, str]]:
@@ -183,12 +198,12 @@ def _place(
     return probe_directory(root, named | {"backbone": cache.backbone["name"]})
 
 
-def _keep(place: Path | None, fit: Fit, made_from: dict[str, Any]) -> None:
+def _keep(place: Path | None, fit: Fit, row: dict[str, Any], made_from: dict[str, Any]) -> None:
     if place is not None:
         # A row that is there belongs to the probe that is about to be replaced.
         (place / "row.json").unlink(missing_ok=True)
         fit.save(place)
-        write_json(place / "row.json", {"made_from": made_from, "row": without_nan(fit.row())})
+        write_json(place / "row.json", {"made_from": made_from, "row": without_nan(row)})
 
 
 def probe_directory(root: str | Path, row: Mapping[str, Any]) -> Path:
@@ -225,13 +240,38 @@ def layer_digest(cache: ActivationCache, layer: int) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def judged_pairs_digest(cache: ActivationCache, protocol: Protocol, split: str) -> str:
+    """Digest of what decides which pairs of a split are judged: patches with their labels and places, and the protocol.
+
+    Two backbones of one geometry share it; equal numbers of scenes and pairs do not mean that the pairs are the same.
+    """
+    labels = cache.labels(split)
+    rules = (protocol.pairs_with_unlabelled, protocol.min_purity, protocol.overlapping_pairs, protocol.judged_patches)
+    digest = hashlib.sha256(json.dumps([split, labels.scene_ids, labels.patch_size, rules]).encode())
+    for part in (labels.scene_offsets, labels.instances, labels.classes, labels.purity, labels.corners):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def validation_accuracy(history: Sequence[Mapping[str, Any]], protocol: Protocol) -> float:
+    """Accuracy on the validation scenes of the epoch whose weights were kept; NaN where there were no such scenes."""
+    looked = [entry for entry in history if entry["validation_accuracy"] is not None]
+    looked = [entry for entry in looked if math.isfinite(entry["validation_loss"])]
+    if not looked:
+        return math.nan
+    scores = [entry["validation_accuracy" if protocol.keep == "accuracy" else "validation_loss"] for entry in looked]
+    # Of equal epochs the first is kept.
+    kept = scores.index(max(scores) if protocol.keep == "accuracy" else min(scores))
+    return float(looked[kept]["validation_accuracy"])
+
+
 def _kept_row(place: Path | None, made_from: dict[str, Any]) -> dict[str, Any] | None:
     """The row of a fit that is already there, whole and made from the same things, else None."""
     if place is None:
         return None
     try:
         kept = json.loads((place / "row.json").read_text(encoding="utf-8"))
-        if kept["made_from"] != made_from:
+        if kept["made_from"] != made_from or set(kept["row"]) != set(SWEEP_COLUMNS):
             return None
         load_probe(place)
         return with_nan(kept["row"])

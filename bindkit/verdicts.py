@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import pandas as pd
 
-from bindkit.analysis import strongest_controls
+from bindkit.analysis import OVER_CONTROLS, strongest_controls
 from bindkit.control_names import control_title, is_control
 from bindkit.scenes.splits import FEW_SCENES
 
@@ -14,13 +15,14 @@ from bindkit.scenes.splits import FEW_SCENES
 def verdicts(best: pd.DataFrame) -> list[str]:
     """Say of every backbone at its best layer whether its probe beats the majority baseline and the controls.
 
-    Over all pairs and on twins, AUROC is set against the control that is strongest there. The difference is stated as
-    it is, rounded to two digits; it has no interval.
+    Over all pairs and on twins, AUROC is set against the control that is strongest there. Where the difference has an
+    interval, the sentence follows from that; else the difference is stated as it is, rounded to two digits.
 
     Parameters
     ----------
     best : pandas.DataFrame
-        As `bindkit.analysis.best_layers` gives it.
+        As `bindkit.analysis.best_layers` gives it, or with intervals as `bindkit.paired_gains.with_gain_intervals` does,
+        without the oracle.
 
     Returns
     -------
@@ -43,7 +45,7 @@ def verdicts(best: pd.DataFrame) -> list[str]:
     against = {figure: strongest_controls(best, figure) for figure in ("auroc", "twins_auroc")}
     sentences = []
     for number, row in enumerate(best.to_dict("records")):
-        rivals = {figure: _Rival(*controls.iloc[number]) for figure, controls in against.items()}
+        rivals = {figure: _rival(row, controls.iloc[number], figure) for figure, controls in against.items()}
         sentences.append(_control_sentence(row) if is_control(row["objective"]) else _sentence(row, rivals))
     return sentences
 
@@ -56,10 +58,12 @@ _ROLES = {
 
 
 class _Rival(NamedTuple):
-    """The strongest control in one figure; both NaN where there is none."""
+    """The strongest control in one figure, and the interval of the difference; NaN what there is not."""
 
     name: str | float
     figure: float
+    low: float
+    high: float
 
     @property
     def is_there(self) -> bool:
@@ -69,9 +73,25 @@ class _Rival(NamedTuple):
     def title(self) -> str:
         return control_title(str(self.name))
 
+    @property
+    def is_unsure(self) -> bool:
+        """Whether the interval says that there may be no difference."""
+        return self.low <= 0 <= self.high
+
+    @property
+    def said(self) -> str:
+        """Its name, and the interval of the difference where there is one."""
+        interval = "" if pd.isna(self.low) else f" [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"the strongest control ({self.title}){interval}"
+
     def behind(self, figure: float) -> float:
-        """By how much it is beaten, rounded as it is said, so that words and figures agree."""
-        return round(figure - self.figure, 2)
+        """By how much it is beaten: rounded as it is said, so that words and figures agree; 0 if unsure."""
+        return 0.0 if self.is_unsure else round(figure - self.figure, 2)
+
+
+def _rival(row: dict, control: pd.Series, figure: str) -> _Rival:
+    low, high = (row.get(f"{OVER_CONTROLS[figure]}_{end}", math.nan) for end in ("low", "high"))
+    return _Rival(control["backbone"], control[figure], low, high)
 
 
 def _control_sentence(row: dict) -> str:
@@ -88,7 +108,9 @@ def _sentence(row: dict, rivals: dict[str, _Rival]) -> str:
         against = "; there is no interval over a single scene, so nothing can be said against"
     else:
         judged += f" [{100 * low:.1f}, {100 * high:.1f}]"
-        against = ", above" if low > majority else ", not above" if high < majority else ", not distinguishable from"
+        # Scenes differ in their share of the more frequent answer, which the interval of the difference knows.
+        above, below = row.get("gain_low", low - majority), row.get("gain_high", high - majority)
+        against = ", above" if above > 0 else ", not above" if below < 0 else ", not distinguishable from"
     text = (
         f"{row['backbone']} ({role}): best at layer {row['layer']:.0f}, where {judged}{against} the "
         f"{100 * majority:.1f} % of always giving the more frequent answer. "
@@ -108,9 +130,9 @@ def _over_all(row: dict, rival: _Rival) -> str:
         return f"AUROC {auroc:.2f}"
     ahead = rival.behind(auroc)
     if ahead == 0:
-        return f"AUROC {auroc:.2f}, no more than the strongest control ({rival.title})"
+        return f"AUROC {auroc:.2f}, {'not distinguishable from' if rival.is_unsure else 'no more than'} {rival.said}"
     way = "above" if ahead > 0 else "below"
-    return f"AUROC {auroc:.2f}, {abs(ahead):.2f} {way} the strongest control ({rival.title})"
+    return f"AUROC {auroc:.2f}, {abs(ahead):.2f} {way} {rival.said}"
 
 
 def _on_twins(row: dict, rival: _Rival) -> str:
@@ -122,9 +144,11 @@ def _on_twins(row: dict, rival: _Rival) -> str:
     if not rival.is_there:
         return f"on twins {twins:.2f}, so it tells apart objects that look alike"
     ahead = rival.behind(twins)
+    if rival.is_unsure:
+        return f"on twins {twins:.2f}, not distinguishable from {rival.said}, which needs no model"
     if ahead <= 0:
         return f"on twins {twins:.2f}, no more than a control has without a model ({rival.title}, {rival.figure:.2f})"
     return (
-        f"on twins {twins:.2f}, {ahead:.2f} above the strongest control ({rival.title}), so it tells apart objects "
-        "that look alike by more than that"
+        f"on twins {twins:.2f}, {ahead:.2f} above {rival.said}, so it tells apart objects that look alike by more than "
+        "that"
     )

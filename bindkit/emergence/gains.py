@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from bindkit.analysis import require_one_kind
 from bindkit.control_names import is_control
 from bindkit.errors import InvalidParameterError
 
@@ -137,10 +138,4 @@ def _require_comparable(table: pd.DataFrame) -> None:
             f"this is no table of checkpoints ({', '.join(missing) or 'every pretraining is empty'}"
             f"{' missing' if missing else ''}); give what measure_checkpoints returned"
         )
-    for column in ("probe", "task", "protocol", "split"):
-        kinds = list(table[column].dropna().unique()) if column in table else []
-        if len(kinds) > 1:
-            raise InvalidParameterError(
-                f"the table has several kinds of {column} ({', '.join(map(str, kinds))}), whose figures are not "
-                f"comparable; give one of them, for example table[table[{column!r}] == {kinds[0]!r}]"
-            )
+    require_one_kind(table, "the table", ("probe", "task", "protocol", "split"), "table")

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from bindkit.control_names import PREFIX, control_title
 from bindkit.errors import InvalidParameterError
-from bindkit.figures.style import FAINT, colour_of, titled, translucent
+from bindkit.figures.style import FAINT, colour_of, titled, translucent, whiskers
 from bindkit.figures.variations import write_on
 
 _PANELS = {
@@ -140,18 +140,6 @@ def _groups(rows: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(rows["group"]))
 
 
-def _whiskers(table: pd.DataFrame, value: str, colour: str) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": table[f"{value}_high"] - table[value],
-        "arrayminus": table[value] - table[f"{value}_low"],
-        "thickness": 1.5,
-        "width": 3,
-        "color": colour,
-    }
-
-
 def _add_points(
     figure: go.Figure, part: pd.DataFrame, at: np.ndarray, label: str, colour: str, joined: bool, where: dict[str, int]
 ) -> None:
@@ -168,7 +156,7 @@ def _add_points(
         showlegend=first,
         mode="markers",
         marker={"size": 9, "color": colour, "line": {"color": "white", "width": 1}},
-        error_y=_whiskers(part, "accuracy", colour),
+        error_y=whiskers(part, "accuracy", colour),
         customdata=part[["group", "n_pairs", "n_scenes", "auroc"]],
         hovertemplate="%{customdata[0]}: %{y:.3f}<br>%{customdata[1]:,} pairs of %{customdata[2]:,} scenes, "
         "AUROC %{customdata[3]:.3f}",
@@ -204,7 +192,7 @@ def reliability_figure(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.
     Raises
     ------
     InvalidParameterError
-        Without rows.
+        If there is nothing to draw.
 
     Examples
     --------
@@ -228,7 +216,7 @@ def reliability_figure(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.
             mode="lines+markers",
             line={"color": colour, "width": 2},
             marker={"size": 8, "line": {"color": "white", "width": 1}},
-            error_y=_whiskers(table, "share_same", colour),
+            error_y=whiskers(table, "share_same", colour),
             customdata=table[["n_pairs"]],
             hovertemplate="affinity %{x:.3f}: %{y:.3f} on one object, of %{customdata[0]:,} pairs<extra></extra>",
         )

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from bindkit.analysis import require_one_kind
 from bindkit.control_names import control_title, is_control
 from bindkit.errors import InvalidParameterError
-from bindkit.figures.curves import _CHANCE, _LEAST_SPAN, METRICS, _require_one_kind
+from bindkit.figures.curves import _CHANCE, _LEAST_SPAN, METRICS
 from bindkit.figures.looks import line_looks
 from bindkit.figures.style import FAINT
 
@@ -33,7 +34,7 @@ def split_table(table: pd.DataFrame, metrics: Sequence[str]) -> tuple[pd.DataFra
             f"the table has no checkpoints{f' (it lacks {lacking})' if missing else ''}; give what "
             "bk.measure_checkpoints returned"
         )
-    _require_one_kind(table, "the table")
+    require_one_kind(table, "the table", table="table")
     if "probe" in table and table["probe"].nunique() > 1:
         kinds = table["probe"].unique()
         raise InvalidParameterError(

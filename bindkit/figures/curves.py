@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from bindkit.analysis import require_one_kind
 from bindkit.control_names import control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.figures.looks import line_looks
@@ -149,7 +150,7 @@ def _curves(rows: pd.DataFrame, metric: str, line_of: str) -> go.Figure:
     aside = {"legend": "legend2"} if any(look.is_control for look in looks.values()) else {}
     for name, look in looks.items():
         own, colour = rows[rows[line_of] == name], look.colour
-        _require_one_kind(own, name)
+        require_one_kind(own, f"the line of {name}")
         by_layer = own.groupby("layer")[averaged].mean().sort_index()
         if metric == "accuracy" and not look.recedes and {"accuracy_low", "accuracy_high"} <= set(by_layer):
             band = by_layer[["accuracy_low", "accuracy_high"]].dropna()
@@ -190,17 +191,6 @@ def _curves(rows: pd.DataFrame, metric: str, line_of: str) -> go.Figure:
         why = "no twins were judged" if metric.startswith("twins") else "all judged pairs have one answer"
         figure.add_annotation(text=f"nothing to draw: {why}", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
     return figure
-
-
-def _require_one_kind(rows: pd.DataFrame, name: str) -> None:
-    """Refuse to average what may not be: a line is a mean over seeds and nothing else."""
-    for column in ("task", "protocol", "split"):
-        kinds = list(rows[column].dropna().unique()) if column in rows else []
-        if len(kinds) > 1:
-            raise InvalidParameterError(
-                f"the rows of {name} are of several kinds of {column} ({', '.join(map(str, kinds))}), whose figures "
-                f"are not comparable; draw one of them, for example results[results[{column!r}] == {kinds[0]!r}]"
-            )
 
 
 def _band(band: pd.DataFrame, name: str, colour: str) -> go.Scatter:

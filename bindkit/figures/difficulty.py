@@ -11,12 +11,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from bindkit.analysis import require_one_kind
 from bindkit.control_names import control_title
 from bindkit.errors import InvalidParameterError
-from bindkit.figures.curves import _CHANCE, _LEAST_SPAN, METRICS, _require_one_kind
+from bindkit.figures.curves import _CHANCE, _LEAST_SPAN, METRICS
 from bindkit.figures.looks import Look, line_looks
 from bindkit.figures.painting import picture
-from bindkit.figures.style import FAINT, titled
+from bindkit.figures.style import FAINT, titled, whiskers
 from bindkit.figures.variations import MEANINGS, example_scene, write_on
 
 _PANEL, _GAP = 290, 30
@@ -125,7 +126,7 @@ def _rows(table: pd.DataFrame, metric: str, probe_from: str) -> pd.DataFrame:
             "probes of the base scenes"
         )
     for name, own in rows.groupby("backbone"):
-        _require_one_kind(own, str(name))
+        require_one_kind(own, f"the line of {name}")
         for column in ("layer", "probe"):
             if own[column].nunique() > 1:
                 kinds = own[column].dropna().unique()
@@ -154,12 +155,11 @@ def _draw_panel(
         look, own = looks[name], rows[rows["backbone"] == name]
         drawn = own.groupby("value")[[metric, *(("accuracy_low", "accuracy_high") if with_bars else ())]].mean()
         drawn = drawn.reindex(values)
-        bars, shift = {}, 0.0
+        bars: dict[str, Any] = {}
+        shift = 0.0
         if with_bars and not look.recedes:
             shift = _DODGE * (solid.index(name) - (len(solid) - 1) / 2)
-            up, down = drawn["accuracy_high"] - drawn[metric], drawn[metric] - drawn["accuracy_low"]
-            bars["error_y"] = {"type": "data", "symmetric": False, "array": up, "arrayminus": down}
-            bars["error_y"] |= {"thickness": 1.4, "width": 3, "color": look.colour}
+            bars["error_y"] = whiskers(drawn, metric, look.colour)
         trace = go.Scatter(
             x=positions + shift,
             y=drawn[metric],

@@ -6,10 +6,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from bindkit.analysis import require_one_kind
 from bindkit.control_names import SAME_CLASS, control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.figures.looks import line_looks
-from bindkit.figures.style import FAINT, GRID, INK, titled, translucent
+from bindkit.figures.style import FAINT, GRID, INK, titled, translucent, whiskers
+from bindkit.model_table import bounds_text, differences
 
 _PANELS = {
     "accuracy": ("accuracy", "gain", "the more frequent answer"),
@@ -19,8 +21,10 @@ _PANELS = {
 """Title of each panel, the column that says what is added, and to what."""
 
 _CHANCE = 0.5
-_ROW_HEIGHT, _NUMBERS = 40, 0.27
-"""Pixels; the share of a panel that its column of numbers takes."""
+_ROW_HEIGHT, _WIDTH, _NUMBERS = 40, 860, 0.27
+"""Pixels of a row and of all; the share of a panel that its column of numbers takes."""
+_ROW_HEIGHT_BOUNDED, _WIDTH_BOUNDED, _NUMBERS_BOUNDED = 58, 940, 0.37
+"""The same where gains have intervals, which stand below them."""
 
 _SYMBOLS = {"trained": "circle", "untrained": "circle-open", "control": "diamond", "oracle": "diamond-open"}
 
@@ -30,12 +34,13 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
 
     A bar goes from what needs no trained model (the grey line: the more frequent answer, or the strongest control
     judged on the same pairs) to the model's figure, so that its length is what the model adds; the number below the
-    figure says the same. Where there is no control, bars start at chance.
+    figure says the same, with its interval where there is one. Bars are faint where nothing is added, or nothing that
+    can be told from chance. Where there is no control, bars start at chance.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        As `bindkit.model_table.model_table` gives it.
+        As `bindkit.model_table.model_table` or `bindkit.paired_gains.with_gain_intervals` gives it.
 
     Raises
     ------
@@ -47,10 +52,14 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
         raise InvalidParameterError(
             f"nothing to draw: the table has no {', '.join(missing) or 'rows'}; give what model_table() returns"
         )
-    _require_one_kind(table)
+    require_one_kind(table, "the table", table="table")
     rows = table.reset_index(drop=True)
     looks = line_looks(rows[rows["kind"] != "oracle"], "backbone")
     colours = [looks[name].colour if name in looks else FAINT for name in rows["backbone"]]
+    bounded = any(f"{added}_low" in rows and rows[f"{added}_low"].notna().any() for _, added, _ in _PANELS.values())
+    row_height, width, share = (
+        (_ROW_HEIGHT_BOUNDED, _WIDTH_BOUNDED, _NUMBERS_BOUNDED) if bounded else (_ROW_HEIGHT, _WIDTH, _NUMBERS)
+    )
     titles = []
     figure = make_subplots(rows=1, cols=3, shared_yaxes=True, horizontal_spacing=0.025, column_titles=[*_PANELS])
     for panel, (metric, (title, added, over)) in enumerate(_PANELS.items(), 1):
@@ -62,12 +71,12 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
         figure.add_trace(_level(rows, start), **place)
         for number, row in enumerate(rows.to_dict("records")):
             if row["kind"] in ("trained", "untrained") and pd.notna(row[metric]) and pd.notna(start[number]):
-                figure.add_trace(_bar(row, number, start[number], metric, colours[number]), **place)
+                figure.add_trace(_bar(row, number, start[number], metric, added, colours[number]), **place)
         figure.add_trace(_points(rows, metric, colours), **place)
         low, high = _span(rows, metric, start)
         # Numbers stand in a column of their own, right of all points.
-        edge = high + (high - low) * _NUMBERS / (1 - _NUMBERS)
-        figure.add_trace(_numbers(rows, metric, start, edge), **place)
+        edge = high + (high - low) * share / (1 - share)
+        figure.add_trace(_numbers(rows, metric, added, start, edge), **place)
         figure.update_xaxes(range=[low, edge], tickvals=_ticks(low, high), tickformat=".1f", **place)
     for annotation, text in zip(figure.layout.annotations, titles, strict=True):
         annotation.update(text=text, font={"size": 14, "color": INK})
@@ -78,19 +87,8 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
     )
     _separate_kinds(figure, rows)
     titled(figure, "What does binding add?", _subtitle(rows))
-    height = 180 + _ROW_HEIGHT * len(rows)
-    return figure.update_layout(height=height, margin={"t": 118, "l": 20, "r": 16, "b": 44}, hovermode="closest")
-
-
-def _require_one_kind(table: pd.DataFrame) -> None:
-    """Refuse to set side by side what was not measured alike."""
-    for column in ("task", "protocol", "split"):
-        kinds = list(table[column].dropna().unique()) if column in table else []
-        if len(kinds) > 1:
-            raise InvalidParameterError(
-                f"the rows are of several kinds of {column} ({', '.join(map(str, kinds))}), whose figures are not "
-                f"comparable; draw one of them, for example table[table[{column!r}] == {kinds[0]!r}]"
-            )
+    height, margin = 180 + row_height * len(rows), {"t": 118, "l": 20, "r": 16, "b": 44}
+    return figure.update_layout(width=width, height=height, title_y=1 - 18 / height, margin=margin, hovermode="closest")
 
 
 def _starts(rows: pd.DataFrame, metric: str, added: str) -> tuple[list[float], bool]:
@@ -117,9 +115,11 @@ def _level(rows: pd.DataFrame, start: list[float]) -> go.Scatter:
     )
 
 
-def _bar(row: dict, number: int, start: float, metric: str, colour: str) -> go.Scatter:
-    # What falls short of the line recedes, as does what was never trained.
-    opacity = 0.45 if row["kind"] == "trained" and row[metric] > start else 0.18
+def _bar(row: dict, number: int, start: float, metric: str, added: str, colour: str) -> go.Scatter:
+    # What falls short of the line, or may do, recedes, as does what was never trained.
+    low = row.get(f"{added}_low")
+    is_added = row[metric] > start if low is None or pd.isna(low) else low > 0
+    opacity = 0.45 if row["kind"] == "trained" and is_added else 0.18
     return go.Scatter(
         x=[start, row[metric]],
         y=[number, number],
@@ -143,21 +143,22 @@ def _points(rows: pd.DataFrame, metric: str, colours: list[str]) -> go.Scatter:
             "symbol": [_SYMBOLS[kind] for kind in rows["kind"]],
             "line": {"color": colours, "width": 1.6},
         },
-        error_x=_interval(rows, metric),
+        error_x=whiskers(rows, metric, INK),
         showlegend=False,
         customdata=[_told(row, metric) for row in rows.to_dict("records")],
         hovertemplate="%{customdata}<extra></extra>",
     )
 
 
-def _numbers(rows: pd.DataFrame, metric: str, start: list[float], edge: float) -> go.Scatter:
-    """The figure and, of models, what it adds, in digits."""
+def _numbers(rows: pd.DataFrame, metric: str, added: str, start: list[float], edge: float) -> go.Scatter:
+    """The figure and, of models, what it adds, in digits and with its interval."""
     texts = []
     for row, level in zip(rows.to_dict("records"), start, strict=True):
         value = row[metric]
         text = "" if pd.isna(value) else f"{value:.3f}"
         if text and row["kind"] in ("trained", "untrained") and pd.notna(level):
-            text += f"<br><span style='color:{FAINT};font-size:11px'>{value - level:+.3f}</span>".replace("-0.", "−0.")
+            lines = [f"{value - level:+.3f}".replace("-", "−"), bounds_text(row, added, "+")]
+            text += f"<br><span style='color:{FAINT};font-size:11px'>{'<br>'.join(filter(None, lines))}</span>"
         texts.append(text)
     return go.Scatter(
         x=[edge] * len(rows),
@@ -172,14 +173,6 @@ def _numbers(rows: pd.DataFrame, metric: str, start: list[float], edge: float) -
     )
 
 
-def _interval(rows: pd.DataFrame, metric: str) -> dict | None:
-    low, high = f"{metric}_low", f"{metric}_high"
-    if low not in rows or high not in rows:
-        return None
-    ends = {"array": rows[high] - rows[metric], "arrayminus": rows[metric] - rows[low]}
-    return {"type": "data", "symmetric": False, **ends, "thickness": 1.4, "width": 4, "color": INK}
-
-
 def _span(rows: pd.DataFrame, metric: str, start: list[float]) -> tuple[float, float]:
     """From a little below the lowest thing drawn to a little above the highest."""
     columns = [rows[name] for name in (metric, f"{metric}_low", f"{metric}_high") if name in rows]
@@ -192,8 +185,9 @@ def _span(rows: pd.DataFrame, metric: str, start: list[float]) -> tuple[float, f
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Tenths within the span: its twentieths would not fit between three panels."""
-    return [tenth / 10 for tenth in range(11) if low <= tenth / 10 <= high]
+    """Tenths within the span, of many every second one: more would not fit between three panels."""
+    tenths = [tenth / 10 for tenth in range(11) if low <= tenth / 10 <= high]
+    return tenths if len(tenths) <= 5 else [tenth for tenth in tenths if round(10 * tenth) % 2 == 0]
 
 
 def _separate_kinds(figure: go.Figure, rows: pd.DataFrame) -> None:
@@ -226,21 +220,27 @@ def _told(row: dict, metric: str) -> str:
         lines[0] += f" [{low:.3f}, {high:.3f}]"
     if pd.notna(spread):
         lines.append(f"standard deviation over {row['n_seeds']:.0f} seeds {spread:.3f}")
-    beginning = f"{metric}_over_"
-    for name, value in row.items():
-        if name.startswith(beginning) and name != f"{beginning}controls" and pd.notna(value):
-            lines.append(f"{value:+.3f} over {name.removeprefix(beginning)}")
+    for name in differences(pd.DataFrame(columns=[*row]), metric):
+        if pd.notna(row[name]):
+            bounds = bounds_text(row, name, "+")
+            lines.append(
+                f"{row[name]:+.3f} over {name.removeprefix(f'{metric}_over_')}{f' ({bounds})' if bounds else ''}"
+            )
     return "<br>".join(lines)
 
 
 def _subtitle(rows: pd.DataFrame) -> str:
     probes = rows.loc[rows["kind"] != "oracle", "probe"].dropna() if "probe" in rows else pd.Series(dtype=object)
     parts = [f"{probes.iloc[0]} probe"] if len(probes) else []
-    parts.append("each model at its best layer")
+    models = rows[rows["layer"].notna()]
+    chosen_on = models["chosen_on"].dropna().unique() if "chosen_on" in rows else []
+    where = f", chosen on the {chosen_on[0]} scenes" if len(chosen_on) == 1 else ""
+    parts.append(f"each model at its best layer{where}")
     parts += [f"{value} protocol" for value in rows["protocol"].dropna().unique()] if "protocol" in rows else []
     if "n_scenes" in rows and rows["n_scenes"].notna().any():
         n_scenes = int(rows["n_scenes"].max())
-        parts.append(f"{n_scenes} scene{'' if n_scenes == 1 else 's'}")
+        split = rows["split"].dropna().unique() if "split" in rows else []
+        parts.append(f"{n_scenes} {f'{split[0]} ' if len(split) == 1 else ''}scene{'' if n_scenes == 1 else 's'}")
     if "accuracy_low" in rows and rows["accuracy_low"].notna().any():
-        parts.append("95 % bootstrap over scenes")
+        parts.append("intervals: 95 % bootstrap over scenes")
     return " · ".join(parts)

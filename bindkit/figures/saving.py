@@ -151,7 +151,7 @@ def _compact(png: bytes) -> bytes:
         size = (round(picture.width / shrink), round(picture.height / shrink))
         small = picture.resize(size, Image.Resampling.LANCZOS) if shrink > 1 else picture
         out = io.BytesIO()
-        small.save(out, "JPEG", quality=80, optimize=True)
+        small.save(out, "JPEG", quality=76, optimize=True, progressive=True)
         if len(out.getvalue()) <= INLINE_PICTURE_BYTES:
             break
     return out.getvalue()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pandas as pd
 import plotly.graph_objects as go
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -64,3 +67,17 @@ def translucent(colour: str, opacity: float) -> str:
     """
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity:g})"
+
+
+def whiskers(table: pd.DataFrame, value: str, colour: str) -> dict[str, Any] | None:
+    """Error bars from a column's ``_low`` to its ``_high``; None where the table has no such columns.
+
+    >>> bars = whiskers(pd.DataFrame({"auroc": [0.75], "auroc_low": [0.5], "auroc_high": [0.875]}), "auroc", INK)
+    >>> list(bars["arrayminus"]), list(bars["array"])
+    ([0.25], [0.125])
+    """
+    low, high = f"{value}_low", f"{value}_high"
+    if not {low, high} <= set(table):
+        return None
+    ends = {"array": table[high] - table[value], "arrayminus": table[value] - table[low]}
+    return {"type": "data", "symmetric": False, **ends, "thickness": 1.5, "width": 3, "color": colour}

@@ -1,8 +1,11 @@
 """Breakdowns recombine to the whole and equal a plain loop; reliability and temperature, against planted answers."""
 
+import hashlib
+import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from planted import PlantedBackbone, PlantedScenes
@@ -73,6 +76,79 @@ def test_every_group_is_what_a_plain_loop_finds(fit, cache, table):
         assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
 
 
+def pairs_from_the_scenes_themselves(fit, cache, n_patches):
+    """The same for the paper protocol, from the scenes' masks, the cached rows and the probe's formula alone."""
+    labels, scenes = cache.labels("test"), {scene.id: scene for scene in PlantedScenes(40)}
+    rows = cache.activations("test", 2).take(torch.arange(len(labels.instances))).double()
+    weight, bias = (value.detach().double() for value in (fit.probe.weight, fit.probe.bias))
+    for number, scene_id in enumerate(labels.scene_ids):
+        start, stop = labels.scene_offsets[number : number + 2]
+        digest = hashlib.sha256(scene_id.encode()).digest()
+        words = np.random.PCG64(int.from_bytes(digest, "big")).random_raw(int(stop - start))
+        drawn = start + np.sort(np.argsort(words, kind="stable")[:n_patches])
+        corners = labels.corners[drawn]
+        instances = scenes[scene_id].instances[corners[:, 0] + 1, corners[:, 1] + 1]
+        classes = scenes[scene_id].classes[corners[:, 0] + 1, corners[:, 1] + 1]
+        shown = labels.corners[start:stop]
+        all_shown = scenes[scene_id].instances[shown[:, 0] + 1, shown[:, 1] + 1].tolist()
+        x = rows[drawn]
+        logits = x @ (weight + weight.T) @ x.T / (2 * math.sqrt(x.shape[1])) + bias
+        for i, j in itertools.combinations(range(len(drawn)), 2):
+            same = bool(instances[i] == instances[j])
+            known = instances[i] > 0 and instances[j] > 0
+            kind = f"different objects, {'same' if classes[i] == classes[j] else 'other'} class"
+            kind = "same object" if same else kind if known else "class unknown"
+            window = "same window" if labels.window[drawn[i]] == labels.window[drawn[j]] else "across windows"
+            size = min(all_shown.count(instances[k]) for k in (i, j))
+            right = (float(logits[i, j]) > 0) == same
+            yield math.dist(corners[i], corners[j]) / 4, size, kind, window, right, number, same
+
+
+def test_every_group_of_the_paper_protocol_is_what_the_scenes_themselves_say(cache):
+    """Unlabelled ground takes part, and so do pairs of two windows that show the same pixels (distance 0)."""
+    fit = fit_probe(cache, 2, protocol="paper")
+    pairs = pd.DataFrame(
+        pairs_from_the_scenes_themselves(fit, cache, 64),
+        columns=["distance", "object_size", "negatives", "window", "right", "scene", "same"],
+    )
+    table = bk.breakdown(fit.probe, cache)
+    assert (pairs["distance"] == 0).any()
+    assert "class unknown" in set(table["group"])
+    assert "across windows" in set(table["group"])
+    for row in table.to_dict("records"):
+        values = pairs[row["by"]]
+        mine = pairs[
+            values.between(row["low"], row["high"], inclusive="left") if row["low"] >= 0 else values == row["group"]
+        ]
+        assert row["n_pairs"] == len(mine) > 0
+        assert row["n_scenes"] == mine["scene"].nunique()
+        assert row["share_same"] == pytest.approx(mine["same"].mean())
+        # A logit within the last bits of 0 may fall on either side.
+        assert row["accuracy"] == pytest.approx(mine["right"].mean(), abs=1.5 / len(mine))
+        # Scenes drawn again, one by one.
+        by_scene = mine.groupby("scene")["right"].agg(["sum", "count"])
+        by_scene = by_scene.reindex(range(pairs["scene"].nunique())).fillna(0)
+        chosen = np.random.default_rng(1).integers(0, len(by_scene), (4000, len(by_scene)))
+        hits, counts = by_scene.to_numpy()[chosen].sum(1).T
+        slow = np.percentile((hits[counts > 0] / counts[counts > 0]), [2.5, 97.5])
+        width = slow[1] - slow[0]
+        assert [row["accuracy_low"], row["accuracy_high"]] == pytest.approx(slow, abs=0.15 * width + 1e-9)
+
+
+def test_the_temperature_is_the_likeliest_of_the_validation_pairs_and_of_no_others(fit, cache):
+    best = {}
+    for split in ("validation", "test"):
+        logits, same = [], []
+        for batch in SplitPatches(cache, split, 2, STRICT, CPU).judged():
+            logits.append(fit.probe(batch.activations)[batch.counted])
+            same.append(batch.same[batch.counted].float())
+        grid = torch.linspace(0.3, 3, 2701)
+        losses = [float(bce(torch.cat(logits) / temperature, torch.cat(same))) for temperature in grid]
+        best[split] = float(grid[int(np.argmin(losses))])
+    assert bk.calibrated(fit.probe, cache).temperature == pytest.approx(best["validation"], abs=2e-3)
+    assert best["test"] != pytest.approx(best["validation"], abs=0.01)
+
+
 def test_groups_recombine_to_the_whole(fit, cache, table):
     whole = bk.judge_probe(fit.probe, cache)
     assert set(table["by"]) == {"distance", "object_size", "negatives", "window"}
@@ -115,22 +191,6 @@ def test_the_control_task_is_judged_on_permuted_labels(cache):
     part = bk.breakdown(fitted, cache, by="window")
     assert (part["n_pairs"] * part["accuracy"]).sum() / part["n_pairs"].sum() == pytest.approx(np.mean(right))
     assert np.mean(right) != pytest.approx(np.mean(plain))
-
-
-def test_intervals_are_the_resampled_share_of_right_pairs():
-    from bindkit.breakdowns import _figures
-
-    rng = np.random.default_rng(3)
-    scene = np.repeat(np.arange(30), rng.integers(1, 40, 30))
-    right = rng.random(len(scene)) < 0.7
-    draws = rng.multinomial(30, np.full(30, 1 / 30), size=200)
-    slow = []
-    for draw in draws:
-        pairs = np.concatenate([right[scene == k] for k in range(30) for _ in range(draw[k])])
-        slow.append(pairs.mean())
-    found = _figures(np.zeros(len(scene)), right, right, scene, draws)
-    assert [found["accuracy_low"], found["accuracy_high"]] == pytest.approx(np.percentile(slow, [2.5, 97.5]))
-    assert found["n_scenes"] == 30
 
 
 def test_an_unknown_way_to_break_down_is_refused(fit, cache):

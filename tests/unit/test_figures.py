@@ -67,9 +67,9 @@ def line(figure, name):
 @pytest.mark.parametrize(("column", "other"), [("protocol", "paper"), ("split", "train")])
 def test_figures_that_are_not_comparable_are_not_averaged(results, column, other):
     mixed = pd.concat([results, results.assign(**{column: other})])
-    with pytest.raises(InvalidParameterError, match=f"rows of vit are of several kinds of {column}"):
+    with pytest.raises(InvalidParameterError, match=f"line of vit has several kinds of {column}"):
         layer_curves(mixed)
-    with pytest.raises(InvalidParameterError, match=f"rows of quadratic are of several kinds of {column}"):
+    with pytest.raises(InvalidParameterError, match=f"line of quadratic has several kinds of {column}"):
         probe_curves(mixed, "vit")
 
 

@@ -105,6 +105,30 @@ def test_pointing_at_a_figure_tells_interval_spread_and_every_difference(results
     assert traces(model_table_figure(bounded), "accuracy")[0].customdata[0] == "<b>vit</b>: 0.900 [0.500, 0.960]"
 
 
+def test_an_interval_stands_below_the_gain_and_decides_whether_the_bar_is_faint(results):
+    plain = model_table(results)
+    bounded = plain.assign(auroc_over_controls_low=[-0.01, 0.02, *[math.nan] * 3], auroc_over_controls_high=0.4)
+    figure = model_table_figure(bounded)
+    (digits,) = traces(figure, "auroc in digits")
+    assert "+0.200<br>−0.010 to +0.400" in digits.text[0]
+    assert " to " not in digits.text[2], "none is known"
+    opacities = {}
+    for name in ("vit", "wide"):
+        (bar,) = [bar for bar in traces(figure, f"added by {name}") if bar.xaxis == "x2"]
+        opacities[name] = float(bar.line.color.rstrip(")").split(",")[-1])
+    assert opacities["vit"] < 0.2 < opacities["wide"], "what may be nothing is faint"
+    assert figure.layout.height > model_table_figure(plain).layout.height
+    one = plain.assign(auroc_over_position_low=0.1, auroc_over_position_high=0.3)
+    assert "+0.200 over position (+0.100 to +0.300)" in traces(model_table_figure(one), "auroc")[0].customdata[0]
+
+
+def test_the_subtitle_says_which_scenes_chose_the_layer(results):
+    validated = results.assign(validation_accuracy=results["accuracy"])
+    for rows, split in ((results, "test"), (validated, "validation")):
+        said = model_table_figure(model_table(rows)).layout.title.subtitle.text
+        assert f"best layer, chosen on the {split} scenes · strict protocol · 80 test scenes" in said
+
+
 def test_what_cannot_be_set_side_by_side_is_an_error(results):
     with pytest.raises(InvalidParameterError, match="no kind"):
         model_table_figure(results)

@@ -9,7 +9,18 @@ import sys
 import pytest
 
 FLOORS = {
-    1: {"control_names", "devices", "errors", "files", "geometry", "metrics", "probes", "progress", "protocols"},
+    1: {
+        "control_names",
+        "devices",
+        "errors",
+        "files",
+        "geometry",
+        "metrics",
+        "probes",
+        "progress",
+        "protocols",
+        "resampling",
+    },
     2: {"cache", "labels", "scenes", "stitching"},
     3: {"backbones", "controls"},
     4: {
@@ -17,7 +28,7 @@ FLOORS = {
         *("fits", "layer_patches", "side_by_side", "tasks", "training"),
     },
     5: {
-        *("analysis", "breakdowns", "difficulty", "emergence", "model_table", "pretraining", "repair"),
+        *("analysis", "breakdowns", "difficulty", "emergence", "model_table", "paired_gains", "pretraining", "repair"),
         *("scene_tables", "sweeping", "verdicts"),
     },
     6: {"cli", "figures", "notebook_execution", "parameters", "pipeline", "viewer", "workspace"},

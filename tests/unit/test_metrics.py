@@ -192,3 +192,15 @@ def test_nothing_to_judge_and_nan_logits_are_named_errors():
         JudgedPairs(np.array([np.nan]), np.array([True]), np.array([True]), np.array([0]))
     with pytest.raises(InvalidParameterError, match="one shape"):
         JudgedPairs(np.zeros(2), np.zeros(3, dtype=bool), np.zeros(2, dtype=bool), np.zeros(2, dtype=int))
+
+
+def test_twins_of_a_single_scene_have_no_interval():
+    """Every resample that has that scene gives the same figure: a width of 0 would look like certainty."""
+    rng = np.random.default_rng(0)
+    scene = np.repeat(np.arange(20), 30)
+    same, logits = rng.random(600) < 0.4, rng.standard_normal(600)
+    alone = judge(JudgedPairs(logits, same, scene == 3, scene))
+    assert not math.isnan(alone["twins_auroc"])
+    assert all(math.isnan(alone[f"twins_{name}_low"]) for name in ("accuracy", "auroc"))
+    two = judge(JudgedPairs(logits, same, scene < 2, scene))
+    assert two["twins_auroc_low"] < two["twins_auroc_high"]

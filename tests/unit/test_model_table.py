@@ -94,6 +94,17 @@ def test_each_is_compared_with_the_control_of_its_own_geometry(results):
     assert math.isnan(table.loc["coarse", "auroc_over_same-class"])
 
 
+def test_equally_many_pairs_are_not_the_same_pairs(results):
+    """Where no patch is left out, every geometry gives as many pairs; only their digest tells them apart."""
+    fine = results[results["backbone"].isin(["vit", "control:position"])].assign(judged_pairs="a")
+    coarse = fine.assign(judged_pairs="b", auroc=fine["auroc"] - 0.3)
+    coarse["backbone"] = coarse["backbone"].replace({"vit": "coarse", "control:position": "control:position@112/16"})
+    table = model_table(pd.concat([fine, coarse])).set_index("backbone")
+    assert table.loc["vit", "auroc_over_position"] == pytest.approx(0.94 - 0.79)
+    assert table.loc["coarse", "auroc_over_position"] == pytest.approx(0.94 - 0.79), "less 0.49, not less 0.79"
+    assert table.loc["coarse", "auroc_over_controls"] == pytest.approx(0.94 - 0.79)
+
+
 def test_another_task_has_the_oracle_beside_it_and_no_selectivity(results):
     """The control task is what `pairwise` is held against; less itself it would be 0, less another nonsense."""
     shuffled = model_table(results, task="shuffled_labels").set_index("backbone")
@@ -117,3 +128,15 @@ def test_readers_see_what_is_taken_from_what(results):
     assert ("accuracy", "95 % interval") not in shown
     bounded = readable(model_table(results.assign(accuracy_low=0.5, accuracy_high=0.96)))
     assert set(bounded["accuracy", "95 % interval"]) == {"0.500 to 0.960"}
+
+
+def test_readers_see_how_sure_a_gain_is(results):
+    table = model_table(results)
+    low = table["auroc_over_position"] - 0.02
+    shown = readable(table.assign(auroc_over_position_low=low, auroc_over_position_high=low + 0.03))
+    gains = shown.set_index(("", "model"))["AUROC", "− position"]
+    assert gains["vit"].replace("\u00a0", " ") == "+0.150 (+0.130 to +0.160)"
+    assert gains["random-init:vit"].replace("\u00a0", " ") == "−0.090 (−0.110 to −0.080)"
+    assert gains["control:position"] is None
+    assert ("AUROC", "− position_low") not in shown
+    assert shown["AUROC", "− untrained"].dtype == float, "no interval is known"

@@ -11,10 +11,11 @@ from planted import PlantedBackbone, PlantedScenes
 from bindkit.errors import InvalidParameterError, LayerError, ProbeError
 from bindkit.extraction import cache_activations
 from bindkit.fits import RESULT_COLUMNS
+from bindkit.judging import judge_probe
 from bindkit.probes import load_probe
 from bindkit.protocols import PAPER, STRICT
 from bindkit.scenes.scene import Scene
-from bindkit.sweeping import layer_digest, probe_directory, sweep
+from bindkit.sweeping import SWEEP_COLUMNS, judged_pairs_digest, layer_digest, probe_directory, sweep
 from bindkit.training import fit_probe, fit_probes
 
 BRIEF = replace(STRICT, epochs=2, min_steps=4, judged_patches=24)
@@ -40,7 +41,7 @@ def fitted(monkeypatch):
 
 def test_every_combination_is_fitted_once_and_its_row_is_the_fits(cache):
     table = sweep([cache], [2, 0], ["linear", "quadratic"], protocol=BRIEF, seeds=[0, 3])
-    assert tuple(table.columns) == RESULT_COLUMNS
+    assert tuple(table.columns) == SWEEP_COLUMNS
     wanted = [(layer, kind, seed) for layer in (2, 0) for kind in ("linear", "quadratic") for seed in (0, 3)]
     assert list(zip(table["layer"], table["probe"], table["seed"], strict=True)) == wanted
     assert set(sweep([cache], "all", ["linear"], protocol=BRIEF)["layer"]) == {0, 1, 2}
@@ -61,6 +62,37 @@ def test_fits_that_are_there_are_read_and_the_table_stays_the_same(cache, fitted
     more = sweep([cache], [1, 2], ["linear"], protocol=BRIEF, root=tmp_path, seeds=[0, 1])
     assert fitted[2:] == [(1, "linear", 1), (2, "linear", 1)]
     pd.testing.assert_frame_equal(more[more["seed"] == 0].reset_index(drop=True), first)
+
+
+@pytest.mark.parametrize("rules", [BRIEF, replace(BRIEF, keep="accuracy", epochs=4, learning_rate=20.0)])
+def test_the_validation_accuracy_is_that_of_the_weights_that_were_kept(cache, rules):
+    """Judged again by the slow way: the saved probe on the validation scenes."""
+    row = sweep([cache], [2], ["linear"], protocol=rules).iloc[0]
+    fit = fit_probe(cache, 2, "linear", protocol=rules)
+    assert row["split"] == "test"
+    judged = judge_probe(fit.probe, cache, split="validation", protocol=rules)
+    assert row["validation_accuracy"] == pytest.approx(judged["accuracy"], abs=1e-6)
+
+
+def test_rows_share_a_digest_if_and_only_if_their_pairs_are_the_same(cache, tmp_path):
+    twin = cache_activations(PlantedBackbone(name="twin", signal=0.1), PlantedScenes(10), root=tmp_path / "twin")
+    other = cache_activations(PlantedBackbone(), OtherMasks(10), root=tmp_path / "other")
+    fewer = cache_activations(PlantedBackbone(), PlantedScenes(10), root=tmp_path / "fewer", patches_per_scene=64)
+    mine = judged_pairs_digest(cache, BRIEF, "test")
+    assert judged_pairs_digest(twin, BRIEF, "test") == mine
+    # The number of pairs may well be the same; the pairs are not.
+    assert judged_pairs_digest(other, BRIEF, "test") != mine
+    assert judged_pairs_digest(fewer, BRIEF, "test") != mine
+    assert judged_pairs_digest(cache, BRIEF, "validation") != mine
+    assert judged_pairs_digest(cache, replace(BRIEF, judged_patches=25), "test") != mine
+    assert judged_pairs_digest(cache, replace(BRIEF, learning_rate=9.0), "test") == mine
+    assert set(sweep([cache], [2], ["linear"], protocol=BRIEF, oracle=True)["judged_pairs"]) == {mine}
+
+
+def test_what_is_named_twice_is_fitted_once(cache, fitted):
+    """Two rows of one fit would pass for two seeds that agree."""
+    table = sweep([cache], [2, 2], ["linear", "linear"], ["pairwise"] * 2, BRIEF, seeds=[0, 0])
+    assert len(table) == len(fitted) == 1
 
 
 def test_figures_that_are_undefined_come_back_as_such(fitted, tmp_path):

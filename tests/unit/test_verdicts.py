@@ -40,6 +40,16 @@ def test_the_sentence_says_what_the_numbers_say(change, said, unsaid):
     assert unsaid not in sentence
 
 
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [((0.01, 0.03), ", above the 79.0 %"), ((-0.01, 0.03), "not distinguishable"), ((-0.03, -0.01), ", not above")],
+)
+def test_the_interval_of_the_gain_decides_where_there_is_one(bounds, said):
+    """Beside the interval of the accuracy, 0.78 to 0.82, the 79 % would not be distinguishable."""
+    change = {"majority_accuracy": 0.79} | dict(zip(("gain_low", "gain_high"), bounds, strict=True))
+    assert said in verdicts(pd.DataFrame([ROW | change]))[0]
+
+
 def said_beside(controls, **change):
     """Sentences for the backbone above, changed, and for controls given as name -> (AUROC, twins AUROC)."""
     rows = [ROW | {"backbone": f"control:{name}", "objective": "control", "layer": None} for name in controls]
@@ -62,6 +72,26 @@ def said_beside(controls, **change):
         ({"twins_auroc": 0.6}, "on twins 0.60, no more than a control has without a model (position, 0.65)."),
         ({"twins_auroc": 0.652}, "on twins 0.65, no more than a control has without a model (position, 0.65)."),
         ({"twins_auroc": 0.52}, "on twins 0.52, no better than chance."),
+        (
+            {"auroc_over_controls_low": 0.02, "auroc_over_controls_high": 0.06},
+            "AUROC 0.90, 0.04 above the strongest control (position + raw pixels) [+0.02, +0.06];",
+        ),
+        (
+            {"auroc_over_controls_low": -0.01, "auroc_over_controls_high": 0.09},
+            "AUROC 0.90, not distinguishable from the strongest control (position + raw pixels) [-0.01, +0.09];",
+        ),
+        (
+            {"twins_auroc_over_controls_low": -0.01, "twins_auroc_over_controls_high": 0.11},
+            "on twins 0.70, not distinguishable from the strongest control (position) [-0.01, +0.11], which needs no",
+        ),
+        (
+            {"auroc": 0.862, "auroc_over_controls_low": 0.001, "auroc_over_controls_high": 0.003},
+            "AUROC 0.86, no more than the strongest control (position + raw pixels) [+0.00, +0.00];",
+        ),
+        (
+            {"twins_auroc_over_controls_low": 0.01, "twins_auroc_over_controls_high": 0.09},
+            "on twins 0.70, 0.05 above the strongest control (position) [+0.01, +0.09], so it tells apart objects",
+        ),
         ({"n_pairs": 7}, "AUROC 0.90; on twins 0.70, so it tells apart objects that look alike."),
     ],
 )

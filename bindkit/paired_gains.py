@@ -1,0 +1,189 @@
+"""How sure each gain of the paper's table is: model and control resampled on the very same scenes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bindkit.analysis import JUDGED_ALIKE, OVER_CONTROLS, strongest_controls
+from bindkit.cache import ActivationCache
+from bindkit.errors import InvalidParameterError
+from bindkit.judging import judging, same_class_pairs
+from bindkit.metrics import JudgedPairs, resampled
+from bindkit.model_table import COMPARED_FIGURES, agreeing, comparisons, rival_of, shuffled_rows
+from bindkit.probes import load_probe
+from bindkit.protocols import Protocol
+from bindkit.resampling import UNKNOWN, interval
+from bindkit.sweeping import probe_directory
+
+_TOLERANCE = 1e-3
+"""By how much a probe's accuracy may differ from that in the table: digits cut off, another device."""
+
+
+def with_gain_intervals(
+    table: pd.DataFrame,
+    results: pd.DataFrame,
+    caches: Sequence[ActivationCache],
+    root: str | Path,
+    protocol: str | Protocol | None = None,
+    device: str = "auto",
+) -> pd.DataFrame:
+    """Give every gain of a `model_table` its 95 % interval.
+
+    ::
+
+        table = with_gain_intervals(model_table(results), results, caches, "workspace/probes")
+        table[["backbone", "auroc_over_position", "auroc_over_position_low", "auroc_over_position_high"]]
+
+    Nothing is fitted: the probes of the table are read and say again what they said of each pair. Then scenes are drawn
+    with replacement, the same for both sides of a difference. That scene which is hard for the model is mostly hard for
+    the control too, so that such an interval is narrower, and says more, than two intervals side by side.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As `model_table` gives it.
+    results : pandas.DataFrame
+        The rows of ``results.csv`` that it was made from.
+    caches : sequence of ActivationCache
+        Those that were swept.
+    root : path
+        Where the sweep kept its probes.
+    protocol : str or Protocol, optional
+        Of the sweep, where it was a Protocol of one's own. Default: the one that each probe names.
+    device : str
+        ``"auto"`` takes CUDA where there is one.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The table with ``_low`` and ``_high`` of ``gain``, of every ``FIGURE_over_NAME`` and of ``selectivity``. Figures
+        are averaged over seeds before the difference is taken. NaN where the difference is, with a single scene, and
+        where the two were not judged on the same pairs (of ``selectivity``, the same scenes: its labels differ).
+
+    Raises
+    ------
+    InvalidParameterError
+        If a backbone's cache is not among those given, or the probes are others than those of the table.
+    ProbeError
+        If a probe is missing.
+    """
+    told = _Resampling(results, {cache.backbone["name"]: cache for cache in caches}, Path(root), protocol, device)
+    strongest = {figure: strongest_controls(table, figure)["backbone"] for figure in OVER_CONTROLS}
+    bounds: list[dict[str, tuple[float, float]]] = []
+    for number, row in enumerate(table.to_dict("records")):
+        mine, own = told.of(row), {}
+        own["gain"] = mine.over_majority()
+        for figure in COMPARED_FIGURES:
+            for name in comparisons(table):
+                rival = rival_of(row, table, name, figure)
+                own[f"{figure}_over_{name}"] = UNKNOWN if rival is None else mine.over(told.of(rival), figure)
+            named = table[table["backbone"] == strongest[figure].iloc[number]]
+            rivals = agreeing(named, row, JUDGED_ALIKE).to_dict("records")
+            own[OVER_CONTROLS[figure]] = mine.over(told.of(rivals[0]), figure) if rivals else UNKNOWN
+        shuffled = shuffled_rows(row, results) if pd.notna(row["selectivity"]) else results[:0]
+        own["selectivity"] = mine.over(told.of_rows(shuffled), "auroc", same_labels=False)
+        bounds.append(own)
+    added = table.copy()
+    for name in bounds[0] if bounds else ():
+        for side, end in enumerate(("low", "high")):
+            added[f"{name}_{end}"] = [own[name][side] for own in bounds]
+    return added
+
+
+@dataclass(frozen=True)
+class _Resampled:
+    """Figures of each resample of the scenes, averaged over seeds; which scenes and pairs they come from."""
+
+    figures: Mapping[str, np.ndarray]
+    scenes: str = ""
+    pairs: str = ""
+
+    def over_majority(self) -> tuple[float, float]:
+        if not self.figures:
+            return UNKNOWN
+        return interval(self.figures["accuracy"] - self.figures["majority_accuracy"])
+
+    def over(self, other: _Resampled, figure: str, same_labels: bool = True) -> tuple[float, float]:
+        paired = self.pairs == other.pairs if same_labels else self.scenes == other.scenes
+        if not self.figures or not other.figures or not paired:
+            return UNKNOWN
+        return interval(self.figures[figure] - other.figures[figure])
+
+
+class _Resampling:
+    """What rows of the table say on each resample; every probe is asked once."""
+
+    def __init__(
+        self,
+        results: pd.DataFrame,
+        caches: Mapping[str, ActivationCache],
+        root: Path,
+        protocol: str | Protocol | None,
+        device: str,
+    ) -> None:
+        self._results, self._caches, self._root = results, caches, root
+        self._protocol, self._device = protocol, device
+        self._known: dict[str, _Resampled] = {}
+
+    def of(self, row: dict[str, Any]) -> _Resampled:
+        """A row of the table."""
+        if row["kind"] == "oracle":
+            return self._oracle(row)
+        return self.of_rows(agreeing(self._results, row, ["backbone", "layer", "probe", "task", "protocol", "split"]))
+
+    def of_rows(self, rows: pd.DataFrame) -> _Resampled:
+        """Rows of the results that differ in their seed, averaged; nothing without rows."""
+        seeds = [self._asked(row) for row in rows.to_dict("records")]
+        if not seeds:
+            return _Resampled({})
+        averaged = {name: np.mean([seed.figures[name] for seed in seeds], axis=0) for name in seeds[0].figures}
+        return replace(seeds[0], figures=averaged)
+
+    def _asked(self, row: dict[str, Any]) -> _Resampled:
+        """What one probe says now. Raises InvalidParameterError where that is not what its row says."""
+        place = probe_directory(self._root, row)
+        if str(place) not in self._known:
+            with judging(
+                load_probe(place), self._cache(row), row["split"], self._protocol, device=self._device
+            ) as judged:
+                pairs = judged.pairs()
+            accuracy = float((pairs.said_same == pairs.same).mean())
+            if abs(accuracy - row["accuracy"]) > _TOLERANCE:
+                raise InvalidParameterError(
+                    f"the probe in {place} judges {accuracy:.4f} of the pairs right, the table says "
+                    f"{row['accuracy']:.4f}; sweep again, and give the table and the probes of one run"
+                )
+            self._known[str(place)] = _summary(pairs)
+        return self._known[str(place)]
+
+    def _oracle(self, row: dict[str, Any]) -> _Resampled:
+        """It needs labels alone: any cache whose pairs are the same will do."""
+        rows = agreeing(self._results, row, ["judged_pairs", "protocol", "split"])
+        cache = self._cache(rows[rows["probe"] != "oracle"].iloc[0].to_dict())
+        key = f"oracle of {cache.path}"
+        if key not in self._known:
+            rules = row["protocol"] if self._protocol is None else self._protocol
+            self._known[key] = _summary(same_class_pairs(cache, rules, row["split"])[1])
+        return self._known[key]
+
+    def _cache(self, row: dict[str, Any]) -> ActivationCache:
+        if row["backbone"] not in self._caches:
+            raise InvalidParameterError(
+                f"the table has {row['backbone']}, whose cache is not among those given: "
+                f"{', '.join(self._caches) or 'none'}"
+            )
+        return self._caches[row["backbone"]]
+
+
+def _summary(pairs: JudgedPairs) -> _Resampled:
+    scenes = hashlib.sha256(np.ascontiguousarray(pairs.scene).tobytes())
+    answers = scenes.copy()
+    answers.update(np.packbits(pairs.same.astype(bool)).tobytes())
+    return _Resampled(resampled(pairs), scenes.hexdigest(), answers.hexdigest())
