@@ -164,15 +164,15 @@ def _look(training: Training, patches: LayerPatches, entry: dict[str, float | No
 
 
 def validate(probe: Probe, task: Task, validation: SplitPatches) -> tuple[float, float]:
-    """Loss and accuracy over all counted pairs of the validation scenes."""
+    """Loss over the validation scenes, as the task counts it, and accuracy over all their counted pairs."""
     loss = right = n_loss = n_pairs = 0.0
     with torch.inference_mode():
         for plain in validation.judged():
             batch = validation.shuffled(plain) if task.shuffled else plain
-            n_entries = float(batch.in_loss.sum())
+            n_terms = task.n_terms(batch)
             logits = probe(batch.activations)
             told = task.loss(probe, batch) if task.kind else pair_loss(logits, batch)
-            loss, n_loss = loss + float(told) * n_entries, n_loss + n_entries
+            loss, n_loss = loss + float(told) * n_terms, n_loss + n_terms
             said_same = probe.says_same(batch.activations, logits)
             right += float(((said_same == batch.same) & batch.counted).sum())
             n_pairs += float(batch.counted.sum())

@@ -46,6 +46,8 @@ class Task:
     name : str
     loss : callable
         Of a probe and a batch, to be minimised, in nats.
+    n_terms : callable
+        Of a batch: how many terms that loss is a mean of; what batches weigh when their losses are averaged.
     kind : str or None
         Of the map that a pointwise task trains; None where any probe that judges pairs will do.
     shuffled : bool
@@ -54,6 +56,7 @@ class Task:
 
     name: str
     loss: Callable[[Probe, PatchBatch], Float[Tensor, ""]]
+    n_terms: Callable[[PatchBatch], int]
     kind: str | None = None
     shuffled: bool = False
 
@@ -141,6 +144,10 @@ def pair_loss(logits: Float[Tensor, "scene patch patch"], batch: PatchBatch) -> 
 
 def _pairwise_loss(probe: Probe, batch: PatchBatch) -> Float[Tensor, ""]:
     return pair_loss(probe(batch.activations), batch)
+
+
+def _pairs(batch: PatchBatch) -> int:
+    return int(batch.in_loss.sum())
 
 
 def _class_loss(probe: Probe, batch: PatchBatch) -> Float[Tensor, ""]:
@@ -272,10 +279,10 @@ def _class_map(probe: Probe) -> ClassMap:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("pairwise", _pairwise_loss),
-        Task("pointwise_class", _class_loss, kind="class_map"),
-        Task("pointwise_identity", _identity_loss, kind="identity_map"),
-        Task("shuffled_labels", _pairwise_loss, shuffled=True),
+        Task("pairwise", _pairwise_loss, _pairs),
+        Task("pointwise_class", _class_loss, lambda batch: int(batch.present.sum()), kind="class_map"),
+        Task("pointwise_identity", _identity_loss, lambda batch: len(batch.scenes), kind="identity_map"),
+        Task("shuffled_labels", _pairwise_loss, _pairs, shuffled=True),
     )
 }
 """Task name -> task."""

@@ -19,7 +19,7 @@ PROBES: dict[str, type[Probe]] = {}
 
 
 class Probe(nn.Module, ABC):
-    """A logit for every pair of patches; symmetric in its two patches.
+    """A logit for every pair of patches; symmetric in its two patches, save for `self_attention`.
 
     ::
 

@@ -21,9 +21,11 @@ from bindkit.extraction import cache_activations
 from bindkit.judging import judge_same_class
 from bindkit.layer_patches import LayerPatches
 from bindkit.patch_batches import SplitPatches
+from bindkit.probes import make_probe
 from bindkit.protocols import PAPER, STRICT
 from bindkit.scenes import subset
 from bindkit.scenes.scene import Scene
+from bindkit.side_by_side import validate
 from bindkit.sweeping import sweep
 from bindkit.tasks import TASKS, match, object_masks, told_apart
 from bindkit.training import fit_probe, fit_probes
@@ -264,6 +266,20 @@ def test_a_view_of_scenes_has_the_benchmark_of_the_whole():
     whole = Benchmarked(4)
     assert subset(whole, [2, 0]).benchmark_classes == whole.benchmark_classes
     assert subset(PlantedScenes(4), [2, 0]).benchmark_classes is None
+
+
+def test_batches_weigh_in_validation_as_many_terms_as_their_loss_is_a_mean_of(cache, monkeypatch):
+    # The second batch has one scene; one big batch has all scenes, so that its loss is the mean to compare with.
+    patches = SplitPatches(cache, "validation", 2, replace(STRICT, judged_patches=40), CPU)
+    n_scenes = len(patches)
+    probe = TASKS["pointwise_class"].make_probe("linear", patches, 0, [1, 2, 3])
+    other = SplitPatches(cache, "validation", 2, patches.protocol, CPU)
+    monkeypatch.setattr("bindkit.patch_batches._SCENES_PER_JUDGED_BATCH", n_scenes - 1)
+    assert [len(batch.scenes) for batch in other.judged()] == [n_scenes - 1, 1]
+    monkeypatch.setattr("bindkit.patch_batches._SCENES_PER_JUDGED_BATCH", n_scenes)
+    for task, told in (("pointwise_class", probe), ("pairwise", make_probe("quadratic", 24))):
+        whole, parts = validate(told, TASKS[task], patches), validate(told, TASKS[task], other)
+        assert parts == pytest.approx(whole, abs=1e-6)
 
 
 def test_there_are_the_tasks_of_the_design():
