@@ -7,10 +7,11 @@ side, `cache_activations` holds measuring to the other.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ class TrainingScenes:
         with progress(len(scenes), "draw training scenes", "scene") as bar:
             if workers > 1 and len(spans) > 8:
                 # "spawn": a forked copy of a process whose torch threads run can hang.
-                with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
                     for part in pool.map(_draw_span, spans):
                         parts.append(part)
                         bar.update(len(part[0]))
@@ -184,6 +185,18 @@ def _synthetic(uri: str) -> SyntheticScenes:
     if not isinstance(scenes, SyntheticScenes):
         raise InvalidParameterError(f"pretraining draws synthetic scenes, got {uri!r}; write synthetic:n=...,seed=...")
     return scenes
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent does: of a killed one, workers would wait for more to do for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _draw_span(span: tuple[str, int, int]) -> tuple[np.ndarray, ...]:

@@ -3,6 +3,10 @@
 import hashlib
 import json
 import math
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -374,3 +378,28 @@ def test_unfinished_and_strange_directories_are_named(tmp_path, pool):
     (run.directory / STATE_FILE).write_bytes(b"broken")
     with pytest.raises(BackboneError, match="start over"):
         bk.pretrain("mae", tmp_path / "run", pool, scenes_seen=16, checkpoints=1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+def test_a_killed_process_leaves_no_worker_behind(tmp_path):
+    uri = f"synthetic:n=4000,seed={TRAINING_SEED},size=80x80"
+    code = f"from bindkit.pretraining import TrainingScenes; TrainingScenes.open({uri!r}, 2)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 60
+    while len(children.read_text().split()) < 3 and time.monotonic() < deadline:  # the tracker and two workers
+        time.sleep(0.05)
+    born = [int(pid) for pid in children.read_text().split()]
+    assert len(born) == 3
+    process.kill()
+    process.wait()
+    while any(_alive(pid) for pid in born) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_alive(pid) for pid in born)
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
