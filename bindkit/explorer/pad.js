@@ -1,0 +1,99 @@
+// Keys for the chosen patch, and lines of text that screen readers follow. The rest of the explorer is ipywidgets.
+
+const KEYS = new Set(["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "[", "]", ",", "."]);
+
+function make(tag, attributes, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+function render({ model, el }) {
+  const place = make("b", {}), status = make("p", { class: "status", role: "status", "aria-live": "polite" });
+  const hint = make("span", { class: "hint" });
+  hint.innerHTML = "<kbd>←</kbd><kbd>↑</kbd><kbd>↓</kbd><kbd>→</kbd> move it, <kbd>Shift</kbd> by five · "
+    + "<kbd>[</kbd><kbd>]</kbd> layer · <kbd>,</kbd><kbd>.</kbd> image";
+  const keys = make("div", {
+    class: "keys", tabindex: "0", role: "application", "aria-roledescription": "patch chooser",
+  }, place, hint);
+  const message = make("p", { class: "message", role: "alert" });
+  const busy = make("p", { class: "busy", role: "status" });
+  el.classList.add("bindkit-pad");
+  el.append(busy, keys, status, message);
+
+  const show = () => {
+    place.textContent = model.get("place");
+    keys.setAttribute("aria-label", `Chosen patch: ${model.get("place")}. Arrow keys move it.`);
+    for (const [line, text] of [[status, model.get("status")], [message, model.get("message")]]) {
+      if (line.textContent !== text) line.textContent = text;
+      line.hidden = !text;
+    }
+    message.classList.toggle("good", model.get("good"));
+    const words = model.get("busy");
+    busy.replaceChildren(...(words ? [make("progress", { "aria-label": words }), words] : []));
+    busy.hidden = !words;
+    root()?.style.setProperty("--bindkit-saturation", Math.max(0, 1 - 1.3 * model.get("opacity")));
+  };
+  const root = () => el.closest(".bindkit-explorer");
+  model.on("change", show);
+
+  const onKey = (event) => {
+    if (!KEYS.has(event.key) || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    model.send({ key: event.key, far: event.shiftKey });
+  };
+  keys.addEventListener("keydown", onKey);
+
+  // What is typed in the explorer is not meant for the notebook, whose commands are single letters and arrows.
+  const keepKeys = (event) => {
+    if (!event.ctrlKey && !event.metaKey && !["Escape", "Tab"].includes(event.key) && !(event.key === "Enter" && event.shiftKey))
+      event.stopPropagation();
+  };
+  const onClick = (event) => {
+    if (event.target.closest(".js-plotly-plot")) keys.focus({ preventScroll: true });
+  };
+  // The handles of ipywidgets' sliders have no name of their own; they take that of the label beside them.
+  const name = () => root()?.querySelectorAll(".widget-slider").forEach((slider) => {
+    const label = slider.querySelector(".widget-label")?.textContent, value = slider.querySelector(".widget-readout");
+    slider.querySelectorAll(".noUi-handle").forEach((handle) => {
+      handle.setAttribute("aria-label", label ?? "");
+      handle.setAttribute("aria-valuetext", value?.textContent ?? "");
+    });
+  });
+  // The button to open a file counts files; here one is as good as none.
+  const uncount = () => root()?.querySelectorAll("button.widget-upload, .widget-upload button").forEach((button) => {
+    for (const part of button.childNodes) if (part.nodeType === 3 && / \(\d+\)$/.test(part.data)) part.data = part.data.replace(/ \(\d+\)$/, "");
+  });
+  const tidy = () => { name(); uncount(); };
+
+  let observer, watcher, width = 0, timer, frame;
+  const attached = () => {
+    const holder = root()?.querySelector(".bindkit-maps");
+    if (!el.isConnected || !holder) { frame = requestAnimationFrame(attached); return; }
+    root().addEventListener("keydown", keepKeys);
+    root().addEventListener("click", onClick);
+    watcher = new MutationObserver(tidy);
+    watcher.observe(root(), { childList: true, subtree: true });
+    observer = new ResizeObserver(([entry]) => {
+      const now = Math.round(entry.contentRect.width);
+      if (now < 60 || Math.abs(now - width) < 2) return;
+      width = now;
+      clearTimeout(timer);
+      timer = setTimeout(() => model.send({ width: now }), 80);
+    });
+    observer.observe(holder);
+    tidy();
+    show();
+  };
+  attached();
+  return () => {
+    observer?.disconnect();
+    watcher?.disconnect();
+    clearTimeout(timer);
+    cancelAnimationFrame(frame);
+    model.off("change", show);
+  };
+}
+
+export default { render };
