@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import ipywidgets as widgets
@@ -140,14 +141,13 @@ class Controls:
         measure = panel.measure
         objects = panel.own >= 0
         twins = objects and bool(panel.image.objects[panel.own]["twins"])
-        stops = ", ".join(f"{colour} {100 * at:.1f}%" for at, colour in get_colorscale(SCALES[state.colours]))
         guess = CONTRAST[state.colours]
         parts = []
         if measure != "pca":
             at = 100 * (state.threshold - low) / (high - low) if high > low else 0
             judged = measure in ("affinity", "cosine")
             limit = f'<b style="left:{min(max(at, 0), 100):.1f}%;background:{guess}"></b>' if judged else ""
-            bar = f'<i style="background:linear-gradient(90deg,{stops})">{limit}</i>'
+            bar = f'<i style="background:linear-gradient(90deg,{_stops(state.colours)})">{limit}</i>'
             word = MEASURES[measure].lower()
             ends = [number(measure, low), number(measure, high)]
             parts.append(f'<div class="bk-scale"><span>{word} {ends[0]}</span>{bar}<span>{ends[1]}</span></div>')
@@ -162,6 +162,12 @@ class Controls:
             marks.append(f"<li><b>1–{state.top}</b> the highest that lie more than {state.apart} away</li>")
         parts.append(f'<ul class="bk-marks" aria-label="Lines on the image">{"".join(marks)}</ul>')
         self.legend.value = "".join(parts)
+
+
+@cache
+def _stops(colours: str) -> str:
+    """A colour map as CSS writes the stops of a gradient."""
+    return ", ".join(f"{colour} {100 * at:.1f}%" for at, colour in get_colorscale(SCALES[colours]))
 
 
 _SQUARE = '<rect x="7" y="0" width="10" height="10" fill="none"'

@@ -34,8 +34,10 @@ TITLE, GAP, LEAST = 46, 18, 270
 TALLEST = 540
 """Pixels: no map is higher."""
 
+_DIGITS = 5
+"""Decimals of what a figure is sent: numbers travel as text, and more of them only take longer."""
+
 _HOVER = {"affinity": "affinity <b>%{z:.2f}</b>", "cosine": "cosine <b>%{z:.2f}</b>", "attention": "<b>%{z:.2%}</b>"}
-_PLACE = "row %{customdata[0]} · column %{customdata[1]}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,10 +110,9 @@ def traces_of(panel: Panel, state: State, axis: int) -> dict[str, dict[str, Any]
     grid, values = found.grid, found.values
     (height, width), colour = grid.original, CONTRAST[state.colours]
     down, across = height / grid.rows, width / grid.cols
-    named = bool(image.objects)
-    words = _HOVER.get(panel.measure, "")
+    words = f"{_HOVER[panel.measure]}<br>" if values is not None else ""
     roles["heat"] |= {
-        "z": np.zeros((grid.rows, grid.cols), np.float32) if values is None else values,
+        "z": np.zeros((grid.rows, grid.cols)) if values is None else values.astype(float).round(_DIGITS),
         "x0": across / 2 - 0.5,
         "dx": across,
         "y0": down / 2 - 0.5,
@@ -120,9 +121,8 @@ def traces_of(panel: Panel, state: State, axis: int) -> dict[str, dict[str, Any]
         "zmax": found.high,
         "colorscale": SCALES[state.colours],
         "opacity": 0.0 if values is None else state.opacity,
-        "customdata": image.places(grid),
-        "hovertemplate": "<br>".join(filter(None, [words, _PLACE, "%{customdata[2]}" if named else ""]))
-        + "<extra></extra>",
+        "text": image.places(grid),
+        "hovertemplate": f"{words}%{{text}}<extra></extra>",
         "name": panel.measure,
         "meta": panel.name,
     }
@@ -136,7 +136,6 @@ def traces_of(panel: Panel, state: State, axis: int) -> dict[str, dict[str, Any]
     roles["truth casing"] = _line(truth, CASING, 5, on, "")
     roles["truth"] = _line(truth, TRUTH, 2.5, on, "object")
     roles["twins"] = _line(twins, TWINS, 2.5, on, "twins") | {"line": {"color": TWINS, "width": 2.5, "dash": "6px,5px"}}
-    roles["guess casing"] = _line(guess, "rgba(0,0,0,0.4)", 4.5, on, "")
     roles["guess"] = _line(guess, colour, 2.5, on, "above the threshold")
     roles["top"] = {
         "type": "scatter",
@@ -150,6 +149,7 @@ def traces_of(panel: Panel, state: State, axis: int) -> dict[str, dict[str, Any]
         "showlegend": False,
         "name": "highest",
         **on,
+        "visible": bool(top),
     }
     roles["mark casing"] = _line(mark, "#000", 6, on, "")
     roles["mark"] = _line(mark, "#fff", 3, on, "chosen patch")
@@ -157,7 +157,7 @@ def traces_of(panel: Panel, state: State, axis: int) -> dict[str, dict[str, Any]
 
 
 _NOTHING = (np.zeros(0, np.float32), np.zeros(0, np.float32))
-_LINES = ("truth casing", "truth", "twins", "guess casing", "guess", "top", "mark casing", "mark")
+_LINES = ("truth casing", "truth", "twins", "guess", "top", "mark casing", "mark")
 
 
 Line = tuple[np.ndarray, np.ndarray]
@@ -167,7 +167,16 @@ def _line(
     points: Line, colour: str, width: float, on: Mapping[str, Any], name: str, dash: str = "solid"
 ) -> dict[str, Any]:
     look = {"line": {"color": colour, "width": width, "dash": dash}, "hoverinfo": "skip", "showlegend": False}
-    return {"type": "scatter", "mode": "lines", "x": points[0], "y": points[1], "name": name, **look, **on}
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": points[0],
+        "y": points[1],
+        "name": name,
+        **look,
+        **on,
+        "visible": bool(len(points[0])),
+    }
 
 
 def _joined(lines: Sequence[Line]) -> Line:

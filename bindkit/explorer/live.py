@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+import traitlets
 from PIL import Image, ImageEnhance
+from plotly.serializers import custom_serializers
 
 from bindkit.explorer.drawing import CONTRAST, Panel, differences, layout_of, traces_of
 from bindkit.explorer.sources import ShownImage
@@ -22,6 +24,36 @@ _PICTURE_WIDTH = 760
 """Pixels of a saved picture of two maps or more; of one map less."""
 
 
+_REPORTS = ("_js2py_traceDeltas", "_js2py_layoutDelta", "_js2py_pointsCallback")
+
+
+def _report() -> traitlets.Dict:
+    """As Plotly defines it, but not sent back to the browser that it came from."""
+    return traitlets.Dict(allow_none=True).tag(sync=True, echo_update=False, **custom_serializers)
+
+
+class _Figure(go.FigureWidget):
+    """Plotly's widget, without what a browser reports of its defaults and of every move of the mouse.
+
+    Python would read such a report after each change and answer it; meanwhile a click waits.
+    """
+
+    locals().update({name: _report() for name in _REPORTS})
+
+    @traitlets.observe("_js2py_traceDeltas")
+    def _handler_js2py_traceDeltas(self, change: Any) -> None:  # noqa: N802
+        self._trace_edit_in_process = False
+
+    @traitlets.observe("_js2py_layoutDelta")
+    def _handler_js2py_layoutDelta(self, change: Any) -> None:  # noqa: N802
+        self._layout_edit_in_process = False
+
+    @traitlets.observe("_js2py_pointsCallback")
+    def _handler_js2py_pointsCallback(self, change: Any) -> None:  # noqa: N802
+        if change["new"] and change["new"].get("event_type") == "plotly_click":
+            super()._handler_js2py_pointsCallback(change)
+
+
 class LiveFigure:
     """A FigureWidget of some panels.
 
@@ -32,7 +64,7 @@ class LiveFigure:
     """
 
     def __init__(self, clicked: Callable[[str, tuple[float, float]], None]) -> None:
-        self.widget = go.FigureWidget()
+        self.widget = _Figure()
         self.widget._config = {"displayModeBar": False, "doubleClick": False, "scrollZoom": False}
         self.width: float = FIRST_WIDTH
         self._clicked = clicked
@@ -40,12 +72,12 @@ class LiveFigure:
         self._sent: dict[tuple[str, str], dict[str, Any]] = {}
         self._layout: dict[str, Any] = {}
         self._panels: dict[str, Panel] = {}
-        self._photos: dict[ShownImage, str] = {}
+        self._photos: dict[tuple[ShownImage, float], str] = {}
 
     def show(self, panels: Sequence[Panel], state: State) -> None:
         """Show these panels and no others."""
         self._panels = {panel.name: panel for panel in panels}
-        layout = layout_of(panels, state, self.width, self._photo)
+        layout = layout_of(panels, state, self.width, lambda image: self._photo(image, state.opacity))
         wanted = {
             (panel.name, role): trace
             for number, panel in enumerate(panels, start=1)
@@ -94,12 +126,14 @@ class LiveFigure:
 
         return heard
 
-    def _photo(self, image: ShownImage) -> str:
-        if image not in self._photos:
+    def _photo(self, image: ShownImage, opacity: float) -> str:
+        # In steps, since it is sent anew with each.
+        key = (image, round(4 * opacity) / 4)
+        if key not in self._photos:
             if len(self._photos) > 16:
                 self._photos.clear()
-            self._photos[image] = picture(image.pixels)
-        return self._photos[image]
+            self._photos[key] = faded(*key)
+        return self._photos[key]
 
 
 def picture_figure(panels: Sequence[Panel], state: State, caption: str, width: float | None = None) -> go.Figure:
@@ -117,7 +151,7 @@ def picture_figure(panels: Sequence[Panel], state: State, caption: str, width: f
         Pixels of the maps together.
     """
     across = width or (_PICTURE_WIDTH if len(panels) > 1 else 0.75 * _PICTURE_WIDTH)
-    layout = layout_of(panels, state, across, lambda image: _faded(image, state.opacity))
+    layout = layout_of(panels, state, across, lambda image: faded(image, state.opacity))
     traces = [
         trace for number, panel in enumerate(panels, start=1) for trace in traces_of(panel, state, number).values()
     ]
@@ -153,7 +187,7 @@ def picture_figure(panels: Sequence[Panel], state: State, caption: str, width: f
     return figure
 
 
-def _faded(image: ShownImage, opacity: float) -> str:
+def faded(image: ShownImage, opacity: float) -> str:
     """The picture as it lies under colours: under strong ones grey, so that hues always stand for values."""
     photo = ImageEnhance.Color(Image.fromarray(image.pixels)).enhance(max(0.0, 1 - 1.3 * opacity))
     return picture(np.asarray(photo))

@@ -33,7 +33,6 @@ function render({ model, el }) {
     const words = model.get("busy");
     busy.replaceChildren(...(words ? [make("progress", { "aria-label": words }), words] : []));
     busy.hidden = !words;
-    root()?.style.setProperty("--bindkit-saturation", Math.max(0, 1 - 1.3 * model.get("opacity")));
   };
   const root = () => el.closest(".bindkit-explorer");
   model.on("change", show);
@@ -51,7 +50,8 @@ function render({ model, el }) {
       event.stopPropagation();
   };
   const onClick = (event) => {
-    if (event.target.closest(".js-plotly-plot")) keys.focus({ preventScroll: true });
+    // Later, so that it does not keep the click waiting.
+    if (event.target.closest(".js-plotly-plot")) setTimeout(() => keys.focus({ preventScroll: true }), 120);
   };
   // The handles of ipywidgets' sliders have no name of their own; they take that of the label beside them.
   const name = () => root()?.querySelectorAll(".widget-slider").forEach((slider) => {
@@ -66,6 +66,11 @@ function render({ model, el }) {
     for (const part of button.childNodes) if (part.nodeType === 3 && / \(\d+\)$/.test(part.data)) part.data = part.data.replace(/ \(\d+\)$/, "");
   });
   const tidy = () => { name(); uncount(); };
+
+  // Plotly's widget reports every move of the mouse to the kernel, which has no use for it and keeps clicks waiting.
+  const quiet = (plot) => ["plotly_hover", "plotly_unhover"].forEach((name) => plot.removeAllListeners?.(name));
+  const onPlot = ({ detail }) => { if (root()?.contains(detail.element)) quiet(detail.element); };
+  document.addEventListener("plotlywidget-after-render", onPlot);
 
   let observer, watcher, width = 0, timer, frame;
   const attached = () => {
@@ -83,11 +88,13 @@ function render({ model, el }) {
       timer = setTimeout(() => model.send({ width: now }), 80);
     });
     observer.observe(holder);
+    root().querySelectorAll(".js-plotly-plot").forEach(quiet);
     tidy();
     show();
   };
   attached();
   return () => {
+    document.removeEventListener("plotlywidget-after-render", onPlot);
     observer?.disconnect();
     watcher?.disconnect();
     clearTimeout(timer);

@@ -25,4 +25,3 @@ class Pad(anywidget.AnyWidget):
     message = traitlets.Unicode("").tag(sync=True)
     good = traitlets.Bool(False).tag(sync=True)
     busy = traitlets.Unicode("").tag(sync=True)
-    opacity = traitlets.Float(0.7).tag(sync=True)

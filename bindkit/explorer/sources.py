@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -227,12 +228,12 @@ class ShownImage:
         return self._facts_of(grid)[0]
 
     def places(self, grid: ImageGrid) -> np.ndarray:
-        """Row, column and object's name of every patch, object array [rows, cols, 3]; always the same array."""
+        """``row 3 · column 5`` and below it the object's name, of every patch [rows, cols]; always the same array."""
         if grid not in self._places:
-            labels = self.labels(grid)
-            found = np.empty((grid.rows, grid.cols, 3), dtype=object)
-            for row, col in np.ndindex(grid.rows, grid.cols):
-                found[row, col] = (row, col, self.object_name(int(labels[row, col])))
+            found = np.empty((grid.rows, grid.cols), dtype=object)
+            for (row, col), label in np.ndenumerate(self.labels(grid)):
+                name = html.escape(self.object_name(int(label)))
+                found[row, col] = f"row {row} · column {col}" + (f"<br>{name}" if name else "")
             self._places[grid] = found
         return self._places[grid]
 

@@ -400,7 +400,6 @@ class AffinityExplorer(widgets.VBox):
             self._setting = False
         main = session.main
         with self._pad.hold_sync():
-            self._pad.opacity = session.state.opacity
             self._pad.place = f"row {main.patch[0]}, column {main.patch[1]}" if main and main.patch else ""
             self._pad.status = session.status
             self._say("\n".join(dict.fromkeys(session.problems)))
