@@ -98,7 +98,7 @@ class Controls:
             "second": [("nothing", _NONE), *images],
             "backbone": [(entry.title, number) for number, entry in enumerate(session.backbones)],
             "probe": [(kind.replace("_", " "), kind) for kind in kinds] or [("none", _NONE)],
-            "measure": [(words, key) for key, words in MEASURES.items() if kinds or key != "affinity"],
+            "measure": [(words, key) for key, words in MEASURES.items() if kinds or key in (view.measure, "cosine", "attention", "pca")],
             "head": [("mean of all", _NONE), *((f"head {head}", head) for head in range(session.heads()))],
         }
         layers = session.layers()
@@ -128,6 +128,8 @@ class Controls:
         for control, value in wanted.items():
             if control.value != value:
                 control.value = value
+        # So that the same file can be opened again.
+        self.upload.value = ()
         self.head.disabled = "attention" not in (view.measure, *state.beside)
         self._explain(session)
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from bindkit.explorer.engine import Map
-from bindkit.explorer.outlines import patch_outline, square, top_patches
+from bindkit.explorer.outlines import NOTHING, Line, joined, patch_outline, square, top_patches
 from bindkit.explorer.sources import ShownImage
 from bindkit.explorer.state import State
 from bindkit.figures.style import INK
@@ -106,32 +106,32 @@ def traces_of(panel: Panel, state: State, axis: int) -> dict[str, dict[str, Any]
     found, image = panel.found, panel.image
     roles = {"heat": {"type": "heatmap", "showscale": False, **on}}
     if found is None:
-        return roles | {role: _line(_NOTHING, "#000", 1, on, "") for role in _LINES}
+        return roles | {role: _line(NOTHING, "#000", 1, on, "") for role in _LINES}
     grid, values = found.grid, found.values
-    (height, width), colour = grid.original, CONTRAST[state.colours]
-    down, across = height / grid.rows, width / grid.cols
+    colour = CONTRAST[state.colours]
+    names = image.names(grid)
     words = f"{_HOVER[panel.measure]}<br>" if values is not None else ""
     roles["heat"] |= {
         "z": np.zeros((grid.rows, grid.cols)) if values is None else values.astype(float).round(_DIGITS),
-        "x0": across / 2 - 0.5,
-        "dx": across,
-        "y0": down / 2 - 0.5,
-        "dy": down,
+        "x0": 0,
+        "dx": 1,
+        "y0": 0,
+        "dy": 1,
         "zmin": found.low,
         "zmax": found.high,
         "colorscale": SCALES[state.colours],
         "opacity": 0.0 if values is None else state.opacity,
-        "text": image.places(grid),
-        "hovertemplate": f"{words}%{{text}}<extra></extra>",
+        "text": names,
+        "hovertemplate": f"{words}row %{{y}} · column %{{x}}{'' if names is None else '<br>%{text}'}<extra></extra>",
         "name": panel.measure,
         "meta": panel.name,
     }
     judged = panel.measure in ("affinity", "cosine") and values is not None
-    guess = patch_outline(values >= state.threshold, grid) if judged and values is not None else _NOTHING
-    truth = image.outline(panel.own) if state.outlines and panel.own >= 0 else _NOTHING
+    guess = patch_outline(values >= state.threshold) if judged and values is not None else NOTHING
+    truth = image.outline(panel.own, grid) if state.outlines and panel.own >= 0 else NOTHING
     others = image.objects[panel.own]["twins"] if state.outlines and panel.own >= 0 else []
-    twins = _joined([image.outline(position) for position in others])
-    mark = square(*found.patch, grid) if found.patch is not None else _NOTHING
+    twins = joined([image.outline(position, grid) for position in others])
+    mark = square(*found.patch) if found.patch is not None else NOTHING
     top = top_patches(values, state.top, found.patch, state.apart) if values is not None and state.top else []
     roles["truth casing"] = _line(truth, CASING, 5, on, "")
     roles["truth"] = _line(truth, TRUTH, 2.5, on, "object")
@@ -140,8 +140,8 @@ def traces_of(panel: Panel, state: State, axis: int) -> dict[str, dict[str, Any]
     roles["top"] = {
         "type": "scatter",
         "mode": "markers+text",
-        "x": np.array([(col + 0.5) * across - 0.5 for _, col in top], np.float32),
-        "y": np.array([(row + 0.5) * down - 0.5 for row, _ in top], np.float32),
+        "x": np.array([col for _, col in top], np.float32),
+        "y": np.array([row for row, _ in top], np.float32),
         "text": [str(rank) for rank in range(1, len(top) + 1)],
         "textfont": {"size": 10, "color": "#fff"},
         "marker": {"size": 17, "color": "rgba(15,17,20,0.85)", "line": {"color": "#fff", "width": 1.5}},
@@ -156,11 +156,7 @@ def traces_of(panel: Panel, state: State, axis: int) -> dict[str, dict[str, Any]
     return roles
 
 
-_NOTHING = (np.zeros(0, np.float32), np.zeros(0, np.float32))
 _LINES = ("truth casing", "truth", "twins", "guess", "top", "mark casing", "mark")
-
-
-Line = tuple[np.ndarray, np.ndarray]
 
 
 def _line(
@@ -177,15 +173,6 @@ def _line(
         **on,
         "visible": bool(len(points[0])),
     }
-
-
-def _joined(lines: Sequence[Line]) -> Line:
-    """Several lines as one, with a gap between them."""
-    if not lines:
-        return _NOTHING
-    gap = np.full((2, 1), np.nan, np.float32)
-    x, y = np.concatenate([part for line in lines for part in (np.stack(line), gap)][:-1], axis=1)
-    return x, y
 
 
 def layout_of(panels: Sequence[Panel], state: State, width: float, photo: Any) -> dict[str, Any]:
@@ -209,7 +196,7 @@ def layout_of(panels: Sequence[Panel], state: State, width: float, photo: Any) -
     titles: list[dict[str, Any]] = []
     for number, (panel, box) in enumerate(zip(panels, boxes, strict=True), start=1):
         suffix = str(number) if number > 1 else ""
-        rows, cols = panel.image.size if _readable(panel.image) else (3, 4)
+        rows, cols = (panel.found.grid.rows, panel.found.grid.cols) if panel.found is not None else (1, 1)
         across = [box.left / width, min(1.0, (box.left + box.width) / width)]
         down = [max(0.0, 1 - (box.top + box.height) / height), 1 - box.top / height]
         fixed = {"visible": False, "fixedrange": True}

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,7 @@ _BLOCK = 256
 """Rows whose pairs are looked at together."""
 
 
+@runtime_checkable
 class Rows(Protocol):
     """One patch of the first image against all of the second."""
 
@@ -94,6 +95,18 @@ class Factors:
     def affinity(self, patch: int) -> Float[Tensor, " m"]:
         """Affinities of one patch of the first image."""
         return self.logits(patch).sigmoid()
+
+    def centred(self) -> Factors:
+        """The same logits with factors of mean zero, the rest in the offsets.
+
+        Where activations lie far from zero, as in most ViTs, this leaves less to the products and so to rounding.
+        """
+        left, right = self.left.double(), self.right.double()
+        over_left, over_right = left.mean(0), right.mean(0)
+        left, right = left - over_left, right - over_right
+        left_offset = self.left_offset + left @ over_right + over_left @ over_right
+        right_offset = self.right_offset + right @ over_left
+        return Factors(left.float(), right.float(), left_offset.float(), right_offset.float(), self.scale)
 
     def cut(self, tolerance: float = TOLERANCE) -> Factors:
         """The same with fewer columns, if no affinity moves by more than the tolerance; else itself.
@@ -170,7 +183,8 @@ def rows_of(probe: Probe, first: Float[Tensor, "n d_model"], second: Float[Tenso
             return PairwiseRows(probe, first, second)
         left, right, left_offset, right_offset = split(probe, first, second)
         factors = Factors(left, right, left_offset, right_offset, 1 / probe.temperature)
-        return factors.cut()
+        # What is not finite cannot be cut; it is said when its row is shown.
+        return factors.centred().cut() if left.isfinite().all() and right.isfinite().all() else factors
 
 
 Split = tuple[Tensor, Tensor, Tensor, Tensor]

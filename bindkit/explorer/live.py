@@ -24,6 +24,7 @@ _PICTURE_WIDTH = 760
 """Pixels of a saved picture of two maps or more; of one map less."""
 
 
+_EDITS = ("_last_trace_edit_id", "_last_layout_edit_id")
 _REPORTS = ("_js2py_traceDeltas", "_js2py_layoutDelta", "_js2py_pointsCallback")
 
 
@@ -39,6 +40,8 @@ class _Figure(go.FigureWidget):
     """
 
     locals().update({name: _report() for name in _REPORTS})
+    # Numbers of edits, which only those reports need.
+    locals().update({name: traitlets.Integer(0).tag(sync=False) for name in _EDITS})
 
     @traitlets.observe("_js2py_traceDeltas")
     def _handler_js2py_traceDeltas(self, change: Any) -> None:  # noqa: N802
@@ -60,10 +63,10 @@ class LiveFigure:
     Parameters
     ----------
     clicked : callable
-        Is told the panel and the place, (down, across) in [0, 1) of its image, of every click at a patch.
+        Is told the panel, row and column of every click at a patch.
     """
 
-    def __init__(self, clicked: Callable[[str, tuple[float, float]], None]) -> None:
+    def __init__(self, clicked: Callable[[str, int, int], None]) -> None:
         self.widget = _Figure()
         self.widget._config = {"displayModeBar": False, "doubleClick": False, "scrollZoom": False}
         self.width: float = FIRST_WIDTH
@@ -119,10 +122,9 @@ class LiveFigure:
     def _listener(self, name: str) -> Callable[..., None]:
         def heard(trace: Any, points: Any, device: Any) -> None:
             panel = self._panels.get(name)
-            if panel is None or not points.xs:
+            if panel is None or panel.found is None or not points.xs:
                 return
-            height, width = panel.image.size
-            self._clicked(name, ((points.ys[0] + 0.5) / height, (points.xs[0] + 0.5) / width))
+            self._clicked(name, int(points.ys[0]), int(points.xs[0]))
 
         return heard
 

@@ -83,7 +83,13 @@ def _corners(loop: np.ndarray) -> np.ndarray:
     return loop[(along != onward).any(axis=1)]
 
 
-def line_through(loops: Sequence[np.ndarray], scale: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+Line = tuple[np.ndarray, np.ndarray]
+"""x and y of a line as float32, NaN where it is interrupted."""
+
+NOTHING: Line = (np.zeros(0, np.float32), np.zeros(0, np.float32))
+
+
+def line_through(loops: Sequence[np.ndarray], scale: tuple[float, float] = (1, 1)) -> Line:
     """Loops as one line for Plotly, closed, with NaN between them.
 
     Parameters
@@ -91,12 +97,12 @@ def line_through(loops: Sequence[np.ndarray], scale: tuple[float, float]) -> tup
     loops : sequence of arrays of shape (point, 2)
         As ``(x, y)``, in some unit.
     scale : (across, down)
-        Pixels of the image per unit.
+        Patches per unit.
 
     Returns
     -------
     x, y : float32 arrays of equal length
-        Pixels, the centre of the first one at 0.
+        In patches, the centre of the first one at 0.
     """
     gap = np.full((1, 2), np.nan)
     pieces = [piece for loop in loops for piece in (loop, loop[:1], gap)]
@@ -105,19 +111,27 @@ def line_through(loops: Sequence[np.ndarray], scale: tuple[float, float]) -> tup
     return np.ascontiguousarray(x), np.ascontiguousarray(y)
 
 
-def patch_outline(inside: np.ndarray, grid: ImageGrid) -> tuple[np.ndarray, np.ndarray]:
-    """Outline of a set of patches, bool [rows, cols], in the image's pixels."""
-    return line_through(loops_around(inside), (grid.original[1] / grid.cols, grid.original[0] / grid.rows))
+def joined(lines: Sequence[Line]) -> Line:
+    """Several lines as one, with a gap between them."""
+    if not lines:
+        return NOTHING
+    gap = np.full((2, 1), np.nan, np.float32)
+    x, y = np.concatenate([part for line in lines for part in (np.stack(line), gap)][:-1], axis=1)
+    return x, y
 
 
-def mask_outline(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smooth outline of the pixels of an object, bool [height, width], in the image's pixels."""
-    height, width = mask.shape
-    shrink = max(1.0, max(height, width) / _LONGEST_MASK)
-    size = (max(1, round(height / shrink)), max(1, round(width / shrink)))
+def patch_outline(inside: np.ndarray) -> Line:
+    """Outline of a set of patches, bool [rows, cols], in patches."""
+    return line_through(loops_around(inside))
+
+
+def mask_outline(mask: np.ndarray, grid: ImageGrid) -> Line:
+    """Smooth outline of the pixels of an object, bool [height, width], in patches of a grid over that image."""
+    shrink = max(1.0, max(mask.shape) / _LONGEST_MASK)
+    size = (max(1, round(mask.shape[0] / shrink)), max(1, round(mask.shape[1] / shrink)))
     small = resize_mask(mask, size) > 0
     loops = [_smooth(loop) for loop in _unit_loops(small)]
-    return line_through(loops, (width / size[1], height / size[0]))
+    return line_through(loops, (grid.cols / size[1], grid.rows / size[0]))
 
 
 def _smooth(loop: np.ndarray) -> np.ndarray:
@@ -126,10 +140,10 @@ def _smooth(loop: np.ndarray) -> np.ndarray:
     return np.mean([np.roll(loop, shift, axis=0) for shift in range(-_REACH, _REACH + 1)], axis=0)
 
 
-def square(row: int, col: int, grid: ImageGrid) -> tuple[np.ndarray, np.ndarray]:
-    """Outline of one patch in the image's pixels, a little inside it, so that it shows at the image's border too."""
-    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * (1 - 2 * _INSET) + _INSET + (col, row)
-    return line_through([corners], (grid.original[1] / grid.cols, grid.original[0] / grid.rows))
+def square(row: int, col: int) -> Line:
+    """Outline of one patch, a little inside it, so that it shows at the image's border too."""
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * (1 - 2 * _INSET) + _INSET
+    return line_through([corners + np.array([col, row])])
 
 
 class Coverage:

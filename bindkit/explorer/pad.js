@@ -44,6 +44,26 @@ function render({ model, el }) {
   };
   keys.addEventListener("keydown", onKey);
 
+  // A patch counts as chosen when it is pressed, which is a tenth of a second before Plotly calls it a click.
+  let last = "", waiting = 0;
+  const choose = (event, pressed) => {
+    const area = event.target.closest?.(".js-plotly-plot .nsewdrag"), plot = area?.closest(".js-plotly-plot");
+    if (!plot || event.button > 0) return;
+    const { left, top, width, height } = area.getBoundingClientRect();
+    const number = +(/^x(\d*)/.exec(area.dataset.subplot)?.[1] || 1), axis = number > 1 ? `x${number}` : "x";
+    const cells = plot.data.find(({ type, visible, xaxis }) => type === "heatmap" && visible !== false && (xaxis ?? "x") === axis)?.z;
+    if (!cells?.length) return;
+    const row = Math.floor((event.clientY - top) / height * cells.length), col = Math.floor((event.clientX - left) / width * cells[0].length);
+    const now = `${number} ${row} ${col}`;
+    // While a drag is under way one patch at a time: the next when this one is shown.
+    if (!pressed && (now === last || performance.now() < waiting)) return;
+    [last, waiting] = [now, performance.now() + 300];
+    model.send({ panel: number, row, col });
+  };
+  model.on("change:place", () => { waiting = 0; });
+  const onPress = (event) => choose(event, true);
+  const onDrag = (event) => { if (event.buttons & 1 && event.pointerType !== "touch") choose(event, false); };
+
   // What is typed in the explorer is not meant for the notebook, whose commands are single letters and arrows.
   const keepKeys = (event) => {
     if (!event.ctrlKey && !event.metaKey && !["Escape", "Tab"].includes(event.key) && !(event.key === "Enter" && event.shiftKey))
@@ -78,6 +98,8 @@ function render({ model, el }) {
     if (!el.isConnected || !holder) { frame = requestAnimationFrame(attached); return; }
     root().addEventListener("keydown", keepKeys);
     root().addEventListener("click", onClick);
+    root().addEventListener("pointerdown", onPress, true);
+    root().addEventListener("pointermove", onDrag, true);
     watcher = new MutationObserver(tidy);
     watcher.observe(root(), { childList: true, subtree: true });
     observer = new ResizeObserver(([entry]) => {

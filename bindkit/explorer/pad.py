@@ -13,8 +13,9 @@ _HERE = Path(__file__).parent
 class Pad(anywidget.AnyWidget):
     """A bar that takes the keyboard for the patch, and says what is seen and what went wrong.
 
-    Sends ``{"key": ..., "far": bool}`` for a key that means something here, and ``{"width": pixels}`` when the place of
-    the maps has another width.
+    Sends ``{"panel": number, "row": ..., "col": ...}`` for a patch as soon as it is pressed or dragged over,
+    ``{"key": ..., "far": bool}`` for a key that means something here, and ``{"width": pixels}`` when the place of the
+    maps has another width.
     """
 
     _esm = _HERE / "pad.js"

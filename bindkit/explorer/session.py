@@ -17,7 +17,6 @@ from bindkit.explorer.sources import Probes, Shelf, ShownImage, shown_backbones,
 from bindkit.explorer.state import State, View, moved, nearest_layer, place_of
 from bindkit.explorer.words import note_of, status_of, title_of
 from bindkit.extraction.forward import ActivationSource
-from bindkit.figures.affinity import telling_patch
 from bindkit.scenes import Scene
 from bindkit.scenes.scene import SceneSet
 from bindkit.stitching import ImageGrid
@@ -143,15 +142,12 @@ class Session:
         return replace(view, layer=nearest_layer(view.layer, _layers(shelf, view)))
 
     def _telling(self, view: View) -> View:
-        """With a patch worth a first look: in the middle of an object, if there are objects."""
+        """With a patch worth a first look, if the image can be read."""
         try:
-            scene = self.images[view.image].subject.scene
-            grid = self.engine.grid(view.backbone, view.image)
+            image, grid = self.images[view.image], self.engine.grid(view.backbone, view.image)
         except (BindkitError, OSError, IndexError):
             return view
-        if scene is None:
-            return replace(view, place=(0.5, 0.5))
-        return replace(view, place=place_of(*grid.row_col(telling_patch(scene, grid)), grid))
+        return replace(view, place=place_of(*telling_place(image, grid), grid))
 
     # --- what is seen -----------------------------------------------------------------------------------
 
@@ -217,6 +213,22 @@ class Session:
         images = [self.images[number] for number in dict.fromkeys(numbers) if number is not None]
         names = {key: name for image in images for key, name in image.subject.class_names.items()}
         return export_viewer(place, probes, images=[_as_scene(image) for image in images], class_names=names)
+
+
+def telling_place(image: ShownImage, grid: ImageGrid) -> tuple[int, int]:
+    """Row and column of a patch worth a first look: in the middle of the object of most patches that has a twin.
+
+    Without twins it is the object of most patches, without objects the image's middle.
+    """
+    labels = image.labels(grid)
+    sizes = [(int((labels == k).sum()) if entry["twins"] else 0) for k, entry in enumerate(image.objects)]
+    if not any(sizes):
+        sizes = [int((labels == k).sum()) for k in range(len(image.objects))]
+    if not any(sizes):
+        return grid.rows // 2, grid.cols // 2
+    places = np.argwhere(labels == int(np.argmax(sizes)))
+    row, col = places[((places - places.mean(0)) ** 2).sum(1).argmin()]
+    return int(row), int(col)
 
 
 def _layers(shelf: Shelf, view: View) -> tuple[int, ...]:

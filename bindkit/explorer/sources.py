@@ -15,7 +15,7 @@ from PIL import Image
 from bindkit.affinities import Picture, layer_of
 from bindkit.control_names import control_title
 from bindkit.errors import BindkitError, BrokenSceneError, InvalidParameterError, LayerError, ProbeError
-from bindkit.explorer.outlines import Coverage, mask_outline
+from bindkit.explorer.outlines import Coverage, Line, mask_outline
 from bindkit.extraction.forward import ActivationSource
 from bindkit.probes import Probe, load_probe
 from bindkit.scenes import Scene
@@ -199,8 +199,8 @@ class ShownImage:
         self.name = name
         self._read = read
         self._facts: dict[ImageGrid, tuple[np.ndarray, Coverage | None]] = {}
-        self._places: dict[ImageGrid, np.ndarray] = {}
-        self._outlines: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._names: dict[ImageGrid, np.ndarray] = {}
+        self._outlines: dict[tuple[int, ImageGrid], Line] = {}
 
     @cached_property
     def subject(self) -> Subject:
@@ -227,15 +227,17 @@ class ShownImage:
         """Position in `objects` of the object that fills most of each patch, -1 where none does, int [rows, cols]."""
         return self._facts_of(grid)[0]
 
-    def places(self, grid: ImageGrid) -> np.ndarray:
-        """``row 3 · column 5`` and below it the object's name, of every patch [rows, cols]; always the same array."""
-        if grid not in self._places:
-            found = np.empty((grid.rows, grid.cols), dtype=object)
-            for (row, col), label in np.ndenumerate(self.labels(grid)):
-                name = html.escape(self.object_name(int(label)))
-                found[row, col] = f"row {row} · column {col}" + (f"<br>{name}" if name else "")
-            self._places[grid] = found
-        return self._places[grid]
+    def names(self, grid: ImageGrid) -> np.ndarray | None:
+        """Name of every patch's object, [rows, cols], safe inside a figure; None for an image without masks.
+
+        It is always the same array, so that a figure can tell that it has it already.
+        """
+        if not self.objects:
+            return None
+        if grid not in self._names:
+            words = np.array([html.escape(self.object_name(k)) for k in range(-1, len(self.objects))], dtype=object)
+            self._names[grid] = words[self.labels(grid) + 1]
+        return self._names[grid]
 
     def iou(self, chosen: np.ndarray, grid: ImageGrid, position: int) -> float:
         """Intersection over union of patches, bool [rows, cols], with an object, in pixels of the image."""
@@ -243,13 +245,14 @@ class ShownImage:
         assert coverage is not None
         return coverage.iou(chosen.ravel(), self.objects[position]["id"])
 
-    def outline(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Outline of an object in pixels of the image."""
-        if position not in self._outlines:
+    def outline(self, position: int, grid: ImageGrid) -> Line:
+        """Outline of an object, in patches of a grid."""
+        key = (position, grid)
+        if key not in self._outlines:
             scene = self.subject.scene
             assert scene is not None
-            self._outlines[position] = mask_outline(scene.instances == self.objects[position]["id"])
-        return self._outlines[position]
+            self._outlines[key] = mask_outline(scene.instances == self.objects[position]["id"], grid)
+        return self._outlines[key]
 
     def object_name(self, position: int) -> str:
         """``cat (object 3)``; "unlabelled" where there is none, nothing for an image without masks."""

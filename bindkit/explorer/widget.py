@@ -344,16 +344,26 @@ class AffinityExplorer(widgets.VBox):
             logger.exception("the explorer failed")
             self._say(f"This should not have happened ({type(error).__name__}: {error}). Details are in the log.")
 
-    def _clicked(self, panel: str, place: tuple[float, float]) -> None:
-        state = self._session.state.clicking(panel, place)
-        if state != self._session.state:
-            self._by_hand(lambda: setattr(self._session, "state", state))
+    def _clicked(self, panel: str, row: int, col: int) -> None:
+        """A patch of a panel was chosen."""
+        session = self._session
+        found = next((entry.found for entry in session.panels if entry.name == panel), None)
+        if found is None:
+            return
+        row, col = min(max(row, 0), found.grid.rows - 1), min(max(col, 0), found.grid.cols - 1)
+        state = session.state.clicking(panel, place_of(row, col, found.grid))
+        if state != session.state:
+            self._by_hand(lambda: setattr(session, "state", state))
 
     def _told(self, content: Mapping[str, Any]) -> None:
         """A message of the pad."""
         session, key = self._session, content.get("key")
         if "width" in content:
             self._guarded(lambda: self._live.widen(float(content["width"]), session.panels, session.state))
+        elif "panel" in content:
+            number = int(content["panel"]) - 1
+            if number < len(session.panels):
+                self._guarded(lambda: self._clicked(session.panels[number].name, content["row"], content["col"]))
         elif key in _STEPS:
             down, across = (_FAR * step if content.get("far") else step for step in _STEPS[key])
             self._by_hand(lambda: session.move(down, across))

@@ -13,14 +13,13 @@ from bindkit.errors import InvalidParameterError
 from bindkit.figures.painting import picture
 from bindkit.figures.style import INK, titled
 from bindkit.scenes import Scene
-from bindkit.stitching import ImageGrid
 
 _PANEL = 216
 _SCALE = "Viridis"
 _CLICKED = "#D55E00"
 
 
-def telling_patch(scene: Scene, view: Affinity | ImageGrid) -> int:
+def telling_patch(scene: Scene, view: Affinity) -> int:
     """A patch worth asking about: in the middle of the largest object that has a twin (else of the largest object).
 
     Raises
