@@ -98,7 +98,7 @@ class Controls:
             "second": [("nothing", _NONE), *images],
             "backbone": [(entry.title, number) for number, entry in enumerate(session.backbones)],
             "probe": [(kind.replace("_", " "), kind) for kind in kinds] or [("none", _NONE)],
-            "measure": [(words, key) for key, words in MEASURES.items() if kinds or key in (view.measure, "cosine", "attention", "pca")],
+            "measure": [(words, key) for key, words in MEASURES.items() if key != "affinity" or kinds or shelf is None],
             "head": [("mean of all", _NONE), *((f"head {head}", head) for head in range(session.heads()))],
         }
         layers = session.layers()

@@ -45,20 +45,22 @@ function render({ model, el }) {
   keys.addEventListener("keydown", onKey);
 
   // A patch counts as chosen when it is pressed, which is a tenth of a second before Plotly calls it a click.
+  const panelOf = (area) => +(/^x(\d*)/.exec(area.dataset.subplot)?.[1] || 1);
+  const cellsOf = (plot, number) => plot.data.find(({ type, visible, xaxis }) =>
+    type === "heatmap" && visible !== false && (xaxis ?? "x") === (number > 1 ? `x${number}` : "x"))?.z;
   let last = "", waiting = 0;
   const choose = (event, pressed) => {
     const area = event.target.closest?.(".js-plotly-plot .nsewdrag"), plot = area?.closest(".js-plotly-plot");
     if (!plot || event.button > 0) return;
     const { left, top, width, height } = area.getBoundingClientRect();
-    const number = +(/^x(\d*)/.exec(area.dataset.subplot)?.[1] || 1), axis = number > 1 ? `x${number}` : "x";
-    const cells = plot.data.find(({ type, visible, xaxis }) => type === "heatmap" && visible !== false && (xaxis ?? "x") === axis)?.z;
+    const number = panelOf(area), cells = cellsOf(plot, number);
     if (!cells?.length) return;
     const row = Math.floor((event.clientY - top) / height * cells.length), col = Math.floor((event.clientX - left) / width * cells[0].length);
     const now = `${number} ${row} ${col}`;
     // While a drag is under way one patch at a time: the next when this one is shown.
     if (!pressed && (now === last || performance.now() < waiting)) return;
     [last, waiting] = [now, performance.now() + 300];
-    model.send({ panel: number, row, col });
+    model.send({ panel: number, down: (event.clientY - top) / height, across: (event.clientX - left) / width });
   };
   model.on("change:place", () => { waiting = 0; });
   const onPress = (event) => choose(event, true);
@@ -88,7 +90,16 @@ function render({ model, el }) {
   const tidy = () => { name(); uncount(); };
 
   // Plotly's widget reports every move of the mouse to the kernel, which has no use for it and keeps clicks waiting.
-  const quiet = (plot) => ["plotly_hover", "plotly_unhover"].forEach((name) => plot.removeAllListeners?.(name));
+  const quiet = (plot) => {
+    for (const name of ["plotly_hover", "plotly_unhover"]) plot.removeAllListeners?.(name);
+    if (plot.dataset.bindkit) return;
+    plot.dataset.bindkit = "quiet";
+    // Plotly may leave the clickable area of a map that is gone above the others.
+    plot.on?.("plotly_afterplot", () => plot.querySelectorAll(".nsewdrag").forEach((area) => {
+      const gone = !cellsOf(plot, panelOf(area));
+      if (gone !== (area.style.display === "none")) area.style.display = gone ? "none" : "";
+    }));
+  };
   const onPlot = ({ detail }) => { if (root()?.contains(detail.element)) quiet(detail.element); };
   document.addEventListener("plotlywidget-after-render", onPlot);
 

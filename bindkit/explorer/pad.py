@@ -13,7 +13,7 @@ _HERE = Path(__file__).parent
 class Pad(anywidget.AnyWidget):
     """A bar that takes the keyboard for the patch, and says what is seen and what went wrong.
 
-    Sends ``{"panel": number, "row": ..., "col": ...}`` for a patch as soon as it is pressed or dragged over,
+    Sends ``{"panel": number, "down": share, "across": share}`` for a place as soon as it is pressed or dragged over,
     ``{"key": ..., "far": bool}`` for a key that means something here, and ``{"width": pixels}`` when the place of the
     maps has another width.
     """

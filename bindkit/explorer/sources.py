@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from bindkit.affinities import Picture, layer_of
 from bindkit.control_names import control_title
@@ -305,7 +305,10 @@ def uploaded_image(name: str, content: bytes) -> ShownImage:
         If it cannot be read.
     """
     with reading(Path(name)):
-        opened = Image.open(io.BytesIO(content))
+        try:
+            opened = Image.open(io.BytesIO(content))
+        except UnidentifiedImageError as error:  # whose words name an object in memory
+            raise BrokenSceneError(f"{name}: cannot be read; the file is damaged or not an image") from error
         opened.load()
     try:
         subject = subject_of(opened, 1, {})

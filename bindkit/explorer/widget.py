@@ -350,10 +350,15 @@ class AffinityExplorer(widgets.VBox):
         found = next((entry.found for entry in session.panels if entry.name == panel), None)
         if found is None:
             return
-        row, col = min(max(row, 0), found.grid.rows - 1), min(max(col, 0), found.grid.cols - 1)
         state = session.state.clicking(panel, place_of(row, col, found.grid))
         if state != session.state:
             self._by_hand(lambda: setattr(session, "state", state))
+
+    def _pressed(self, number: int, place: tuple[float, float]) -> None:
+        """The pointer was pressed at a place of a panel, by its number in the figure."""
+        found = self._session.panels[number].found if number < len(self._session.panels) else None
+        if found is not None:
+            self._clicked(self._session.panels[number].name, *patch_of(place, found.grid))
 
     def _told(self, content: Mapping[str, Any]) -> None:
         """A message of the pad."""
@@ -361,9 +366,7 @@ class AffinityExplorer(widgets.VBox):
         if "width" in content:
             self._guarded(lambda: self._live.widen(float(content["width"]), session.panels, session.state))
         elif "panel" in content:
-            number = int(content["panel"]) - 1
-            if number < len(session.panels):
-                self._guarded(lambda: self._clicked(session.panels[number].name, content["row"], content["col"]))
+            self._guarded(lambda: self._pressed(int(content["panel"]) - 1, (content["down"], content["across"])))
         elif key in _STEPS:
             down, across = (_FAR * step if content.get("far") else step for step in _STEPS[key])
             self._by_hand(lambda: session.move(down, across))

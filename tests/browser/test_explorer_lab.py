@@ -1,4 +1,4 @@
-"""The explorer in a real JupyterLab: what the page shows after clicks, keys, sliders and uploads is what Python computes."""
+"""The explorer in a real JupyterLab: after clicks, keys, sliders and uploads it shows what Python computes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def page(made, chromium):
 
     root, names, *_ = made
     with lab_server(root) as server, sync_playwright() as playwright:
-        write_notebook(root, "explore.ipynb", [CELL.format(backbones=names, probes=str(root / "probes")).strip(), "7 * 6"])
+        write_notebook(
+            root, "explore.ipynb", [CELL.format(backbones=names, probes=str(root / "probes")).strip(), "7 * 6"]
+        )
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         opened = browser.new_page(viewport={"width": 1360, "height": 1000})
         opened.set_default_timeout(20_000)
@@ -75,8 +77,10 @@ def values(page, panel=1):
     )
 
 
-def status(page):
-    return page.locator(".bindkit-pad .status").inner_text()
+def until_said(page, words):
+    """Wait until the status line holds these words."""
+    line = "document.querySelector('.bindkit-pad .status').textContent"
+    page.wait_for_function(f"(words) => {line}.includes(words)", arg=words)
 
 
 def until(page, expected, panel=1):
@@ -88,6 +92,12 @@ def until(page, expected, panel=1):
         page.wait_for_timeout(50)
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() < SHOWN
+
+
+def until_maps(page, how_many):
+    """Wait until so many maps can be clicked."""
+    areas = "[...document.querySelectorAll('.bindkit-explorer .js-plotly-plot .nsewdrag')]"
+    page.wait_for_function(f"{areas}.filter((area) => area.checkVisibility()).length === {how_many}")
 
 
 def control(page, name):
@@ -123,10 +133,14 @@ def test_clicks_at_random_patches_layers_backbones_and_images(page, made):
         expected = bk.affinity(backbones[backbone], probes[backbone][layer], scenes[image])
         shape = (expected.grid.rows, expected.grid.cols)
         row, col = int(rng.integers(shape[0])), int(rng.integers(shape[1]))
+        title = f"layer {layer} · quadratic probe · {Path(names[backbone]).name}"
+        page.wait_for_function(
+            "(words) => document.querySelector('.annotation-text').textContent.includes(words)", arg=title
+        )
         page.wait_for_timeout(300)
         click_patch(page, row, col, shape)
         until(page, expected.of(row * shape[1] + col))
-        assert f"Patch row {row}, column {col}" in status(page)
+        until_said(page, f"Patch row {row}, column {col}")
 
 
 def test_arrow_keys_move_the_patch_and_leave_the_notebook_alone(page, made):
@@ -163,7 +177,9 @@ def test_hovering_shows_row_column_affinity_and_object(page, made):
     row, col = grid.row_col(patch)
     chosen = 1 * grid.cols + 5
     box = page.locator(".bindkit-explorer .js-plotly-plot .nsewdrag").first.bounding_box()
-    page.mouse.move(box["x"] + box["width"] * (col + 0.5) / grid.cols, box["y"] + box["height"] * (row + 0.5) / grid.rows)
+    page.mouse.move(
+        box["x"] + box["width"] * (col + 0.5) / grid.cols, box["y"] + box["height"] * (row + 0.5) / grid.rows
+    )
     words = page.locator(".hoverlayer .hovertext").first
     words.wait_for()
     text = words.text_content()
@@ -178,9 +194,7 @@ def test_maps_side_by_side_and_another_image(page, made):
     own = bk.affinity(backbones[0], probes[0][layer], scenes[0])
     control(page, "cosine").check()
     choose(page, "Compare to", scenes[1].id)
-    page.wait_for_function(
-        "document.querySelectorAll('.bindkit-explorer .js-plotly-plot .nsewdrag').length === 3"
-    )
+    until_maps(page, 3)
     from bindkit.affinities import image_activations
 
     x, y = (image_activations(backbones[0], scenes[k].image, [layer])[1][layer] for k in (0, 1))
@@ -192,14 +206,16 @@ def test_maps_side_by_side_and_another_image(page, made):
     choose(page, "Compare to", "nothing")
     control(page, "cosine").uncheck()
     choose(page, "Lock", "its patch")
-    page.wait_for_function(
-        "document.querySelectorAll('.bindkit-explorer .js-plotly-plot .nsewdrag').length === 2"
-    )
+    until_maps(page, 2)
     page.wait_for_timeout(300)
     click_patch(page, 4, 2, (own.grid.rows, own.grid.cols))
     until(page, own.of(4 * own.grid.cols + 2))
     until(page, own.of(patch), panel=2)
     choose(page, "Lock", "nothing")
+    until_maps(page, 1)
+    page.wait_for_timeout(300)
+    click_patch(page, 5, 5, (own.grid.rows, own.grid.cols))
+    until(page, own.of(5 * own.grid.cols + 5))
 
 
 def torch_cosine(one, many):
@@ -215,7 +231,7 @@ def test_a_picture_of_ones_own_is_opened(page, made, tmp_path):
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Open a picture of yours").click()
     chooser.value.set_files(tmp_path / "mine.png")
-    page.wait_for_function("document.querySelector('.bindkit-pad .status').textContent.includes('all others')")
+    until_said(page, "all others")
     layer = int(page.get_by_role("slider", name="Layer").get_attribute("aria-valuetext"))
     expected = bk.affinity(backbones[0], probes[0][layer], pixels)
     rows, cols = expected.grid.rows, expected.grid.cols

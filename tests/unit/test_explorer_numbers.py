@@ -26,8 +26,8 @@ def backbone(tmp_path_factory):
     return bk.load_backbone(str(tiny_models.write_checkpoint("dinov2", tmp_path_factory.mktemp("tiny"))))
 
 
-def engine_of(backbone, probes=None, images=(photo(64, 150), photo(50, 40, seed=3)), **options):
-    found, _ = shown_images(images, None)
+def engine_of(backbone, probes=None, images=None, **options):
+    found, _ = shown_images(images or [photo(64, 150), photo(50, 40, seed=3)], None)
     return Engine(shown_backbones(backbone, probes), found, **options)
 
 
@@ -188,7 +188,9 @@ def test_kept_activations_are_exact_far_from_zero_too():
 
 def test_the_store_forgets_what_was_used_longest_ago():
     store = Store(limit=3 * 2 * 8)
-    entries = {name: KeptActivations(torch.zeros(0, 2, dtype=torch.int16), torch.zeros(2), torch.zeros(2)) for name in "abcd"}
+    entries = {
+        name: KeptActivations(torch.zeros(0, 2, dtype=torch.int16), torch.zeros(2), torch.zeros(2)) for name in "abcd"
+    }
     for name in "abc":
         store.put(name, entries[name])
     assert store.get("a", lambda: pytest.fail("is held")) is entries["a"]
