@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ActivationCache": "bindkit.cache",
+    "AffinityExplorer": "bindkit.explorer",
     "Affinity": "bindkit.affinities",
     "Backbone": "bindkit.backbones",
     "BindkitError": "bindkit.errors",

@@ -1,4 +1,4 @@
-"""Figures: how they look, what they show, how they are saved. The only part of bindkit that imports Plotly."""
+"""Figures: how they look, what they show, how they are saved. Only they and the explorer import Plotly."""
 
 from bindkit.figures.affinity import affinity_figure
 from bindkit.figures.breakdowns import breakdown_figure, reliability_figure

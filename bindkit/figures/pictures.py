@@ -36,8 +36,8 @@ class PictureBrowser:
         self._broken = False
         self._lock = threading.Lock()
 
-    def draw(self, figure: go.Figure) -> bytes | None:
-        """Draw a figure as PNG. Without a usable Chromium it is None, which is said once."""
+    def draw(self, figure: go.Figure, kind: str = "png") -> bytes | None:
+        """Draw a figure as "png" or "svg". Without a usable Chromium it is None, which is said once."""
         with self._lock:
             if self._broken:
                 return None
@@ -46,7 +46,7 @@ class PictureBrowser:
                     self._open()
                 own, usual = figure.layout, figure.layout.template.layout
                 size = {"width": own.width or usual.width or 860, "height": own.height or usual.height or 460}
-                options = {"format": "png", "scale": SCALE, **size}
+                options = {"format": kind, "scale": SCALE, **size}
                 drawing = self._kaleido.calc_fig(figure.to_plotly_json(), opts=options)
                 return bytes(self._await(drawing, DRAW_SECONDS))
             except Exception as error:  # no browser, one that does not start, one that died: never a reason to stop

@@ -61,7 +61,7 @@ class SavedFigure:
             bundle["application/vnd.plotly.v1+json"] = json.loads(content)
         if self.png is not None:
             drawn = self.png.read_bytes()
-            kind, picture = "image/jpeg", _compact(drawn)
+            kind, picture = "image/jpeg", compact(drawn)
             # A PNG only alone: beside an interactive figure, Plotly in JupyterLab would show it instead of that.
             if len(bundle) == 1 and len(few := _in_few_colours(drawn)) < len(picture):
                 kind, picture = "image/png", few
@@ -143,7 +143,7 @@ def _points(figure: go.Figure) -> pd.DataFrame | None:
     return pd.concat(parts, ignore_index=True)
 
 
-def _compact(png: bytes) -> bytes:
+def compact(png: bytes) -> bytes:
     """A smaller picture for a notebook, which holds several, as JPEG."""
     with Image.open(io.BytesIO(png)) as image:
         picture = image.convert("RGB")

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from bindkit import __version__
-from bindkit.affinities import Picture, image_activations, image_pixels, layer_of, pair_logits
+from bindkit.affinities import Picture, image_activations, layer_of, pair_logits
 from bindkit.control_names import control_title
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.extraction.forward import ActivationSource
 from bindkit.files import write_bytes
 from bindkit.probes import Probe, load_probe
 from bindkit.progress import progress
-from bindkit.scenes import Scene
 from bindkit.scenes.scene import SceneSet
 from bindkit.viewer.packing import pack
 from bindkit.viewer.page import page_of
 from bindkit.viewer.probe_choice import find_probes
-from bindkit.viewer.subjects import Subject
+from bindkit.viewer.subjects import Subject, check_list, subject_of
 from bindkit.viewer.text_bytes import to_text
 
 logger = logging.getLogger(__name__)
@@ -122,20 +121,8 @@ def export_viewer(
 def _subjects(images: SceneSet | Iterable[Picture], class_names: Mapping[int, str] | None) -> list[Subject]:
     if class_names is None:
         class_names = getattr(images, "class_names", {})
-    if isinstance(images, str | Path | Scene) or hasattr(images, "shape") or hasattr(images, "getexif"):
-        raise InvalidParameterError("images is a list, also where it is one image: images=[...]")
-    subjects = []
-    for number, image in enumerate(images, start=1):
-        scene = image if isinstance(image, Scene) else None
-        if scene is not None:
-            name = scene.id
-        elif isinstance(image, str | Path):
-            name = Path(image).name
-        else:
-            name = f"image {number}"
-        # A scene without any label is just an image.
-        labelled = scene if scene is not None and scene.instances.any() else None
-        subjects.append(Subject(name, image_pixels(image), labelled, class_names))
+    check_list(images)
+    subjects = [subject_of(image, number, class_names) for number, image in enumerate(images, start=1)]
     if not subjects:
         raise InvalidParameterError("a page needs at least one image")
     return subjects

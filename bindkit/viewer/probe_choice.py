@@ -54,28 +54,14 @@ def find_probes(
         [PosixPath('workspace/probes/random-init-vit/layer_00/quadratic-pairwise-strict-seed0'), ...]
     """
     place = Path(directory).expanduser()
-    records = sorted(place.rglob("probe.json")) if place.is_dir() else []
-    if not records:
-        raise ProbeError(f"{place} holds no fitted probe; give a directory that fit.save() or a sweep wrote")
-    found = [(path.parent, *_described(path)) for path in records]
-    names = sorted({str(fitted.get("backbone")) for _, _, fitted in found})
-    if backbone is not None:
-        mine = [entry for entry in found if _is_of(entry[2], backbone, weights_digest)]
-        # A probe that does not say what it was fitted on is nobody's but the one who points at it.
-        found = mine or [entry for entry in found if "backbone" not in entry[2]]
-        if not found:
-            raise ProbeError(f"{place} holds no probe of {backbone}; it has probes of {', '.join(names)}")
-    # A probe of shuffled labels is there to be compared with, not to be looked at.
-    found = [entry for entry in found if entry[2].get("task") != "shuffled_labels"]
+    found = _probes_of(place, backbone, weights_digest)
     if layers is not None:
         found = [entry for entry in found if entry[2].get("layer") in set(layers)]
     kinds = {kind for _, kind, _ in found}
     if probe is None and kinds:
         n_layers = {kind: len({fitted.get("layer") for _, k, fitted in found if k == kind}) for kind in kinds}
         probe = min((kind for kind in kinds if n_layers[kind] == max(n_layers.values())), key=_rank_of_kind)
-    chosen: dict[Any, tuple[Path, str, dict[str, Any]]] = {}
-    for entry in sorted((e for e in found if e[1] == probe), key=_preference):
-        chosen.setdefault(entry[2].get("layer"), entry)
+    chosen = _one_a_layer(entry for entry in found if entry[1] == probe)
     missing = sorted(set(layers or ()) - set(chosen))
     if missing or not chosen:
         wanted = f"no {probe or ''} probe".replace("  ", " ")
@@ -84,7 +70,26 @@ def find_probes(
             f"{place} holds {wanted}{where}{f' of {backbone}' if backbone else ''}; "
             f"it has {', '.join(sorted(kinds)) or 'none of these layers'}; fit it, or ask for other layers"
         )
-    return [chosen[layer][0] for layer in sorted(chosen, key=lambda value: (value is None, value))]
+    return [entry[0] for entry in chosen.values()]
+
+
+def probes_by_kind(
+    directory: str | Path, backbone: str | None = None, weights_digest: str | None = None
+) -> dict[str, dict[int | None, Path]]:
+    """Directories of all probes of a backbone: kind -> layer -> probe, the most capable kind first.
+
+    Of several of one kind and layer the one is taken that `find_probes` takes.
+
+    Raises
+    ------
+    ProbeError
+        If there is none; says what there is.
+    """
+    found = _probes_of(Path(directory).expanduser(), backbone, weights_digest)
+    by_kind = {}
+    for kind in sorted({kind for _, kind, _ in found}, key=_rank_of_kind):
+        by_kind[kind] = {layer: entry[0] for layer, entry in _one_a_layer(e for e in found if e[1] == kind).items()}
+    return by_kind
 
 
 def spread(layers: Iterable[float], most: int) -> list[int]:
@@ -106,6 +111,31 @@ def spread(layers: Iterable[float], most: int) -> list[int]:
     if most == 1:
         return [found[-1]]
     return [found[position * (len(found) - 1) // (most - 1)] for position in range(most)]
+
+
+def _probes_of(place: Path, backbone: str | None, digest: str | None) -> list[tuple[Path, str, dict[str, Any]]]:
+    """Directory, kind and origin of a backbone's probes. Raises ProbeError if there is none."""
+    records = sorted(place.rglob("probe.json")) if place.is_dir() else []
+    if not records:
+        raise ProbeError(f"{place} holds no fitted probe; give a directory that fit.save() or a sweep wrote")
+    found = [(path.parent, *_described(path)) for path in records]
+    names = sorted({str(fitted.get("backbone")) for _, _, fitted in found})
+    if backbone is not None:
+        mine = [entry for entry in found if _is_of(entry[2], backbone, digest)]
+        # A probe that does not say what it was fitted on is nobody's but the one who points at it.
+        found = mine or [entry for entry in found if "backbone" not in entry[2]]
+        if not found:
+            raise ProbeError(f"{place} holds no probe of {backbone}; it has probes of {', '.join(names)}")
+    # A probe of shuffled labels is there to be compared with, not to be looked at.
+    return [entry for entry in found if entry[2].get("task") != "shuffled_labels"]
+
+
+def _one_a_layer(entries: Iterable[tuple[Path, str, dict[str, Any]]]) -> dict[Any, tuple[Path, str, dict[str, Any]]]:
+    """Layer -> the preferred of its probes, layers ascending."""
+    chosen: dict[Any, tuple[Path, str, dict[str, Any]]] = {}
+    for entry in sorted(entries, key=_preference):
+        chosen.setdefault(entry[2].get("layer"), entry)
+    return {layer: chosen[layer] for layer in sorted(chosen, key=lambda value: (value is None, value))}
 
 
 def _described(record: Path) -> tuple[str, dict[str, Any]]:

@@ -7,11 +7,14 @@ import io
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from bindkit.affinities import Picture, image_pixels
+from bindkit.errors import InvalidParameterError
 from bindkit.labels import resize_mask
 from bindkit.scenes import Scene
 from bindkit.stitching import ImageGrid
@@ -91,6 +94,32 @@ class Subject:
         numbers = np.searchsorted(self._ids(), small).astype("<u2")
         content = zlib.compress(numbers.tobytes(), 9)
         return {"rows": small.shape[0], "cols": small.shape[1], "bytes": len(content), "text": to_text(content)}
+
+
+def check_list(images: Any) -> None:
+    """Refuse one image where a list of them belongs. Raises InvalidParameterError."""
+    if isinstance(images, str | Path | Scene) or hasattr(images, "shape") or hasattr(images, "getexif"):
+        raise InvalidParameterError("images is a list, also where it is one image: images=[...]")
+
+
+def subject_name(image: Picture, number: int) -> str:
+    """A scene's id, a file's name, or the image's number in the list."""
+    if isinstance(image, Scene):
+        return image.id
+    return Path(image).name if isinstance(image, str | Path) else f"image {number}"
+
+
+def subject_of(image: Picture, number: int, class_names: Mapping[int, str]) -> Subject:
+    """Read whatever counts as an image; `number` names it if nothing else does.
+
+    Raises
+    ------
+    BrokenSceneError, InvalidParameterError, GeometryError
+        As `bindkit.affinity` of that image.
+    """
+    # A scene without any label is just an image.
+    labelled = image if isinstance(image, Scene) and image.instances.any() else None
+    return Subject(subject_name(image, number), image_pixels(image), labelled, class_names)
 
 
 def picture(pixels: np.ndarray) -> str:

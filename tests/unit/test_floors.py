@@ -31,7 +31,7 @@ FLOORS = {
         *("analysis", "breakdowns", "difficulty", "emergence", "model_table", "paired_gains", "pretraining", "repair"),
         *("scene_tables", "sweeping", "verdicts"),
     },
-    6: {"cli", "figures", "notebook_execution", "parameters", "pipeline", "viewer", "workspace"},
+    6: {"cli", "explorer", "figures", "notebook_execution", "parameters", "pipeline", "viewer", "workspace"},
 }
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}
 TRANSFORMERS_FREE = ("bindkit.cache", "bindkit.probes", "bindkit.metrics", "bindkit.training", "bindkit.sweeping")
@@ -105,9 +105,10 @@ def test_the_walk_sees_imports_inside_functions_and_relative_ones(tmp_path):
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("plotly", {"figures"}),
+        ("plotly", {"explorer", "figures"}),
         ("kaleido", {"figures"}),
-        ("ipywidgets", set()),
+        ("ipywidgets", {"explorer"}),
+        ("anywidget", {"explorer"}),
         ("transformers", {"backbones", "pretraining"}),
         ("papermill", {"notebook_execution"}),
     ],

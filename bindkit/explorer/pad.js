@@ -1,0 +1,139 @@
+// Keys for the chosen patch, and lines of text that screen readers follow. The rest of the explorer is ipywidgets.
+
+const KEYS = new Set(["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "[", "]", ",", "."]);
+
+function make(tag, attributes, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+function render({ model, el }) {
+  const place = make("b", {}), status = make("p", { class: "status", role: "status", "aria-live": "polite" });
+  const hint = make("span", { class: "hint" });
+  hint.innerHTML = "<kbd>←</kbd><kbd>↑</kbd><kbd>↓</kbd><kbd>→</kbd> move it, <kbd>Shift</kbd> by five · "
+    + "<kbd>[</kbd><kbd>]</kbd> layer · <kbd>,</kbd><kbd>.</kbd> image";
+  const keys = make("div", {
+    class: "keys", tabindex: "0", role: "application", "aria-roledescription": "patch chooser",
+  }, place, hint);
+  const message = make("p", { class: "message", role: "alert" });
+  const busy = make("p", { class: "busy", role: "status" });
+  el.classList.add("bindkit-pad");
+  el.append(busy, keys, status, message);
+
+  const show = () => {
+    place.textContent = model.get("place");
+    keys.setAttribute("aria-label", `Chosen patch: ${model.get("place")}. Arrow keys move it.`);
+    for (const [line, text] of [[status, model.get("status")], [message, model.get("message")]]) {
+      if (line.textContent !== text) line.textContent = text;
+      line.hidden = !text;
+    }
+    message.classList.toggle("good", model.get("good"));
+    const words = model.get("busy");
+    busy.replaceChildren(...(words ? [make("progress", { "aria-label": words }), words] : []));
+    busy.hidden = !words;
+  };
+  const root = () => el.closest(".bindkit-explorer");
+  model.on("change", show);
+
+  const onKey = (event) => {
+    if (!KEYS.has(event.key) || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    model.send({ key: event.key, far: event.shiftKey });
+  };
+  keys.addEventListener("keydown", onKey);
+
+  // A patch counts as chosen when it is pressed, which is a tenth of a second before Plotly calls it a click.
+  const panelOf = (area) => +(/^x(\d*)/.exec(area.dataset.subplot)?.[1] || 1);
+  const cellsOf = (plot, number) => plot.data.find(({ type, visible, xaxis }) =>
+    type === "heatmap" && visible !== false && (xaxis ?? "x") === (number > 1 ? `x${number}` : "x"))?.z;
+  let last = "", waiting = 0;
+  const choose = (event, pressed) => {
+    const area = event.target.closest?.(".js-plotly-plot .nsewdrag"), plot = area?.closest(".js-plotly-plot");
+    if (!plot || event.button > 0) return;
+    const { left, top, width, height } = area.getBoundingClientRect();
+    const number = panelOf(area), cells = cellsOf(plot, number);
+    if (!cells?.length) return;
+    const row = Math.floor((event.clientY - top) / height * cells.length), col = Math.floor((event.clientX - left) / width * cells[0].length);
+    const now = `${number} ${row} ${col}`;
+    // While a drag is under way one patch at a time: the next when this one is shown.
+    if (!pressed && (now === last || performance.now() < waiting)) return;
+    [last, waiting] = [now, performance.now() + 300];
+    model.send({ panel: number, down: (event.clientY - top) / height, across: (event.clientX - left) / width });
+  };
+  model.on("change:place", () => { waiting = 0; });
+  const onPress = (event) => choose(event, true);
+  const onDrag = (event) => { if (event.buttons & 1 && event.pointerType !== "touch") choose(event, false); };
+
+  // What is typed in the explorer is not meant for the notebook, whose commands are single letters and arrows.
+  const keepKeys = (event) => {
+    if (!event.ctrlKey && !event.metaKey && !["Escape", "Tab"].includes(event.key) && !(event.key === "Enter" && event.shiftKey))
+      event.stopPropagation();
+  };
+  const onClick = (event) => {
+    // Later, so that it does not keep the click waiting.
+    if (event.target.closest(".js-plotly-plot")) setTimeout(() => keys.focus({ preventScroll: true }), 120);
+  };
+  // The handles of ipywidgets' sliders have no name of their own; they take that of the label beside them.
+  const name = () => root()?.querySelectorAll(".widget-slider").forEach((slider) => {
+    const label = slider.querySelector(".widget-label")?.textContent, value = slider.querySelector(".widget-readout");
+    slider.querySelectorAll(".noUi-handle").forEach((handle) => {
+      handle.setAttribute("aria-label", label ?? "");
+      handle.setAttribute("aria-valuetext", value?.textContent ?? "");
+    });
+  });
+  // The button to open a file counts files; here one is as good as none.
+  const uncount = () => root()?.querySelectorAll("button.widget-upload, .widget-upload button").forEach((button) => {
+    for (const part of button.childNodes) if (part.nodeType === 3 && / \(\d+\)$/.test(part.data)) part.data = part.data.replace(/ \(\d+\)$/, "");
+  });
+  const tidy = () => { name(); uncount(); };
+
+  // Plotly's widget reports every move of the mouse to the kernel, which has no use for it and keeps clicks waiting.
+  const quiet = (plot) => {
+    for (const name of ["plotly_hover", "plotly_unhover"]) plot.removeAllListeners?.(name);
+    if (plot.dataset.bindkit) return;
+    plot.dataset.bindkit = "quiet";
+    // Plotly may leave the clickable area of a map that is gone above the others.
+    plot.on?.("plotly_afterplot", () => plot.querySelectorAll(".nsewdrag").forEach((area) => {
+      const gone = !cellsOf(plot, panelOf(area));
+      if (gone !== (area.style.display === "none")) area.style.display = gone ? "none" : "";
+    }));
+  };
+  const onPlot = ({ detail }) => { if (root()?.contains(detail.element)) quiet(detail.element); };
+  document.addEventListener("plotlywidget-after-render", onPlot);
+
+  let observer, watcher, width = 0, timer, frame;
+  const attached = () => {
+    const holder = root()?.querySelector(".bindkit-maps");
+    if (!el.isConnected || !holder) { frame = requestAnimationFrame(attached); return; }
+    root().addEventListener("keydown", keepKeys);
+    root().addEventListener("click", onClick);
+    root().addEventListener("pointerdown", onPress, true);
+    root().addEventListener("pointermove", onDrag, true);
+    watcher = new MutationObserver(tidy);
+    watcher.observe(root(), { childList: true, subtree: true });
+    observer = new ResizeObserver(([entry]) => {
+      const now = Math.round(entry.contentRect.width);
+      if (now < 60 || Math.abs(now - width) < 2) return;
+      width = now;
+      clearTimeout(timer);
+      timer = setTimeout(() => model.send({ width: now }), 80);
+    });
+    observer.observe(holder);
+    root().querySelectorAll(".js-plotly-plot").forEach(quiet);
+    tidy();
+    show();
+  };
+  attached();
+  return () => {
+    document.removeEventListener("plotlywidget-after-render", onPlot);
+    observer?.disconnect();
+    watcher?.disconnect();
+    clearTimeout(timer);
+    cancelAnimationFrame(frame);
+    model.off("change", show);
+  };
+}
+
+export default { render };

@@ -1,0 +1,28 @@
+"""The part of the explorer that Plotly has no event for: keys, the status line, messages, and its own width."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anywidget
+import traitlets
+
+_HERE = Path(__file__).parent
+
+
+class Pad(anywidget.AnyWidget):
+    """A bar that takes the keyboard for the patch, and says what is seen and what went wrong.
+
+    Sends ``{"panel": number, "down": share, "across": share}`` for a place as soon as it is pressed or dragged over,
+    ``{"key": ..., "far": bool}`` for a key that means something here, and ``{"width": pixels}`` when the place of the
+    maps has another width.
+    """
+
+    _esm = _HERE / "pad.js"
+    _css = _HERE / "explorer.css"
+
+    place = traitlets.Unicode("").tag(sync=True)
+    status = traitlets.Unicode("").tag(sync=True)
+    message = traitlets.Unicode("").tag(sync=True)
+    good = traitlets.Bool(False).tag(sync=True)
+    busy = traitlets.Unicode("").tag(sync=True)
