@@ -269,6 +269,8 @@ class AffinityExplorer(widgets.VBox):
 
     def close(self) -> None:
         """Free all memory and take the explorer off the screen."""
+        if not hasattr(self, "_live"):  # refused before it was made
+            return
         self._session.engine.store.clear()
         self._session.images.clear()
         self._session.panels = []
