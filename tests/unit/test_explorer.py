@@ -335,7 +335,10 @@ def test_probes_are_found_in_directories_by_kind(backbones, scenes, tmp_path):
 
 
 @pytest.mark.parametrize("trouble", ["missing", "damaged", "endless", "none"])
-def test_images_that_cannot_be_shown_leave_words_and_a_usable_widget(backbones, probes, scenes, tmp_path, trouble):
+def test_images_that_cannot_be_shown_leave_words_and_a_usable_widget(
+    backbones, probes, scenes, tmp_path, monkeypatch, trouble
+):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "damaged.png").write_bytes(b"\x89PNG nothing")
     bad = {
         "missing": [tmp_path / "nowhere.png"],
