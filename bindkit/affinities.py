@@ -230,7 +230,10 @@ def image_activations(
             found = activations_of(backbone, torch.from_numpy(crops), places, sizes, layers)
         for layer, windows in parts.items():
             windows.append(found[layer].float().cpu())
-    stitched = {layer: stitch(torch.cat(windows), plan) for layer, windows in parts.items()}
+    stitched = {}
+    for layer in layers:
+        windows = parts.pop(layer)  # each is let go of once it is stitched
+        stitched[layer] = stitch(windows[0] if len(windows) == 1 else torch.cat(windows), plan)
     for layer, activations in stitched.items():
         if not activations.isfinite().all():
             raise NonFiniteActivationsError(

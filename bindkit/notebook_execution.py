@@ -31,6 +31,8 @@ from bindkit.errors import NotebookFailedError
 
 KERNEL_NAME = "python3"
 RECORD = "bindkit"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+"""What a notebook holds where a widget was shown."""
 """Key of the record in an executed notebook's metadata."""
 
 
@@ -179,8 +181,14 @@ def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 
 def _settled(output: NotebookNode) -> NotebookNode | None:
-    """A text output as a terminal would leave it: of a bar that redrew its line only the last state, if any."""
+    """A text output as a terminal would leave it: of a bar that redrew its line only the last state, if any.
+
+    A widget whose kernel is gone is an error message in JupyterLab; where a picture of it was given, that stays alone.
+    """
     if output.output_type != "stream":
+        data = output.get("data", {})
+        if any(kind.startswith("image/") for kind in data):
+            data.pop(WIDGET, None)
         return output
     lines = [_last_drawn(line) for line in output.text.split("\n")]
     output.text = "\n".join(lines)

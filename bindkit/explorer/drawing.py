@@ -84,7 +84,7 @@ def arrange(width: float, ratios: Sequence[float]) -> tuple[list[Box], float]:
 
     >>> boxes, height = arrange(600, [0.5, 0.5])
     >>> [(box.left, box.width, box.height) for box in boxes], height
-    ([(0, 291.0, 145.5), (309.0, 291.0, 145.5)], 191.5)
+    ([(0.0, 291.0, 145.5), (309.0, 291.0, 145.5)], 191.5)
     """
     columns = max(1, min(len(ratios), 3, int((width + GAP) // (LEAST + GAP))))
     if len(ratios) == 4:

@@ -101,12 +101,13 @@ class Factors:
 
         Where activations lie far from zero, as in most ViTs, this leaves less to the products and so to rounding.
         """
-        left, right = self.left.double(), self.right.double()
-        over_left, over_right = left.mean(0), right.mean(0)
-        left, right = left - over_left, right - over_right
-        left_offset = self.left_offset + left @ over_right + over_left @ over_right
-        right_offset = self.right_offset + right @ over_left
-        return Factors(left.float(), right.float(), left_offset.float(), right_offset.float(), self.scale)
+        over_left = self.left.mean(0, dtype=torch.float64).float()
+        over_right = self.right.mean(0, dtype=torch.float64).float()
+        left, right = self.left - over_left, self.right - over_right
+        # Here large numbers cancel.
+        left_offset = self.left_offset + self.left.double() @ over_right.double()
+        right_offset = self.right_offset + right.double() @ over_left.double()
+        return Factors(left, right, left_offset.float(), right_offset.float(), self.scale)
 
     def cut(self, tolerance: float = TOLERANCE) -> Factors:
         """The same with fewer columns, if no affinity moves by more than the tolerance; else itself.

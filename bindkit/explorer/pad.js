@@ -89,9 +89,10 @@ function render({ model, el }) {
   });
   const tidy = () => { name(); uncount(); };
 
-  // Plotly's widget reports every move of the mouse to the kernel, which has no use for it and keeps clicks waiting.
+  // Plotly's widget reports every move of the mouse to the kernel, which has no use for it and keeps clicks waiting; and
+  // clicks, which have been told when they were pressed.
   const quiet = (plot) => {
-    for (const name of ["plotly_hover", "plotly_unhover"]) plot.removeAllListeners?.(name);
+    for (const name of ["plotly_hover", "plotly_unhover", "plotly_click"]) plot.removeAllListeners?.(name);
     if (plot.dataset.bindkit) return;
     plot.dataset.bindkit = "quiet";
     // Plotly may leave the clickable area of a map that is gone above the others.

@@ -16,6 +16,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from bindkit.notebook_execution import WIDGET
+
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
@@ -35,6 +37,8 @@ def main() -> None:
                 if cell.cell_type == "code":
                     cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
                     cell.metadata.pop("execution", None)
+                    for output in cell.outputs:  # of a widget the picture of it stays
+                        output.get("data", {}).pop(WIDGET, None)
             notebook.metadata["language_info"] = {"name": "python"}
             nbformat.write(notebook, source)
             print(f"{source.name}: {source.stat().st_size // 1000} kB")
