@@ -98,6 +98,10 @@ class LiveFigure:
         self._layout = layout
         self._add({key: trace for key, trace in wanted.items() if key not in self._traces})
 
+    def numbers(self, panel: str) -> dict[str, int]:
+        """Number of each role's trace of a panel in the figure."""
+        return {role: number for number, (name, role) in enumerate(self._traces) if name == panel}
+
     def widen(self, width: float, panels: Sequence[Panel], state: State) -> None:
         """Lay the panels out for another width, in pixels."""
         self.width = width

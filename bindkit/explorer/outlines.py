@@ -23,7 +23,7 @@ _LONGEST_MASK = 480
 _REACH = 2
 """Points before and after that a border's point is averaged with, so that slanted borders are no staircases."""
 
-_INSET = 0.07
+INSET = 0.07
 """Of a patch's side, between the patch and the line that marks it."""
 
 
@@ -142,7 +142,7 @@ def _smooth(loop: np.ndarray) -> np.ndarray:
 
 def square(row: int, col: int) -> Line:
     """Outline of one patch, a little inside it, so that it shows at the image's border too."""
-    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * (1 - 2 * _INSET) + _INSET
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * (1 - 2 * INSET) + INSET
     return line_through([corners + np.array([col, row])])
 
 

@@ -60,8 +60,18 @@ function render({ model, el }) {
     // While a drag is under way one patch at a time: the next when this one is shown.
     if (!pressed && (now === last || performance.now() < waiting)) return;
     [last, waiting] = [now, performance.now() + 300];
-    model.send({ panel: number, down: (event.clientY - top) / height, across: (event.clientX - left) / width });
+    const down = (event.clientY - top) / height, across = (event.clientX - left) / width;
+    model.send({ panel: number, down, across });
+    const told = figure && restyled(answers, number, down, across);
+    if (told) redraw(figure, plot, told);
   };
+  let answers = [], figure = null;
+  const learn = () => { answers = model.get("answers").map(unpacked); };
+  const meet = async () => { figure = model.get("figure") ? await model.widget_manager.get_model(model.get("figure")) : null; };
+  model.on("change:answers", learn);
+  model.on("change:figure", meet);
+  learn();
+  meet();
   model.on("change:place", () => { waiting = 0; });
   const onPress = (event) => choose(event, true);
   const onDrag = (event) => { if (event.buttons & 1 && event.pointerType !== "touch") choose(event, false); };
@@ -134,6 +144,8 @@ function render({ model, el }) {
     clearTimeout(timer);
     cancelAnimationFrame(frame);
     model.off("change", show);
+    model.off("change:answers", learn);
+    model.off("change:figure", meet);
   };
 }
 

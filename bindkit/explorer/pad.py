@@ -18,7 +18,7 @@ class Pad(anywidget.AnyWidget):
     maps has another width.
     """
 
-    _esm = _HERE / "pad.js"
+    _esm = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("answers.js", "pad.js"))
     _css = _HERE / "explorer.css"
 
     place = traitlets.Unicode("").tag(sync=True)
@@ -26,3 +26,7 @@ class Pad(anywidget.AnyWidget):
     message = traitlets.Unicode("").tag(sync=True)
     good = traitlets.Bool(False).tag(sync=True)
     busy = traitlets.Unicode("").tag(sync=True)
+    figure = traitlets.Unicode("").tag(sync=True)
+    """Model id of the figure that is redrawn."""
+    answers = traitlets.List(traitlets.Dict()).tag(sync=True)
+    """What `bindkit.explorer.answering.Answer.packed` gives, one a map."""

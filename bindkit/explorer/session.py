@@ -11,8 +11,10 @@ import numpy as np
 
 from bindkit.affinities import Picture
 from bindkit.errors import BindkitError, InvalidParameterError, ProbeError
+from bindkit.explorer.answering import Answer, answers_of
 from bindkit.explorer.drawing import Panel
 from bindkit.explorer.engine import Engine, Map
+from bindkit.explorer.factors import Rows
 from bindkit.explorer.sources import Probes, Shelf, ShownImage, shown_backbones, shown_images, uploaded_image
 from bindkit.explorer.state import State, View, moved, nearest_layer, place_of
 from bindkit.explorer.words import note_of, status_of, title_of
@@ -174,6 +176,20 @@ class Session:
         if self.main is None or self.main.patch is None:
             return ""
         return status_of(self.state.view, self.main, self.panels[0].image, self.state.threshold)
+
+    def answers(self, traces_of: Callable[[str], Mapping[str, int]]) -> list[Answer]:
+        """What the browser may redraw by itself; `traces_of` gives the traces of a panel."""
+        if self.main is None:
+            return []
+
+        def rows_of(name: str, view: View) -> Rows:
+            other = self.state.second if name == "second" and self.state.second is not None else view.image
+            return self.engine.affinities(view.backbone, view.image, other, view.layer, view.probe)
+
+        def grid_of(view: View) -> ImageGrid:
+            return self.engine.grid(view.backbone, view.image)
+
+        return answers_of(self.state, self.panels, rows_of, grid_of, traces_of)
 
     def _panel(self, name: str, view: View) -> Panel:
         second = self.state.second if name == "second" else None

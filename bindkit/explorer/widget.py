@@ -15,6 +15,7 @@ import numpy as np
 
 from bindkit.affinities import Picture
 from bindkit.errors import BindkitError, GeometryError, InvalidParameterError, LayerError, ProbeError
+from bindkit.explorer.answering import Answer
 from bindkit.explorer.controls import Controls
 from bindkit.explorer.engine import MEMORY
 from bindkit.explorer.live import LiveFigure, picture_figure
@@ -83,6 +84,7 @@ class AffinityExplorer(widgets.VBox):
         self._pad, self._controls = Pad(), Controls()
         self._live = LiveFigure(self._clicked)
         self._setting = False
+        self._answers: list[Answer] = []
         maps = widgets.VBox([self._live.widget])
         stage = widgets.VBox([maps, self._controls.legend, self._pad])
         body = widgets.Box([stage, self._controls.box])
@@ -273,7 +275,7 @@ class AffinityExplorer(widgets.VBox):
             return
         self._session.engine.store.clear()
         self._session.images.clear()
-        self._session.panels = []
+        self._session.panels, self._answers = [], []
         self._live.close()
         _close_below(self)
         super().close()
@@ -418,6 +420,15 @@ class AffinityExplorer(widgets.VBox):
             self._pad.place = f"row {main.patch[0]}, column {main.patch[1]}" if main and main.patch else ""
             self._pad.status = session.status
             self._say("\n".join(dict.fromkeys(session.problems)))
+        self._share(session.answers(self._live.numbers))
+
+    def _share(self, answers: list[Answer]) -> None:
+        """Give the browser what it answers presses with, unless it has that already."""
+        if len(answers) != len(self._answers) or not all(map(Answer.is_same, answers, self._answers)):
+            self._answers = answers
+            with self._pad.hold_sync():
+                self._pad.figure = self._live.widget.model_id
+                self._pad.answers = [answer.packed() for answer in answers]
 
     def _say(self, message: str, good: bool = False) -> None:
         self._pad.message, self._pad.good = message, good

@@ -33,7 +33,7 @@ explorer
 TIMER = """() => {
   const plot = document.querySelector(".bindkit-explorer .js-plotly-plot");
   window.took = []; window.last = plot.data[0].z;
-  plot.addEventListener("pointerdown", () => { window.began = performance.now(); }, true);
+  window.addEventListener("pointerdown", () => { window.began = performance.now(); }, true);
   plot.on("plotly_afterplot", () => {
     if (plot.data[0].z === window.last || window.began === undefined) return;
     const began = window.began;

@@ -143,6 +143,63 @@ def test_clicks_at_random_patches_layers_backbones_and_images(page, made):
         until_said(page, f"Patch row {row}, column {col}")
 
 
+KERNEL = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+
+
+def traces(page, axis):
+    """Points of the lines of a map, by name."""
+    found = page.evaluate(
+        "(axis) => document.querySelector('.bindkit-explorer .js-plotly-plot').data"
+        ".filter((t) => t.mode === 'lines' && t.visible && (t.xaxis ?? 'x') === axis)"
+        ".map((t) => [t.name || 'casing', [...t.x], [...t.y]])",
+        axis,
+    )
+    return {name: np.array([x, y], float) for name, x, y in found}
+
+
+def area_inside(line):
+    """Area within closed loops that are apart by NaN (shoelace formula); loops around holes count against it."""
+    pieces = np.split(line, np.flatnonzero(np.isnan(line[0])), axis=1)
+    return abs(sum(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]) / 2 for x, y in (p[:, np.isfinite(p[0])] for p in pieces)))
+
+
+def test_the_map_answers_a_press_while_the_kernel_is_busy(page, made):
+    _, names, backbones, probes, scenes = made
+    choose(page, "Backbone", names[0])
+    choose(page, "Image", scenes[0].id)
+    choose(page, "Compare to", scenes[1].id)
+    until_maps(page, 2)
+    page.wait_for_timeout(500)
+    layer = int(page.get_by_role("slider", name="Layer").get_attribute("aria-valuetext"))
+    own = bk.affinity(backbones[0], probes[0][layer], scenes[0])
+    from bindkit.affinities import image_activations
+
+    x, y = (image_activations(backbones[0], scenes[k].image, [layer])[1][layer] for k in (0, 1))
+    before = page.locator(".bindkit-pad .status").inner_text()
+    # C's own sleep, called so that no thread of Python goes on: Jupyter hears widgets in a thread of their own.
+    code = "import ctypes, time; time.sleep(0.5); ctypes.PyDLL(None).sleep(6)"
+    page.evaluate(f"(code) => {{ {KERNEL}.requestExecute({{ code }}); }}", code)
+    page.wait_for_timeout(1000)
+    for row, col in ((9, 1), (3, 11)):
+        patch = row * own.grid.cols + col
+        click_patch(page, row, col, (own.grid.rows, own.grid.cols))
+        until(page, own.of(patch))
+        across = probes[0][layer].pairwise(x[patch : patch + 1], y)[0].sigmoid().numpy()
+        until(page, across.reshape(values(page, 2).shape), panel=2)
+        lines = traces(page, "x")
+        inside = values(page) >= 0.5
+        assert area_inside(lines["above the threshold"]) == pytest.approx(inside.sum(), abs=1e-4)
+        np.testing.assert_allclose(np.nanmean(lines["chosen patch"][:, :4], axis=1), (col, row), atol=1e-6)
+        assert page.locator(".bindkit-pad .status").inner_text() == before, "the kernel has not spoken yet"
+    until_said(page, f"Patch row {row}, column {col}")
+    page.wait_for_timeout(300)
+    until(page, own.of(patch))
+    settled = traces(page, "x")
+    assert area_inside(settled["above the threshold"]) == pytest.approx(inside.sum(), abs=1e-4)
+    choose(page, "Compare to", "nothing")
+    until_maps(page, 1)
+
+
 def test_arrow_keys_move_the_patch_and_leave_the_notebook_alone(page, made):
     _, names, backbones, probes, scenes = made
     choose(page, "Backbone", names[0])
