@@ -26,8 +26,10 @@ from bindkit.errors import (
     GeometryError,
     InvalidParameterError,
     NonFiniteActivationsError,
+    ProbeError,
 )
-from bindkit.extraction.forward import ActivationSource, activations_of
+from bindkit.extraction.forward import ActivationSource, activations_of, require_source
+from bindkit.fits import Fit
 from bindkit.geometry import Box
 from bindkit.probes import Probe, load_probe
 from bindkit.scenes import Scene
@@ -75,7 +77,7 @@ class Affinity:
 
 
 def affinity(
-    backbone: ActivationSource, probe: Probe | str | Path, image: Picture, layer: int | None = None
+    backbone: ActivationSource, probe: Probe | Fit | str | Path, image: Picture, layer: int | None = None
 ) -> Affinity:
     """Score all pairs of patches of one image.
 
@@ -87,8 +89,8 @@ def affinity(
     ----------
     backbone : Backbone
         That the probe was fitted on.
-    probe : Probe or path
-        A fitted probe, or the directory that ``fit.save`` wrote.
+    probe : Probe, Fit or path
+        A fitted probe, what `fit_probe` gave, or the directory that ``fit.save`` wrote.
     image : PIL image, uint8 array [height, width, 3], path or Scene
         Files and PIL images are turned upright as their EXIF data say; transparency is dropped.
     layer : int, optional
@@ -103,6 +105,8 @@ def affinity(
     ------
     ProbeMismatchError
         A probe of another backbone, width or layer.
+    ProbeError, BackboneError
+        Something that is no probe or no backbone.
     LayerError
         A layer that the backbone does not have, or none known.
     BrokenSceneError
@@ -120,11 +124,21 @@ def affinity(
         patch = found.patch_at(row=120, col=200)         # pixel of the photo
         found.of(patch)                                  # [rows, cols]: that patch's affinity to every patch
     """
-    if isinstance(probe, str | Path):
-        probe = load_probe(probe)
+    probe, backbone = read_probe(probe), require_source(backbone)
     layer = layer_of(probe, backbone, layer)
     grid, activations = image_activations(backbone, image_pixels(image), [layer])
     return Affinity(pair_logits(probe, activations[layer]).sigmoid().numpy(), grid, layer)
+
+
+def read_probe(given: Any) -> Probe:
+    """The probe itself, the one of a directory, or that of a `Fit`. Raises ProbeError for anything else."""
+    found = given.probe if isinstance(given, Fit) else given
+    found = load_probe(found) if isinstance(found, str | Path) else found
+    if not isinstance(found, Probe):
+        raise ProbeError(
+            f"a probe is what bk.load_probe gives, a directory that fit.save() wrote, or a fit, got {given!r:.80}"
+        )
+    return found
 
 
 def layer_of(probe: Probe, backbone: ActivationSource, layer: int | None = None) -> int:

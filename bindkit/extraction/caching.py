@@ -24,9 +24,9 @@ from bindkit.cache.writing import (
     write_file,
     write_manifest,
 )
-from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameterError
+from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameterError, SceneSetError
 from bindkit.extraction.drawing import DrawnScene, ahead, draw_scene
-from bindkit.extraction.forward import ActivationSource, ShardContent, compute_shard
+from bindkit.extraction.forward import ActivationSource, ShardContent, compute_shard, require_source
 from bindkit.extraction.planning import (
     Job,
     Task,
@@ -122,6 +122,9 @@ def cache_activations(
     InvalidParameterError
         For arguments outside what they take, and for synthetic scenes of a seed that is kept for training.
     """
+    backbone = require_source(backbone)
+    if not isinstance(scenes, SceneSet):
+        raise SceneSetError(f"a scene set is what bk.open_scenes(uri) gives, got {scenes!r:.80}")
     require_unseen(scenes)
     for name, count, least in (("windows_per_batch", windows_per_batch, 1), ("workers", workers, 0)):
         if count is not None and count < least:

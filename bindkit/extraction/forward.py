@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bindkit.cache.layout import Skipped
 from bindkit.cache.shards import ShardLabels
-from bindkit.errors import NonFiniteActivationsError
+from bindkit.errors import BackboneError, NonFiniteActivationsError
 from bindkit.extraction.drawing import DrawnScene, Resizer
 from bindkit.geometry import WindowGeometry
 
@@ -76,6 +76,13 @@ class PlacedSource(Protocol):
     ) -> dict[int, Tensor]:
         """As `ActivationSource.activations`, given (top, left) of each window and (height, width) of its scene."""
         ...
+
+
+def require_source(given: Any) -> ActivationSource:
+    """Refuse what is no backbone, such as its name. Raises BackboneError."""
+    if not isinstance(given, ActivationSource):
+        raise BackboneError(f"a backbone is what bk.load_backbone(name) gives, got {given!r:.80}")
+    return given
 
 
 def activations_of(

@@ -1,6 +1,6 @@
 """Figures: how they look, what they show, how they are saved. Only they and the explorer import Plotly."""
 
-from bindkit.figures.affinity import affinity_figure
+from bindkit.figures.affinity import affinity_figure, affinity_table
 from bindkit.figures.breakdowns import breakdown_figure, reliability_figure
 from bindkit.figures.curves import layer_curves, probe_curves, training_curves
 from bindkit.figures.difficulty import difficulty_figure
@@ -15,6 +15,7 @@ from bindkit.figures.variations import difficulty_scenes
 __all__ = [
     "SavedFigure",
     "affinity_figure",
+    "affinity_table",
     "breakdown_figure",
     "difficulty_figure",
     "difficulty_scenes",

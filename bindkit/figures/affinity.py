@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -67,8 +68,7 @@ def affinity_figure(scene: Scene, views: Mapping[str, Affinity], patch: int | No
         raise InvalidParameterError(f"the figure takes 1 to 11 views, got {len(views)}")
     first = next(iter(views.values()))
     patch = telling_patch(scene, first) if patch is None else patch
-    box = first.box(patch)
-    middle = ((box.top + box.bottom) / 2, (box.left + box.right) / 2)
+    middle = _middle(first, patch)
     height, width = scene.size
     n_cols = min(4, len(views) + 1)
     n_rows = -(-(len(views) + 1) // n_cols)
@@ -119,3 +119,35 @@ def affinity_figure(scene: Scene, views: Mapping[str, Affinity], patch: int | No
         hovermode="closest",
         coloraxis={"colorscale": _SCALE, "cmin": 0, "cmax": 1, "colorbar": {"title": "affinity", "thickness": 14}},
     )
+
+
+def _middle(view: Affinity, patch: int) -> tuple[float, float]:
+    """Row and column of a patch's middle in pixels of the image: the same place in grids of other patch sizes."""
+    box = view.box(patch)
+    return (box.top + box.bottom) / 2, (box.left + box.right) / 2
+
+
+def affinity_table(scene: Scene, views: Mapping[str, Affinity], patch: int | None = None) -> pd.DataFrame:
+    """The numbers of `affinity_figure`: one row a patch and view.
+
+    Parameters
+    ----------
+    scene, views, patch
+        As `affinity_figure` takes them.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``view`` (the title in one line), ``layer``, ``row`` and ``column`` of the patch (from 0), ``affinity`` to the
+        marked patch, and ``marked``, which is true for that one.
+    """
+    first = next(iter(views.values()))
+    middle = _middle(first, telling_patch(scene, first) if patch is None else patch)
+    parts = []
+    for title, view in views.items():
+        chosen = view.patch_at(*middle)
+        rows, columns = np.indices((view.grid.rows, view.grid.cols))
+        columns_of = {"row": rows.ravel(), "column": columns.ravel(), "affinity": view.scores[chosen]}
+        part = pd.DataFrame({"view": title.replace("<br>", " · "), "layer": view.layer, **columns_of})
+        parts.append(part.assign(marked=np.arange(len(part)) == chosen))
+    return pd.concat(parts, ignore_index=True)

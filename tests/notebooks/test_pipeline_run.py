@@ -46,3 +46,14 @@ def test_the_pipeline_leaves_a_complete_workspace_and_resumes(notebook_paths, tm
     before = workspace.results_csv.read_bytes()
     assert run_pipeline(tmp_path / "run", **smoke).executed == ()
     assert workspace.results_csv.read_bytes() == before
+
+
+def test_a_run_of_other_probes_alone_goes_through(tmp_path):
+    scenes = "synthetic:n=16,seed=0,size=80x80"
+    chosen = {"scenes": scenes, "backbones": "bindkit/scenes-motion", "layers": "3", "controls": ""}
+    report = run_pipeline(tmp_path / "run", **chosen, probes="linear", tasks="pairwise shuffled_labels")
+    assert report.workspace.viewer.exists()
+    shown = pd.read_csv(report.workspace.figures / "05_affinity.csv")
+    assert shown["view"].unique().tolist() == ["bindkit/scenes-motion · layer 3"]
+    assert shown["affinity"].between(0, 1).all()
+    assert len(shown) == 100

@@ -8,8 +8,9 @@ from PIL import Image
 from planted import PlantedBackbone, PlantedScenes
 
 import bindkit as bk
-from bindkit.affinities import image_activations, image_pixels
+from bindkit.affinities import image_activations, image_pixels, read_probe
 from bindkit.errors import (
+    BackboneError,
     BrokenSceneError,
     GeometryError,
     InvalidParameterError,
@@ -18,6 +19,8 @@ from bindkit.errors import (
     ProbeError,
     ProbeMismatchError,
 )
+from bindkit.extraction.forward import require_source
+from bindkit.fits import Fit
 from bindkit.probes import PROBES, make_probe, save_probe
 
 WIDTH = tiny_models.WIDTH
@@ -152,6 +155,20 @@ def test_a_probe_of_something_else_is_refused(backbone):
 def test_what_is_no_image_is_refused_by_name(backbone, image, error, message):
     with pytest.raises(error, match=message):
         bk.affinity(backbone, probe_of(), image)
+
+
+def test_what_is_no_probe_and_no_backbone_is_refused_by_name():
+    for given in (7, None, {"probe": 1}):
+        with pytest.raises(ProbeError, match=r"a probe is what bk\.load_probe gives, a directory that fit\.save"):
+            read_probe(given)
+    for given in ("random-init:vit", None):
+        with pytest.raises(BackboneError, match=r"a backbone is what bk\.load_backbone"):
+            require_source(given)
+
+
+def test_a_fit_stands_for_its_probe(backbone):
+    probe = make_probe("quadratic", backbone.d_model).eval()
+    assert read_probe(Fit(probe, {}, (), "test", 0.0)) is probe
 
 
 def test_what_is_no_picture_at_all_is_refused():

@@ -5,7 +5,7 @@ import pytest
 
 import bindkit as bk
 from bindkit.errors import InvalidParameterError, ProbeError
-from bindkit.figures import affinity_figure
+from bindkit.figures import affinity_figure, affinity_table
 from bindkit.figures.affinity import telling_patch
 from bindkit.probes import make_probe
 from bindkit.scenes import Scene
@@ -29,6 +29,19 @@ def test_each_map_is_the_marked_patchs_row(view):
     marks = [trace for trace in figure.data if trace.type == "scatter"]
     box = found.box(20)
     assert {(mark.x[0], mark.y[0]) for mark in marks} == {((box.left + box.right) / 2, (box.top + box.bottom) / 2)}
+
+
+def test_the_table_has_every_number_of_the_figure(view):
+    scene, found = view
+    views = {"one<br>layer 1": found, "two": found}
+    table, figure = affinity_table(scene, views), affinity_figure(scene, views)
+    maps = [trace.z for trace in figure.data if trace.type == "heatmap"]
+    assert table["view"].unique().tolist() == ["one · layer 1", "two"]
+    for shown, (_, rows) in zip(maps, table.groupby("view", sort=False), strict=True):
+        for row, column, affinity in zip(rows["row"], rows["column"], rows["affinity"], strict=True):
+            assert shown[row][column] == pytest.approx(affinity, abs=6e-4)
+    (marked,) = table[table["marked"] & (table["view"] == "two")].to_dict("records")
+    assert marked["row"] * found.grid.cols + marked["column"] == telling_patch(scene, found)
 
 
 def test_the_telling_patch_lies_in_the_largest_object_that_has_a_twin(view):
