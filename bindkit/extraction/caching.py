@@ -123,7 +123,7 @@ def cache_activations(
         For arguments outside what they take, and for synthetic scenes of a seed that is kept for training.
     """
     backbone = require_source(backbone)
-    if not isinstance(scenes, SceneSet):
+    if not hasattr(scenes, "ids"):
         raise SceneSetError(f"a scene set is what bk.open_scenes(uri) gives, got {scenes!r:.80}")
     require_unseen(scenes)
     for name, count, least in (("windows_per_batch", windows_per_batch, 1), ("workers", workers, 0)):
