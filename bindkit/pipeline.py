@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import bindkit
+from bindkit.choices import check_choices
 from bindkit.errors import NotebookFailedError, WorkspaceBusyError
 from bindkit.parameters import check_known, check_parameters, notebook_parameters
 from bindkit.workspace import (
@@ -151,6 +152,8 @@ def run_pipeline(
     ------
     UnknownParameterError, InvalidParameterError
         For a parameter that no notebook has, or a value of another type. Nothing is started.
+    BackboneError, LayerError, ProbeError
+        For a shipped backbone, layers, a probe or a task that there are not. Nothing is started.
     WorkspaceMismatchError
         If the workspace holds a run of another configuration, or something else. Nothing is started.
     WorkspaceBusyError
@@ -166,6 +169,7 @@ def run_pipeline(
     known = pipeline_parameters(directory)
     values = {**known, **check_known(parameters, known, "the notebooks have")}
     values = _with_absolute_paths(values, Path.cwd())
+    check_choices(values)
     root = workspace_root(workspace)
     fixed = {name: values[name] for name in FIXED_SETTINGS if name in values}
     check_settings(root, recorded_settings(root), fixed)
