@@ -23,6 +23,7 @@ from bindkit.workspace import (
     open_workspace,
     recorded_settings,
     workspace_root,
+    writing_into,
 )
 
 __all__ = [
@@ -151,7 +152,8 @@ def run_pipeline(
     Raises
     ------
     UnknownParameterError, InvalidParameterError
-        For a parameter that no notebook has, or a value of another type. Nothing is started.
+        For a parameter that no notebook has, a value of another type, or a workspace that may not be written into.
+        Nothing is started.
     BackboneError, LayerError, ProbeError
         For a shipped backbone, layers, a probe or a task that there are not. Nothing is started.
     WorkspaceMismatchError
@@ -174,14 +176,19 @@ def run_pipeline(
     fixed = {name: values[name] for name in FIXED_SETTINGS if name in values}
     check_settings(root, recorded_settings(root), fixed)
 
-    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / ".lock", timeout=0)
     try:
-        with FileLock(root / ".lock", timeout=0):
-            return _run(directory, open_workspace(root, **fixed), values, force)
+        with writing_into(root):
+            root.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
     except Timeout:
         raise WorkspaceBusyError(
             f"another run is writing to {root}; wait until it has ended, or give another workspace"
         ) from None
+    try:
+        return _run(directory, open_workspace(root, **fixed), values, force)
+    finally:
+        lock.release()
 
 
 def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: bool) -> RunReport:
