@@ -168,6 +168,10 @@ class SceneReport:
             lines.append(
                 f"objects a scene: {min(objects)} to {max(objects)}, {sum(objects)} in all; scenes with twins: {twins}"
             )
+            without = objects.count(0)
+            if without:
+                have = "1 scene has" if without == 1 else f"{without} scenes have"
+                lines.append(f"{have} no labelled object")
         lines += [f"broken: {scene.id}: {scene.reason}" for scene in self.broken[:20]]
         if len(self.broken) > 20:
             lines.append(f"broken: and {len(self.broken) - 20} more")

@@ -135,3 +135,15 @@ def test_one_object_in_every_scene_is_noticed_before_anything_is_cached():
 
 def test_notebook_01_asks_for_two_objects(root):
     assert "report.require_two_objects()" in (root / "notebooks" / "01_data_setup.ipynb").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("instances", "words"),
+    [
+        (([1, 2], [0, 0], [0, 3]), "1 scene has no labelled object"),
+        (([0, 0], [0, 0], [0, 3]), "2 scenes have no labelled object"),
+    ],
+)
+def test_scenes_without_an_object_are_said_in_the_summary(instances, words):
+    assert words in str(check_scenes(Listed(*instances))).splitlines()
+    assert "no labelled object" not in str(check_scenes(Listed([1, 2], [0, 3])))
