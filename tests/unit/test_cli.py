@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -238,3 +239,20 @@ def test_the_table_says_so_when_there_is_nothing_to_compare():
     from bindkit.cli import format_results
 
     assert "No fit" in format_results(pd.DataFrame(columns=["backbone", "layer", "probe", "accuracy"]))
+
+
+def test_the_console_names_every_objective_and_its_docstring_every_command(capsys):
+    from bindkit import cli
+    from bindkit.pretraining import OBJECTIVES
+
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    (named,) = re.findall(r"^ *OBJECTIVE {2,}(.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert set(re.findall(r"[a-z]+", named)) - {"or"} == set(OBJECTIVES)
+
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = re.findall(r"^ {4}([a-z]+)  ", capsys.readouterr().out, re.MULTILINE)
+    assert len(commands) >= 6
+    for command in commands:
+        assert re.search(rf"``(bindkit )?{command}``", cli.__doc__), command
