@@ -1,6 +1,7 @@
 """The console: ``bindkit run``, ``cache``, ``verify``, ``export``, ``pretrain`` and ``check``.
 
-Thin; everything is also Python. Nothing heavy is imported before a command starts, so that ``bindkit --help`` answers at once.
+Thin; everything is also Python. Nothing heavy is imported before a command starts, so that
+``bindkit --help`` answers at once.
 """
 
 from __future__ import annotations
