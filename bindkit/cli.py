@@ -1,6 +1,7 @@
-"""The console: ``bindkit run``, ``cache``, ``verify``, ``export`` and ``check``. Thin; everything is also Python.
+"""The console: ``bindkit run``, ``cache``, ``verify``, ``export``, ``pretrain`` and ``check``.
 
-Nothing heavy is imported before a command starts, so that ``bindkit --help`` answers at once.
+Thin; everything is also Python. Nothing heavy is imported before a command starts, so that
+``bindkit --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         "pretrain", help="train a tiny backbone on synthetic scenes, or go on where it stopped"
     )
     pretrain.set_defaults(command=_pretrain)
-    pretrain.add_argument("objective", metavar="OBJECTIVE", help="mae, dino, supervised or clip")
+    pretrain.add_argument("objective", metavar="OBJECTIVE", help="mae, dino, motion, supervised or clip")
     pretrain.add_argument("directory", metavar="DIR", type=Path, help="where the run and its checkpoints are kept")
     pretrain.add_argument("--scenes", metavar="URI", help="synthetic:... with a training seed, from 1000000000000 on")
     pretrain.add_argument("--scenes-seen", metavar="N", type=int, default=200_000)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import bindkit
+from bindkit.choices import check_choices
 from bindkit.errors import NotebookFailedError, WorkspaceBusyError
 from bindkit.parameters import check_known, check_parameters, notebook_parameters
 from bindkit.workspace import (
@@ -22,6 +23,7 @@ from bindkit.workspace import (
     open_workspace,
     recorded_settings,
     workspace_root,
+    writing_into,
 )
 
 __all__ = [
@@ -150,7 +152,10 @@ def run_pipeline(
     Raises
     ------
     UnknownParameterError, InvalidParameterError
-        For a parameter that no notebook has, or a value of another type. Nothing is started.
+        For a parameter that no notebook has, a value of another type, or a workspace that may not be written into.
+        Nothing is started.
+    BackboneError, LayerError, ProbeError
+        For a shipped backbone, layers, a probe or a task that there are not. Nothing is started.
     WorkspaceMismatchError
         If the workspace holds a run of another configuration, or something else. Nothing is started.
     WorkspaceBusyError
@@ -166,18 +171,24 @@ def run_pipeline(
     known = pipeline_parameters(directory)
     values = {**known, **check_known(parameters, known, "the notebooks have")}
     values = _with_absolute_paths(values, Path.cwd())
+    check_choices(values)
     root = workspace_root(workspace)
     fixed = {name: values[name] for name in FIXED_SETTINGS if name in values}
     check_settings(root, recorded_settings(root), fixed)
 
-    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / ".lock", timeout=0)
     try:
-        with FileLock(root / ".lock", timeout=0):
-            return _run(directory, open_workspace(root, **fixed), values, force)
+        with writing_into(root):
+            root.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
     except Timeout:
         raise WorkspaceBusyError(
             f"another run is writing to {root}; wait until it has ended, or give another workspace"
         ) from None
+    try:
+        return _run(directory, open_workspace(root, **fixed), values, force)
+    finally:
+        lock.release()
 
 
 def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: bool) -> RunReport:

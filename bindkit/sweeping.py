@@ -96,7 +96,7 @@ def sweep(
         raise InvalidParameterError("a sweep needs at least one cache, probe, task and seed")
     if root is not None:
         _require_places_apart(caches)
-    pairs = _fitting_pairs(probes, tasks)
+    pairs = fitting_pairs(probes, tasks)
     wanted = [(cache, layer) for cache in caches for layer in _layers_of(cache, layers)]
     asked = [(cache, layer, pair) for cache, layer in wanted for pair in pairs if _can_be_asked(cache, layer, pair[0])]
     rows: list[dict[str, Any]] = []
@@ -168,7 +168,7 @@ def _layers_of(cache: ActivationCache, layers: str | Sequence[int]) -> tuple[int
     return tuple(check_layer(layer, cache.layers, f"the cache {cache.path}") for layer in asked)
 
 
-def _fitting_pairs(probes: Sequence[str], tasks: Sequence[str]) -> list[tuple[str, str]]:
+def fitting_pairs(probes: Sequence[str], tasks: Sequence[str]) -> list[tuple[str, str]]:
     """Every probe with every task that takes it. Raises ProbeError where a name is unknown or one goes with none."""
     kinds = {name: parse_probe(name)[0] for name in probes}
     for task in tasks:

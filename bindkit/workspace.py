@@ -9,7 +9,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,15 +143,35 @@ def open_workspace(path: str | Path, **fixed_settings: Any) -> Workspace:
     workspace = Workspace(root, settings)
     directories = (workspace.notebooks, workspace.cache, workspace.probes, workspace.figures, workspace.index)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        # The record comes first: a directory with anything else in it but no record is somebody else's.
-        if settings != recorded or not (root / SETTINGS_FILE).exists():
-            write_json(root / SETTINGS_FILE, {"format": FORMAT, "settings": settings})
-        for directory in directories:
-            directory.mkdir(exist_ok=True)
+        with writing_into(root):
+            root.mkdir(parents=True, exist_ok=True)
+            # The record comes first: a directory with anything else in it but no record is somebody else's.
+            if settings != recorded or not (root / SETTINGS_FILE).exists():
+                write_json(root / SETTINGS_FILE, {"format": FORMAT, "settings": settings})
+            for directory in directories:
+                directory.mkdir(exist_ok=True)
     except OSError as error:
         raise InvalidParameterError(f"cannot make the workspace {root}: {error}; give another directory") from error
     return workspace
+
+
+@contextmanager
+def writing_into(root: Path) -> Iterator[None]:
+    """Say which directory may not be written into, and what to do, where the system only says that something may not.
+
+    Raises
+    ------
+    InvalidParameterError
+        For permissions that are lacking and for a disk that is read-only; other errors pass as they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise InvalidParameterError(
+            f"cannot write into {root} ({error.strerror}); give another --workspace or change its permissions"
+        ) from error
 
 
 def workspace_root(path: str | Path) -> Path:

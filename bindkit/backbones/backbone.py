@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from bindkit.backbones.layers import resolve_layers
 from bindkit.backbones.preprocessing import Preprocessing
 from bindkit.backbones.tower import VisionTower, patch_tokens
-from bindkit.errors import GeometryError, InvalidParameterError, LayerError
+from bindkit.errors import GeometryError, InvalidParameterError
 from bindkit.geometry import TokenLayout, WindowGeometry
 
 
@@ -89,22 +90,7 @@ class Backbone:
         LayerError
             For anything else, for no layer at all, and for layers that the backbone does not have.
         """
-        wanted: list[Any]
-        if layers == "all":
-            return tuple(range(self.n_layers))
-        if isinstance(layers, str):
-            wanted = [
-                int(part) if part.strip().isascii() and part.strip().isdigit() else part for part in layers.split(",")
-            ]
-        else:
-            wanted = list(layers) if isinstance(layers, Sequence) else [layers]
-        wrong = [layer for layer in wanted if not _is_layer(layer, self.n_layers)]
-        if wrong or not wanted:
-            raise LayerError(
-                f"{self.name} has layers 0 to {self.n_layers - 1}, got {', '.join(map(repr, wrong)) or 'none'}; write "
-                '"all", a list such as "0,6,12", or whole numbers'
-            )
-        return tuple(sorted({int(layer) for layer in wanted}))
+        return resolve_layers(layers, self.n_layers, self.name)
 
     def activations(
         self, windows: UInt8[Tensor, "window height width 3"], layers: Sequence[int]
@@ -185,12 +171,3 @@ class Backbone:
                 f"{list(windows.shape)}; load the backbone with another window= for other sizes"
             )
         return self.preprocessing.normalise(windows.to(self.device))
-
-
-def _is_layer(layer: Any, n_layers: int) -> bool:
-    if isinstance(layer, bool | str):
-        return False
-    try:
-        return int(layer) == layer and 0 <= layer < n_layers
-    except (TypeError, ValueError):
-        return False

@@ -8,6 +8,7 @@ True
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from bindkit.errors import BackboneError
@@ -38,3 +39,18 @@ def directory_of(name: str) -> str:
             f"bindkit comes with no backbone {name!r}; it has {', '.join(shipped_names()) or 'none (install it again)'}"
         )
     return str(ASSETS / name.removeprefix(PREFIX))
+
+
+def depth_of(name: str) -> int:
+    """How many layers a shipped backbone has, read from its config: nothing is loaded.
+
+    >>> depth_of("bindkit/scenes-mae")
+    6
+
+    Raises
+    ------
+    BackboneError
+        For a name that is not shipped.
+    """
+    config = json.loads((Path(directory_of(name)) / "config.json").read_text(encoding="utf-8"))
+    return int(config.get("vision_config", config)["num_hidden_layers"])

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindkit import __version__
+from bindkit.backbones.layers import read_layers
 from bindkit.control_names import KINDS
 from bindkit.emergence.runs import TrainingRun, read_runs
-from bindkit.errors import InvalidParameterError, LayerError
+from bindkit.errors import InvalidParameterError
 from bindkit.files import sha256_of, slug, write_bytes
 from bindkit.fits import RESULT_COLUMNS
 from bindkit.progress import progress
@@ -102,7 +103,7 @@ def measure_checkpoints(
     from bindkit.backbones import load_backbone
 
     known = read_runs(runs)
-    scene_set, asked = open_scenes(scenes) if isinstance(scenes, str) else scenes, _asked(layers)
+    scene_set, asked = open_scenes(scenes) if isinstance(scenes, str) else scenes, read_layers(layers)
     require_unseen(scene_set)
     if not seeds:
         raise InvalidParameterError("give at least one seed of probes")
@@ -248,19 +249,6 @@ def _objective(run: TrainingRun, seen: int) -> str:
     if seen == 0:
         return "random-init"
     return OBJECTIVES[run.objective].label if run.objective in OBJECTIVES else run.objective
-
-
-def _asked(layers: str | Sequence[int]) -> str | tuple[int, ...]:
-    """``"all"``, or layers ascending, each once; whether a backbone has them shows once it is loaded."""
-    if isinstance(layers, str) and layers == "all":
-        return layers
-    try:
-        numbers = tuple(sorted({int(layer) for layer in (layers.split(",") if isinstance(layers, str) else layers)}))
-    except (TypeError, ValueError):
-        numbers = ()
-    if not numbers or numbers[0] < 0:
-        raise LayerError(f'layers are "all", a list such as "0,3,5" or whole numbers from 0 on, got {layers!r}')
-    return numbers
 
 
 def _digests(checkpoint: Path, weights: bool = True) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bindkit.errors import BrokenSceneError, InvalidParameterError
+from bindkit.errors import BrokenSceneError, InvalidParameterError, OneAnswerError
 from bindkit.files import write_bytes
 from bindkit.progress import progress
 from bindkit.scenes.base import subset
@@ -132,6 +132,21 @@ class SceneReport:
         """The scene set that was checked without its broken scenes, which its `broken` then lists."""
         return subset(scenes, self.usable, broken=self.broken)
 
+    def require_two_objects(self) -> None:
+        """Make sure that some scene has two objects: in one alone, every pair of patches is on the same.
+
+        Raises
+        ------
+        OneAnswerError
+            If there are usable scenes and none has two labelled objects.
+        """
+        if self.statistics and max(scene.objects for scene in self.statistics) < 2:
+            raise OneAnswerError(
+                f"none of the {len(self.statistics)} usable scenes has two labelled objects, so that no pair of "
+                "patches is on different objects and there is nothing to learn; give scenes with several objects each "
+                "(do the masks give all objects one number?)"
+            )
+
     def write_csv(self, path: str | Path) -> None:
         """Write one row per scene, the broken ones with their reason: nothing is left out."""
         stream = io.StringIO(newline="")
@@ -153,6 +168,10 @@ class SceneReport:
             lines.append(
                 f"objects a scene: {min(objects)} to {max(objects)}, {sum(objects)} in all; scenes with twins: {twins}"
             )
+            without = objects.count(0)
+            if without:
+                have = "1 scene has" if without == 1 else f"{without} scenes have"
+                lines.append(f"{have} no labelled object")
         lines += [f"broken: {scene.id}: {scene.reason}" for scene in self.broken[:20]]
         if len(self.broken) > 20:
             lines.append(f"broken: and {len(self.broken) - 20} more")

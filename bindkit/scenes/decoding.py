@@ -7,6 +7,7 @@ checksums are verified first, so that a damaged mask is never taken for a good o
 from __future__ import annotations
 
 import io
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise BrokenSceneError(f"{path}: the file is missing") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
-        reason = str(error).replace(f"{str(path)!r}", "").strip() or type(error).__name__
+        reason = str(error).replace(f"{str(path)!r}", "")
+        reason = re.sub(r" ?<[\w.]+ object at 0x[0-9a-fA-F]+>", "", reason).strip() or type(error).__name__
         raise BrokenSceneError(f"{path}: cannot be read ({reason}); the file is damaged or not an image") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -136,6 +137,33 @@ def test_a_users_mistake_is_one_clean_message(notebooks, tmp_path, capsys, optio
     assert captured.out == ""
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--backbone", "bindkit/scenes-moton"], "bindkit comes with no backbone 'bindkit/scenes-moton'; it has"),
+        (["--backbone", "random-init:bindkit/scenes-moton"], "bindkit comes with no backbone 'bindkit/scenes-moton'"),
+        (["--backbone", "random-init:vit,sed=1"], "cannot read 'random-init:vit,sed=1'"),
+        (["--layers", "0-3"], "got '0-3'"),
+        (["--backbone", "any/hub-id", "--layers", "0-3"], "got '0-3'"),
+        (["--layers", "99"], "bindkit/scenes-mae has layers 0 to 5, got 99"),
+        (["--controls", "pixels"], "unknown control 'pixels'; there are position, raw-pixels, position+raw-pixels"),
+        (["--probes", "cubic"], "unknown probe 'cubic'; there are self_attention"),
+        (["--probes", "linear@3"], "unknown probe 'linear@3'"),
+        (["--tasks", "pairwize"], "unknown task 'pairwize'; there are pairwise"),
+        (["--probes", "quadratic", "--tasks", "pointwise_class"], "the task pointwise_class takes the linear probe"),
+        (["-p", "probes", ""], "at least one probe and one task"),
+    ],
+)
+def test_a_name_that_there_is_not_stops_a_run_before_anything_is_made(tmp_path, capsys, options, message):
+    """With the shipped notebooks, which would find it only after minutes of caching."""
+    assert main(["run", "--workspace", str(tmp_path / "run"), *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("bindkit: ")
+    assert message in captured.err
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_interrupt_says_how_to_go_on(notebooks, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -211,3 +239,20 @@ def test_the_table_says_so_when_there_is_nothing_to_compare():
     from bindkit.cli import format_results
 
     assert "No fit" in format_results(pd.DataFrame(columns=["backbone", "layer", "probe", "accuracy"]))
+
+
+def test_the_console_names_every_objective_and_its_docstring_every_command(capsys):
+    from bindkit import cli
+    from bindkit.pretraining import OBJECTIVES
+
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    (named,) = re.findall(r"^ *OBJECTIVE {2,}(.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert set(re.findall(r"[a-z]+", named)) - {"or"} == set(OBJECTIVES)
+
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = re.findall(r"^ {4}([a-z]+)  ", capsys.readouterr().out, re.MULTILINE)
+    assert len(commands) >= 6
+    for command in commands:
+        assert re.search(rf"``(bindkit )?{command}``", cli.__doc__), command

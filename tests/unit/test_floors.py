@@ -31,7 +31,7 @@ FLOORS = {
         *("analysis", "breakdowns", "difficulty", "emergence", "model_table", "paired_gains", "pretraining", "repair"),
         *("scene_tables", "sweeping", "verdicts"),
     },
-    6: {"cli", "explorer", "figures", "notebook_execution", "parameters", "pipeline", "viewer", "workspace"},
+    6: {"choices", "cli", "explorer", "figures", "notebook_execution", "parameters", "pipeline", "viewer", "workspace"},
 }
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}
 TRANSFORMERS_FREE = ("bindkit.cache", "bindkit.probes", "bindkit.metrics", "bindkit.training", "bindkit.sweeping")

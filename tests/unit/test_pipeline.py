@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -158,6 +160,29 @@ def test_a_directory_of_other_things_is_left_alone(notebooks, tmp_path):
     with pytest.raises(WorkspaceMismatchError, match="not a bindkit workspace"):
         run_pipeline(tmp_path / "mine", notebooks=notebooks)
     assert [entry.name for entry in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("refused", ["the lock", "the directory"])
+def test_a_workspace_that_may_not_be_written_into_is_named(run, tmp_path, monkeypatch, refused):
+    opened, made = os.open, os.mkdir
+
+    def guarded(call):
+        def guard(path, *arguments, **named):
+            if Path(os.fsdecode(path)).is_relative_to(tmp_path / "run"):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return call(path, *arguments, **named)
+
+        return guard
+
+    if refused == "the lock":
+        (tmp_path / "run").mkdir()
+        monkeypatch.setattr(os, "open", guarded(opened))
+    else:
+        monkeypatch.setattr(os, "mkdir", guarded(made))
+    with pytest.raises(InvalidParameterError) as caught:
+        run()
+    wanted = f"cannot write into {tmp_path / 'run'} (Permission denied); give another --workspace or change its permis"
+    assert str(caught.value).startswith(wanted)
 
 
 def test_two_runs_at_once_are_refused(run, tmp_path):

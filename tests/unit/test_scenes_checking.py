@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from bindkit.errors import BrokenSceneError, InvalidParameterError
+from bindkit.errors import BrokenSceneError, InvalidParameterError, OneAnswerError
 from bindkit.scenes import Scene, check_scenes, open_scenes, write_ade20k
 from bindkit.scenes.base import SceneSequence
 from bindkit.scenes.checking import describe_scene
@@ -109,3 +109,41 @@ def test_a_damaged_data_set_on_disk_is_reported_scene_by_scene(tmp_path):
 def test_fewer_than_one_worker_is_refused():
     with pytest.raises(InvalidParameterError, match="at least 1"):
         check_scenes(open_scenes("synthetic:n=1"), workers=0)
+
+
+class Listed(SceneSequence):
+    uri = "listed:"
+    official_splits = None
+    class_names = {1: "x"}  # noqa: RUF012
+    broken = ()
+
+    def __init__(self, *instances):
+        self.instances = instances
+        self.ids = tuple(map(str, range(len(instances))))
+
+    def __getitem__(self, position: int) -> Scene:
+        instances = self.instances[self._position(position)]
+        return scene_of([instances], [[int(k > 0) for k in instances]])
+
+
+def test_one_object_in_every_scene_is_noticed_before_anything_is_cached():
+    with pytest.raises(OneAnswerError, match=r"none of the 3 usable scenes has two labelled objects.*several objects"):
+        check_scenes(Listed([1, 1], [0, 5], [0, 0])).require_two_objects()
+    check_scenes(Listed([1, 1], [0, 5], [2, 3])).require_two_objects()  # one scene is enough
+    check_scenes(Listed()).require_two_objects()  # no scene at all is another error's business
+
+
+def test_notebook_01_asks_for_two_objects(root):
+    assert "report.require_two_objects()" in (root / "notebooks" / "01_data_setup.ipynb").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("instances", "words"),
+    [
+        (([1, 2], [0, 0], [0, 3]), "1 scene has no labelled object"),
+        (([0, 0], [0, 0], [0, 3]), "2 scenes have no labelled object"),
+    ],
+)
+def test_scenes_without_an_object_are_said_in_the_summary(instances, words):
+    assert words in str(check_scenes(Listed(*instances))).splitlines()
+    assert "no labelled object" not in str(check_scenes(Listed([1, 2], [0, 3])))

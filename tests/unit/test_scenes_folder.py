@@ -193,3 +193,16 @@ def test_class_names_may_be_left_out(tmp_path):
     assert open_scenes(f"folder:{tmp_path}").class_names == {}
     (tmp_path / "class_names.json").write_text(json.dumps({"3": "owl"}))
     assert open_scenes(f"folder:{tmp_path}").class_names == {3: "owl"}
+
+
+def test_the_reason_that_a_file_cannot_be_read_is_the_same_in_every_run(tmp_path):
+    """Pillow names the buffer that the file was read into, by its place in memory."""
+    add(tmp_path, "a")
+    scenes = open_scenes(f"folder:{tmp_path}")
+    path = tmp_path / "images" / "a.png"
+    path.write_bytes(b"this is text")
+    with pytest.raises(BrokenSceneError) as caught:
+        scenes[0]
+    assert str(caught.value) == (
+        f"{path}: cannot be read (cannot identify image file); the file is damaged or not an image"
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 
 from bindkit.errors import InvalidParameterError, WorkspaceMismatchError
-from bindkit.workspace import open_workspace
+from bindkit.workspace import open_workspace, writing_into
 
 
 def test_directories_and_record_are_made(tmp_path):
@@ -88,3 +90,27 @@ def test_settings_must_be_plain(tmp_path):
 def test_hidden_files_of_an_editor_do_not_make_a_directory_foreign(tmp_path):
     (tmp_path / ".DS_Store").write_text("")
     assert open_workspace(tmp_path, seed=0).settings == {"seed": 0}
+
+
+def refusing(path, number):
+    """The system's own error for a place that may not be written to, whoever runs the test."""
+    return OSError(number, os.strerror(number), str(path))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_directory_that_may_not_be_written_into_is_named_with_what_to_do(tmp_path, monkeypatch, number):
+    def refuse(path, content):
+        raise refusing(path, number)
+
+    monkeypatch.setattr("bindkit.workspace.write_json", refuse)
+    with pytest.raises(InvalidParameterError) as caught:
+        open_workspace(tmp_path, seed=0)
+    assert str(caught.value) == (
+        f"cannot write into {tmp_path} ({os.strerror(number)}); give another --workspace or change its permissions"
+    )
+
+
+def test_other_errors_while_writing_pass_as_they_are(tmp_path):
+    with pytest.raises(OSError, match="No space left") as caught, writing_into(tmp_path):
+        raise refusing(tmp_path, errno.ENOSPC)
+    assert caught.value.errno == errno.ENOSPC

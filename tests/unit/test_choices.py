@@ -1,0 +1,40 @@
+"""What a run is asked for by name: what is right passes, whatever cannot be known without loading passes too."""
+
+from __future__ import annotations
+
+import pytest
+
+from bindkit.backbones import load_backbone
+from bindkit.backbones.shipped import depth_of, shipped_names
+from bindkit.choices import check_choices
+from bindkit.pipeline import notebooks_directory, pipeline_parameters
+
+
+def test_what_a_run_measures_by_default_passes():
+    check_choices(pipeline_parameters(notebooks_directory()))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"backbones": "some/hub-id ../mine 'a directory' random-init:vit,seed=3", "layers": "99"},
+        {"backbones": "random-init:bindkit/scenes-mae,seed=3 bindkit/scenes-clip", "layers": "5, 0"},
+        {"controls": ""},
+        {"probes": "quadratic_fixed_rank@16 linear", "tasks": "pairwise pointwise_class shuffled_labels"},
+        {"layers": [0, 3]},  # somebody's own notebooks may mean something else
+    ],
+)
+def test_what_may_be_right_passes(values):
+    check_choices(values)
+
+
+def test_a_directory_of_a_shipped_backbones_kind_of_name_passes(tmp_path, monkeypatch):
+    (tmp_path / "bindkit" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    check_choices({"backbones": "bindkit/mine", "layers": "99"})
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_the_depth_read_from_the_config_is_that_of_the_loaded_backbone(name):
+    assert depth_of(name) == load_backbone(name).n_layers
