@@ -1,6 +1,10 @@
 // Keys for the chosen patch, and lines of text that screen readers follow. The rest of the explorer is ipywidgets.
 
-const KEYS = new Set(["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "[", "]", ",", "."]);
+const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+const KEYS = new Set([...Object.keys(STEPS), "[", "]", ",", "."]);
+const FAR = 5;
+// Milliseconds: while keys follow each other faster, the kernel is told only where the patch comes to rest.
+const REST = 120;
 
 function make(tag, attributes, ...children) {
   const element = document.createElement(tag);
@@ -23,8 +27,6 @@ function render({ model, el }) {
   el.append(busy, keys, status, message);
 
   const show = () => {
-    place.textContent = model.get("place");
-    keys.setAttribute("aria-label", `Chosen patch: ${model.get("place")}. Arrow keys move it.`);
     for (const [line, text] of [[status, model.get("status")], [message, model.get("message")]]) {
       if (line.textContent !== text) line.textContent = text;
       line.hidden = !text;
@@ -40,9 +42,44 @@ function render({ model, el }) {
   const onKey = (event) => {
     if (!KEYS.has(event.key) || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
-    model.send({ key: event.key, far: event.shiftKey });
+    if (event.key in STEPS) step(...STEPS[event.key].map((way) => (event.shiftKey ? FAR : 1) * way));
+    else { rest(); model.send({ key: event.key }); }
   };
   keys.addEventListener("keydown", onKey);
+
+  // The chosen patch moves here at once, with its map where that can be answered; the kernel is told where it comes to
+  // rest, or, where only the kernel knows the map, one patch at a time.
+  let chosen = [], resting = 0, answered = false;
+  const centre = () => ({ down: (chosen[0] + 0.5) / chosen[2], across: (chosen[1] + 0.5) / chosen[3] });
+  const rest = () => {
+    if (!resting) return;
+    clearTimeout(resting);
+    [resting, waiting] = [0, performance.now() + 300];
+    model.send({ panel: 1, ...centre() });
+  };
+  const step = (down, across) => {
+    const [row, col, rows, cols] = chosen, within = (at, n) => Math.min(Math.max(at, 0), n - 1);
+    const next = [within(row + down, rows), within(col + across, cols), rows, cols];
+    if (!chosen.length || (next[0] === row && next[1] === col)) return;
+    chosen = next;
+    showPatch();
+    const at = centre(), told = figure && restyled(answers, 1, at.down, at.across);
+    answered = Boolean(told);
+    if (told) redraw(figure, root().querySelector(".js-plotly-plot"), told);
+    clearTimeout(resting);
+    resting = setTimeout(rest, told ? REST : Math.max(0, waiting - performance.now()));
+  };
+  const learnPatch = () => {
+    waiting = 0;
+    if (resting && !answered) rest();
+    else if (!resting) { chosen = model.get("patch"); showPatch(); }
+  };
+  const showPatch = () => {
+    const words = chosen.length ? `row ${chosen[0]}, column ${chosen[1]}` : "";
+    place.textContent = words;
+    keys.setAttribute("aria-label", `Chosen patch: ${words}. Arrow keys move it.`);
+  };
+  model.on("change:patch", learnPatch);
 
   // A patch counts as chosen when it is pressed, which is a tenth of a second before Plotly calls it a click.
   const panelOf = (area) => +(/^x(\d*)/.exec(area.dataset.subplot)?.[1] || 1);
@@ -59,7 +96,9 @@ function render({ model, el }) {
     const now = `${number} ${row} ${col}`;
     // While a drag is under way one patch at a time: the next when this one is shown.
     if (!pressed && (now === last || performance.now() < waiting)) return;
+    rest();
     [last, waiting] = [now, performance.now() + 300];
+    if (number === 1) { chosen = [row, col, cells.length, cells[0].length]; showPatch(); }
     const down = (event.clientY - top) / height, across = (event.clientX - left) / width;
     model.send({ panel: number, down, across });
     const told = figure && restyled(answers, number, down, across);
@@ -72,7 +111,7 @@ function render({ model, el }) {
   model.on("change:figure", meet);
   learn();
   meet();
-  model.on("change:place", () => { waiting = 0; });
+  learnPatch();
   const onPress = (event) => choose(event, true);
   const onDrag = (event) => { if (event.buttons & 1 && event.pointerType !== "touch") choose(event, false); };
 
@@ -142,8 +181,10 @@ function render({ model, el }) {
     observer?.disconnect();
     watcher?.disconnect();
     clearTimeout(timer);
+    rest();
     cancelAnimationFrame(frame);
     model.off("change", show);
+    model.off("change:patch", learnPatch);
     model.off("change:answers", learn);
     model.off("change:figure", meet);
   };

@@ -14,14 +14,15 @@ class Pad(anywidget.AnyWidget):
     """A bar that takes the keyboard for the patch, and says what is seen and what went wrong.
 
     Sends ``{"panel": number, "down": share, "across": share}`` for a place as soon as it is pressed or dragged over,
-    ``{"key": ..., "far": bool}`` for a key that means something here, and ``{"width": pixels}`` when the place of the
-    maps has another width.
+    and for one that arrow keys came to rest at; ``{"key": ...}`` for a key of another meaning, and
+    ``{"width": pixels}`` when the place of the maps has another width.
     """
 
     _esm = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("answers.js", "pad.js"))
     _css = _HERE / "explorer.css"
 
-    place = traitlets.Unicode("").tag(sync=True)
+    patch = traitlets.List(traitlets.Int()).tag(sync=True)
+    """Row and column of the chosen patch, then rows and columns of its grid; empty where none is shown."""
     status = traitlets.Unicode("").tag(sync=True)
     message = traitlets.Unicode("").tag(sync=True)
     good = traitlets.Bool(False).tag(sync=True)

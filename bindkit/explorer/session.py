@@ -16,7 +16,7 @@ from bindkit.explorer.drawing import Panel
 from bindkit.explorer.engine import Engine, Map
 from bindkit.explorer.factors import Rows
 from bindkit.explorer.sources import Probes, Shelf, ShownImage, shown_backbones, shown_images, uploaded_image
-from bindkit.explorer.state import State, View, moved, nearest_layer, place_of
+from bindkit.explorer.state import State, View, nearest_layer, place_of
 from bindkit.explorer.words import note_of, status_of, title_of
 from bindkit.extraction.forward import ActivationSource
 from bindkit.scenes import Scene
@@ -85,10 +85,6 @@ class Session:
     def change(self, **changes: Any) -> None:
         """Change anything but the view."""
         self.state = replace(self.state, **changes)
-
-    def move(self, down: int, across: int) -> None:
-        """Move the chosen patch by rows and columns. Raises as `grid`."""
-        self.view(place=moved(self.state.view.place, self.grid(), down, across))
 
     def step_layer(self, step: int) -> None:
         """Go so many layers on, among those that can be shown."""

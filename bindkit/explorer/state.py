@@ -160,12 +160,6 @@ def place_of(row: int, col: int, grid: ImageGrid) -> tuple[float, float]:
     return (row + 0.5) / grid.rows, (col + 0.5) / grid.cols
 
 
-def moved(place: tuple[float, float], grid: ImageGrid, down: int, across: int) -> tuple[float, float]:
-    """Centre of the patch so many rows and columns away; at the border it stops."""
-    row, col = patch_of(place, grid)
-    return place_of(min(max(row + down, 0), grid.rows - 1), min(max(col + across, 0), grid.cols - 1), grid)
-
-
 def nearest_layer(layer: int, available: tuple[int, ...]) -> int:
     """The available layer nearest to one; of two equally near the lower."""
     return min(available, key=lambda candidate: (abs(candidate - layer), candidate))

@@ -31,8 +31,6 @@ from bindkit.scenes.scene import SceneSet
 
 logger = logging.getLogger(__name__)
 
-_STEPS = {"ArrowUp": (-1, 0), "ArrowDown": (1, 0), "ArrowLeft": (0, -1), "ArrowRight": (0, 1)}
-_FAR = 5
 _BESIDE = ("cosine", "attention", "pca")
 
 
@@ -371,9 +369,6 @@ class AffinityExplorer(widgets.VBox):
             self._guarded(lambda: self._live.widen(float(content["width"]), session.panels, session.state))
         elif "panel" in content:
             self._guarded(lambda: self._pressed(int(content["panel"]) - 1, (content["down"], content["across"])))
-        elif key in _STEPS:
-            down, across = (_FAR * step if content.get("far") else step for step in _STEPS[key])
-            self._by_hand(lambda: session.move(down, across))
         elif key in ("[", "]"):
             self._by_hand(lambda: session.step_layer(1 if key == "]" else -1))
         elif key in (",", "."):
@@ -417,7 +412,7 @@ class AffinityExplorer(widgets.VBox):
             self._setting = False
         main = session.main
         with self._pad.hold_sync():
-            self._pad.place = f"row {main.patch[0]}, column {main.patch[1]}" if main and main.patch else ""
+            self._pad.patch = [*main.patch, main.grid.rows, main.grid.cols] if main and main.patch else []
             self._pad.status = session.status
             self._say("\n".join(dict.fromkeys(session.problems)))
         self._share(session.answers(self._live.numbers))

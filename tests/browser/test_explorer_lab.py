@@ -177,7 +177,7 @@ def test_the_map_answers_a_press_while_the_kernel_is_busy(page, made):
     x, y = (image_activations(backbones[0], scenes[k].image, [layer])[1][layer] for k in (0, 1))
     before = page.locator(".bindkit-pad .status").inner_text()
     # C's own sleep, called so that no thread of Python goes on: Jupyter hears widgets in a thread of their own.
-    code = "import ctypes, time; time.sleep(0.5); ctypes.PyDLL(None).sleep(6)"
+    code = "import ctypes, time; time.sleep(0.5); ctypes.PyDLL(None).sleep(8)"
     page.evaluate(f"(code) => {{ {KERNEL}.requestExecute({{ code }}); }}", code)
     page.wait_for_timeout(1000)
     for row, col in ((9, 1), (3, 11)):
@@ -191,6 +191,15 @@ def test_the_map_answers_a_press_while_the_kernel_is_busy(page, made):
         assert area_inside(lines["above the threshold"]) == pytest.approx(inside.sum(), abs=1e-4)
         np.testing.assert_allclose(np.nanmean(lines["chosen patch"][:, :4], axis=1), (col, row), atol=1e-6)
         assert page.locator(".bindkit-pad .status").inner_text() == before, "the kernel has not spoken yet"
+    page.wait_for_function("document.activeElement.className === 'keys'")
+    page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("ArrowDown")
+    row, col = row + 1, col + 5
+    patch = row * own.grid.cols + col
+    until(page, own.of(patch))
+    assert f"row {row}, column {col}" in page.get_by_role("application").get_attribute("aria-label")
+    inside = values(page) >= 0.5
+    assert page.locator(".bindkit-pad .status").inner_text() == before, "nor of keys"
     until_said(page, f"Patch row {row}, column {col}")
     page.wait_for_timeout(300)
     until(page, own.of(patch))
@@ -217,6 +226,24 @@ def test_arrow_keys_move_the_patch_and_leave_the_notebook_alone(page, made):
         page.keyboard.press(key)
     until(page, expected.of(1 * shape[1] + 5))
     assert "row 1, column 5" in keys.get_attribute("aria-label")
+    until_said(page, "Patch row 1, column 5")
+    # A map that only the kernel knows follows one patch at a time, and ends where the keys did.
+    choose(page, "Map", "Cosine similarity")
+    page.wait_for_timeout(300)
+    keys.focus()
+    for key in ("ArrowDown",) * 3 + ("ArrowLeft",) * 4 + ("ArrowRight", "ArrowUp", "ArrowUp"):
+        page.keyboard.press(key)
+    until_said(page, "Patch row 2, column 2")
+    from bindkit.affinities import image_activations
+
+    x = image_activations(backbones[0], scenes[0].image, [layer])[1][layer]
+    until(page, torch_cosine(x[2 * shape[1] + 2], x).reshape(shape))
+    choose(page, "Map", "Affinity")
+    keys.focus()
+    for key in ("ArrowUp",) + ("ArrowRight",) * 3:
+        page.keyboard.press(key)
+    until(page, expected.of(1 * shape[1] + 5))
+    until_said(page, "Patch row 1, column 5")
     page.keyboard.press("d")
     page.keyboard.press("d")  # would delete the cell
     page.keyboard.press("a")  # would make another
