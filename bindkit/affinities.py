@@ -233,6 +233,22 @@ def image_activations(
             f"an image of {pixels.shape[0]} x {pixels.shape[1]} px becomes {grid.rows} x {grid.cols} patches of "
             f"{backbone.name}, more than the {most_patches} whose pairs are scored; crop it to a shape nearer a square"
         )
+    windows = window_activations(backbone, pixels, layers)
+    stitched = {layer: stitch(windows.pop(layer), plan) for layer in layers}  # each is let go of once it is stitched
+    return grid, stitched
+
+
+def window_activations(
+    backbone: ActivationSource, pixels: np.ndarray, layers: Sequence[int]
+) -> dict[int, Float[Tensor, "window patch d_model"]]:
+    """Activations of every window of an image, in the order of ``backbone.geometry.plan``: float32 on the CPU.
+
+    Raises
+    ------
+    NonFiniteActivationsError
+        Names the layer.
+    """
+    plan = backbone.geometry.plan((int(pixels.shape[0]), int(pixels.shape[1])))
     resized = backbone.preprocessing.resize(pixels, plan.resized)
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for first in range(0, plan.n_windows, _WINDOWS_PER_FORWARD):
@@ -244,17 +260,17 @@ def image_activations(
             found = activations_of(backbone, torch.from_numpy(crops), places, sizes, layers)
         for layer, windows in parts.items():
             windows.append(found[layer].float().cpu())
-    stitched = {}
-    for layer in layers:
-        windows = parts.pop(layer)  # each is let go of once it is stitched
-        stitched[layer] = stitch(windows[0] if len(windows) == 1 else torch.cat(windows), plan)
-    for layer, activations in stitched.items():
-        if not activations.isfinite().all():
+    for layer, windows in parts.items():
+        if not all(bool(part.isfinite().all()) for part in windows):
             raise NonFiniteActivationsError(
                 f"{backbone.name} gave NaN or infinity at layer {layer}; check its weights (damaged or in half "
                 "precision?) or leave out this layer"
             )
-    return grid, stitched
+    joined = {}
+    for layer in layers:
+        windows = parts.pop(layer)
+        joined[layer] = windows[0] if len(windows) == 1 else torch.cat(windows)
+    return joined
 
 
 def pair_logits(probe: Probe, activations: Float[Tensor, "patch d_model"]) -> Float[Tensor, "patch patch"]:

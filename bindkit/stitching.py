@@ -126,20 +126,73 @@ def stitch(windows: Float[Tensor, "window patch d_model"], plan: ScenePlan) -> F
     """
     if plan.n_windows == 1:
         return windows[0]
+    down, across = (_per_cell(shared).to(windows) for shared in _shared_pixels(plan))
+    tiled = _tiled(windows, plan)
+    return torch.einsum("rt,tld,cl->rcd", down, tiled, across).reshape(-1, windows.shape[-1])
+
+
+def cell_weights(cell: int, plan: ScenePlan) -> Float[Tensor, "window patch"]:
+    """What each window patch counts in the mean that `stitch` takes for one cell; they add up to 1.
+
+    >>> from bindkit.geometry import WindowGeometry
+    >>> plan = WindowGeometry(short_side=8, window=8, patch_size=8).plan((8, 12))
+    >>> cell_weights(0, plan)
+    tensor([[0.7500],
+            [0.2500]])
+    """
+    row, col = ImageGrid.of_plan(plan).row_col(cell)
+    down, across = (_per_cell(shared) for shared in _shared_pixels(plan))
+    return _untiled(torch.outer(down[row], across[col]).float(), plan)
+
+
+def landing(amounts: Float[Tensor, "window patch"], plan: ScenePlan) -> Float[Tensor, " cell"]:
+    """What lies on window patches, laid on the cells that they overlap in proportion to the pixels shared.
+
+    Nothing is lost: the sum over cells is the sum over patches.
+
+    >>> from bindkit.geometry import WindowGeometry
+    >>> plan = WindowGeometry(short_side=8, window=8, patch_size=8).plan((8, 12))
+    >>> landing(torch.tensor([[4.0], [0.0]]), plan)
+    tensor([3., 1.])
+    """
+    down, across = ((shared / shared.sum(0)).to(amounts) for shared in _shared_pixels(plan))
+    return (down @ _tiled(amounts[..., None], plan)[..., 0] @ across.T).flatten()
+
+
+def _shared_pixels(plan: ScenePlan) -> tuple[Float[Tensor, "row down"], Float[Tensor, "col across"]]:
+    """Pixels that every cell shares with every window patch, down and across; an area is the product of the two."""
     grid, inner = ImageGrid.of_plan(plan), plan.grid
-    tops = sorted({window.top for window in plan.windows})
-    lefts = sorted({window.left for window in plan.windows})
-    down = _shares(grid.rows, plan.resized[0], tops, inner.rows, inner.patch_size).to(windows)
-    across = _shares(grid.cols, plan.resized[1], lefts, inner.cols, inner.patch_size).to(windows)
-    tiled = windows.reshape(len(tops), len(lefts), inner.rows, inner.cols, -1).transpose(1, 2)
-    tiled = tiled.reshape(len(tops) * inner.rows, len(lefts) * inner.cols, -1)
-    return torch.einsum("rt,tld,cl->rcd", down, tiled, across).reshape(grid.n_patches, -1)
+    tops, lefts = _starts(plan)
+    return (
+        _shared(grid.rows, plan.resized[0], tops, inner.rows, inner.patch_size),
+        _shared(grid.cols, plan.resized[1], lefts, inner.cols, inner.patch_size),
+    )
 
 
-def _shares(n_cells: int, length: int, starts: list[int], per_window: int, side: int) -> Tensor:
-    """Along one axis: the share of every window patch in every cell's mean, rows adding up to 1."""
+def _shared(n_cells: int, length: int, starts: list[int], per_window: int, side: int) -> Float[Tensor, "cell patch"]:
     edges = np.arange(n_cells + 1) * (length / n_cells)
     first = (np.array(starts)[:, None] + np.arange(per_window) * side).ravel()
     shared = np.minimum(edges[1:, None], first + side) - np.maximum(edges[:-1, None], first)
-    shared = shared.clip(min=0)
-    return torch.from_numpy(shared / shared.sum(axis=1, keepdims=True))
+    return torch.from_numpy(shared.clip(min=0))
+
+
+def _per_cell(shared: Float[Tensor, "cell patch"]) -> Float[Tensor, "cell patch"]:
+    return shared / shared.sum(dim=1, keepdim=True)
+
+
+def _starts(plan: ScenePlan) -> tuple[list[int], list[int]]:
+    """Tops and lefts of the rows and columns of windows."""
+    return sorted({window.top for window in plan.windows}), sorted({window.left for window in plan.windows})
+
+
+def _tiled(windows: Float[Tensor, "window patch d"], plan: ScenePlan) -> Float[Tensor, "down across d"]:
+    """Window patches as one sheet: rows of all rows of windows below each other, columns likewise."""
+    n_down, n_across = map(len, _starts(plan))
+    sheet = windows.reshape(n_down, n_across, plan.grid.rows, plan.grid.cols, -1).transpose(1, 2)
+    return sheet.reshape(n_down * plan.grid.rows, n_across * plan.grid.cols, -1)
+
+
+def _untiled(sheet: Float[Tensor, "down across"], plan: ScenePlan) -> Float[Tensor, "window patch"]:
+    n_down, n_across = map(len, _starts(plan))
+    windows = sheet.reshape(n_down, plan.grid.rows, n_across, plan.grid.cols).transpose(1, 2)
+    return windows.reshape(plan.n_windows, plan.grid.n_patches)

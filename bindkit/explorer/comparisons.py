@@ -2,7 +2,7 @@
 
 >>> import torch
 >>> x = torch.randn(20, 8)
->>> CosineRows.of(x, x).cosine(3)[3].item()
+>>> round(CosineRows.of(x, x).cosine(3)[3].item(), 5)
 1.0
 >>> PatchColours.of(x).colours.shape
 torch.Size([20, 3])
@@ -18,7 +18,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import layer_norm, normalize
 
+from bindkit.geometry import ScenePlan
 from bindkit.probes import AttentionMaps
+from bindkit.stitching import cell_weights, landing
 
 
 @dataclass(frozen=True)
@@ -52,29 +54,38 @@ class CosineRows:
 
 @dataclass(frozen=True)
 class AttentionRows:
-    """How the next layer's heads share out one patch's attention among the patches of the image.
+    """How the next layer's heads share out one patch's attention among the patches of its window.
 
-    That is the softmax over the image's patches alone: what a head spends on prefix tokens is left out, so that each
-    row adds up to 1. Where one window shows the image these are the block's own weights, so normalised; of several
-    windows it is as if the block saw the whole image at once.
+    That is the softmax over the window's patches alone: what a head spends on prefix tokens is left out, so that each
+    row adds up to 1. A block sees one window at a time. Of an image of several, a cell pays the attention of the window
+    patches that it is the mean of, in their shares, each within its own window; what lands on window patches is laid on
+    the cells that they overlap. Rotations and biases that some models add by position are left out, as in
+    `bindkit.backbones.attention_maps`.
 
     Attributes
     ----------
-    queries, keys : float32 tensors of shape (head, patch, d_head)
+    queries, keys : float32 tensors of shape (head, window, patch, d_head)
         The queries divided by the root of their width.
+    plan : ScenePlan
+        How the image was tiled.
     """
 
-    queries: Float[Tensor, "head patch d_head"]
-    keys: Float[Tensor, "head patch d_head"]
+    queries: Float[Tensor, "head window patch d_head"]
+    keys: Float[Tensor, "head window patch d_head"]
+    plan: ScenePlan
 
     @classmethod
-    def of(cls, maps: AttentionMaps, activations: Float[Tensor, "patch d_model"]) -> AttentionRows:
-        """From the maps of the block behind a layer, and that layer's activations."""
-        n, width = activations.shape
+    def of(
+        cls, maps: AttentionMaps, activations: Float[Tensor, "window patch d_model"], plan: ScenePlan
+    ) -> AttentionRows:
+        """From the maps of the block behind a layer, and that layer's activations in every window."""
+        width = activations.shape[2]
         seen = layer_norm(activations, (width,), maps.norm_weight, maps.norm_bias, maps.norm_epsilon)
-        queries = (seen @ maps.query_weight.T + maps.query_bias).reshape(n, maps.n_heads, -1).transpose(0, 1)
-        keys = (seen @ maps.key_weight.T + maps.key_bias).reshape(n, maps.n_heads, -1).transpose(0, 1)
-        return cls((queries / math.sqrt(queries.shape[2])).contiguous(), keys.contiguous())
+        queries, keys = (
+            (seen @ weight.T + bias).unflatten(2, (maps.n_heads, -1)).movedim(2, 0).contiguous()
+            for weight, bias in ((maps.query_weight, maps.query_bias), (maps.key_weight, maps.key_bias))
+        )
+        return cls(queries.div_(math.sqrt(queries.shape[3])), keys, plan)
 
     @property
     def n_heads(self) -> int:
@@ -86,11 +97,15 @@ class AttentionRows:
         """Memory in bytes."""
         return 4 * (self.queries.numel() + self.keys.numel())
 
-    def shares(self, patch: int, head: int | None = None) -> Float[Tensor, " patch"]:
-        """What one head gives to each patch, or the mean over heads."""
+    def shares(self, cell: int, head: int | None = None) -> Float[Tensor, " cell"]:
+        """What one head of a cell gives to each cell, or the mean over heads."""
         chosen = slice(None) if head is None else slice(head, head + 1)
-        logits = (self.keys[chosen] @ self.queries[chosen, patch, :, None])[..., 0]
-        return logits.softmax(-1).mean(0)
+        weights = cell_weights(cell, self.plan)
+        window, patch = weights.nonzero(as_tuple=True)
+        asked, offered = self.queries[chosen, window, patch], self.keys[chosen, window]
+        rows = torch.einsum("hnd,hnpd->hnp", asked, offered).softmax(-1).mean(0)
+        landed = torch.zeros_like(weights).index_add_(0, window, rows * weights[window, patch, None])
+        return landing(landed, self.plan)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ both up to `MEMORY` bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bindkit.affinities import MOST_PATCHES, image_activations
+from bindkit.affinities import MOST_PATCHES, image_activations, window_activations
 from bindkit.errors import GeometryError, NonFiniteActivationsError, ProbeError
 from bindkit.explorer.comparisons import AttentionRows, CosineRows, PatchColours
 from bindkit.explorer.factors import Rows, rows_of
@@ -137,6 +138,7 @@ class Engine:
                     raise ProbeError(f"there is no attention head {head}; choose one of 0 to {rows.n_heads - 1}")
                 values = rows.shares(patch, head)
                 note = f"mean of {rows.n_heads} heads" if head is None else f"head {head} of {rows.n_heads}"
+                note += "" if rows.plan.n_windows == 1 else ", window by window"
                 return Map(there, _grid_of(values, shape), None, 0, float(values.max()), marked, note)
             if view.measure == "cosine":
                 cosine = self.cosine(view.backbone, own, other, view.layer).cosine(patch)
@@ -197,8 +199,18 @@ class Engine:
         if not isinstance(source, Backbone):
             raise ProbeError(f"{source.name} is no transformer, so it has no attention to show")
         maps = attention_maps(source, layer)
-        key = ("attention", backbone, self.images[image], layer)
-        return self.store.get(key, lambda: AttentionRows.of(maps, self.activations(backbone, image, layer)))
+        shown = self.images[image]
+        plan = source.geometry.plan(shown.size)
+
+        def make() -> AttentionRows:
+            if plan.n_windows == 1:
+                return AttentionRows.of(maps, self.activations(backbone, image, layer)[None], plan)
+            # A block sees window by window; what is kept is stitched.
+            with self._telling(backbone, image, (layer,)):
+                windows = window_activations(source, shown.pixels, [layer])[layer]
+            return AttentionRows.of(maps, windows, plan)
+
+        return self.store.get(("attention", backbone, shown, layer), make)
 
     def colours(self, backbone: int, image: int, layer: int) -> PatchColours:
         """Three principal components as colours."""
@@ -228,12 +240,18 @@ class Engine:
         missing = [k for k in range(source.n_layers) if ("activations", backbone, shown, k) not in self.store]
         nearest = sorted(missing, key=lambda candidate: (abs(candidate - layer), -candidate))[:room]
         chosen = source.resolve_layers(sorted({layer, *nearest}))
-        layers = f"layer {chosen[0]}" if len(chosen) == 1 else f"layers {chosen[0]} to {chosen[-1]}"
-        self._tell(f"{shown.name} goes through {self.backbones[backbone].title}, {layers}")
-        try:
+        with self._telling(backbone, image, chosen):
             _, found = image_activations(source, shown.pixels, chosen)
             for number in (*(k for k in chosen if k != layer), layer):  # the asked one last: it stays
                 self.store.put(("activations", backbone, shown, number), KeptActivations.of(found.pop(number)))
+
+    @contextmanager
+    def _telling(self, backbone: int, image: int, layers: Sequence[int]) -> Iterator[None]:
+        """Say what goes through which backbone, for as long as it does."""
+        which = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+        self._tell(f"{self.images[image].name} goes through {self.backbones[backbone].title}, {which}")
+        try:
+            yield
         finally:
             self._tell("")
 

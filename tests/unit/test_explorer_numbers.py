@@ -15,8 +15,10 @@ from bindkit.explorer.factors import TOLERANCE, Factors, rows_of
 from bindkit.explorer.keeping import KeptActivations, Store
 from bindkit.explorer.sources import shown_backbones, shown_images
 from bindkit.explorer.state import View, place_of
+from bindkit.geometry import WindowGeometry
 from bindkit.probes import PROBES, make_probe
 from bindkit.probes.maps import Map
+from bindkit.stitching import ImageGrid
 
 EXACT = 1e-3
 
@@ -153,6 +155,36 @@ def test_attention_is_what_the_next_block_computes(tmp_path, kind):
         engine.map(View(layer=2, measure="attention"))
 
 
+@pytest.mark.parametrize("shape", [(64, 150), (90, 61)])
+def test_attention_stays_within_the_windows_that_the_block_sees(tmp_path, shape):
+    """Beside transformers' own weights in every window, put together by areas that cells and patches share."""
+    loaded = bk.load_backbone(str(tiny_models.write_checkpoint("vit", tmp_path)))
+    pixels = photo(*shape)
+    plan = loaded.geometry.plan(shape)
+    grid, n_patches = ImageGrid.of_plan(plan), plan.grid.n_patches
+    assert plan.n_windows > 1
+    model = loaded.tower.model
+    model.set_attn_implementation("eager")
+    resized = loaded.preprocessing.resize(pixels, plan.resized)
+    crops = np.stack([resized[w.top : w.top + w.side, w.left : w.left + w.side] for w in plan.windows])
+    with torch.inference_mode():
+        inputs = loaded.preprocessing.normalise(torch.from_numpy(crops))
+        weights = model(inputs, output_attentions=True).attentions[2][:, 1, -n_patches:, -n_patches:].double()
+    weights = (weights / weights.sum(-1, keepdim=True)).numpy()
+    shared = np.zeros((grid.n_patches, plan.n_windows, n_patches))
+    for cell, window, patch in np.ndindex(*shared.shape):
+        a, b = grid.box(cell), plan.original_box(window, patch)
+        down, across = min(a.bottom, b.bottom) - max(a.top, b.top), min(a.right, b.right) - max(a.left, b.left)
+        shared[cell, window, patch] = max(0, down) * max(0, across)
+    pays = shared / shared.sum((1, 2), keepdims=True)
+    lands = shared / shared.sum(0)
+    expected = sum(pays[:, w] @ weights[w] @ lands[:, w].T for w in range(plan.n_windows))
+    found = everywhere(engine_of(loaded, images=[pixels]), View(layer=1, measure="attention"), head=1)
+    assert found.sum(1) == pytest.approx(np.ones(grid.n_patches), abs=1e-5)
+    assert np.abs(found - expected).max() < 1e-4
+    assert (expected == 0).any(), "cells that no window shows together"
+
+
 def test_pca_colours_are_the_three_strongest_directions(backbone):
     _, activations = image_activations(backbone, photo(64, 150), [2])
     x = activations[2].double().numpy()
@@ -228,5 +260,6 @@ def test_what_cannot_be_shown_says_why(backbone):
 
 
 def test_attention_rows_of_one_patch():
-    rows = AttentionRows(torch.zeros(2, 1, 4), torch.zeros(2, 1, 4))
+    plan = WindowGeometry(8, 8, 8).plan((8, 8))
+    rows = AttentionRows(torch.zeros(2, 1, 1, 4), torch.zeros(2, 1, 1, 4), plan)
     assert rows.shares(0).tolist() == [1.0]

@@ -9,7 +9,7 @@ from bindkit.geometry import WindowGeometry
 from bindkit.labels import label_patches
 from bindkit.probes import make_probe
 from bindkit.scenes import Scene
-from bindkit.stitching import ImageGrid, stitch
+from bindkit.stitching import ImageGrid, cell_weights, landing, stitch
 
 # (short side, window, patch), (height, width): aligned, overlapping, several rows of windows, cells of uneven size.
 CASES = [
@@ -52,6 +52,24 @@ def test_a_cell_is_the_mean_of_what_overlaps_it(sizes, image):
     found = torch.randn(plan.n_windows, plan.grid.n_patches, 3, dtype=torch.float64)
     expected = weights_by_loops(plan) @ found.reshape(-1, 3).numpy()
     assert np.allclose(stitch(found, plan).numpy(), expected)
+
+
+@pytest.mark.parametrize(("sizes", "image"), CASES)
+def test_weights_of_one_cell_and_where_amounts_land(sizes, image):
+    plan = plan_of(sizes, image)
+    weights = weights_by_loops(plan)
+    for cell in (0, len(weights) // 2, len(weights) - 1):
+        assert np.allclose(cell_weights(cell, plan).numpy().ravel(), weights[cell], atol=1e-6)
+    amounts = torch.rand(plan.n_windows, plan.grid.n_patches, dtype=torch.float64)
+    areas = weights > 0
+    found = landing(amounts, plan)
+    assert float(found.sum()) == pytest.approx(float(amounts.sum()))
+    for patch in (0, areas.shape[1] - 1):
+        alone = torch.zeros_like(amounts)
+        alone.view(-1)[patch] = 1
+        assert ((landing(alone, plan) > 0).numpy() == areas[:, patch]).all()
+    with pytest.raises(GeometryError, match="outside a grid"):
+        cell_weights(len(weights), plan)
 
 
 def test_one_window_is_left_as_it_is():
