@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import anywidget
 import traitlets
+
+logger = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
 
@@ -31,3 +34,13 @@ class Pad(anywidget.AnyWidget):
     """Model id of the figure that is redrawn."""
     answers = traitlets.List(traitlets.Dict()).tag(sync=True)
     """What `bindkit.explorer.answering.Answer.packed` gives, one a map."""
+
+    def say(self, message: str, good: bool = False) -> None:
+        """Say what went wrong or should be known, or what went well; "" for nothing."""
+        self.message, self.good = message, good
+
+    def tell(self, busy: str) -> None:
+        """Say what takes a while, and "" when it is done."""
+        if busy:
+            logger.info(busy)
+        self.busy = busy

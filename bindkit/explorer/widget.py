@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,10 @@ import numpy as np
 
 from bindkit.affinities import Picture
 from bindkit.errors import BindkitError, GeometryError, InvalidParameterError, LayerError, ProbeError
-from bindkit.explorer.answering import Answer
-from bindkit.explorer.controls import Controls
 from bindkit.explorer.engine import MEMORY
-from bindkit.explorer.live import LiveFigure, picture_figure
+from bindkit.explorer.live import picture_figure
 from bindkit.explorer.pad import Pad
+from bindkit.explorer.screen import Screen
 from bindkit.explorer.session import Session
 from bindkit.explorer.sources import Probes
 from bindkit.explorer.state import LOCKS, MEASURES, patch_of, place_of
@@ -28,8 +25,6 @@ from bindkit.figures.pictures import browser
 from bindkit.figures.saving import compact
 from bindkit.files import write_bytes
 from bindkit.scenes.scene import SceneSet
-
-logger = logging.getLogger(__name__)
 
 _BESIDE = ("cosine", "attention", "pca")
 
@@ -78,27 +73,19 @@ class AffinityExplorer(widgets.VBox):
         class_names: Mapping[int, str] | None = None,
         memory: int = MEMORY,
     ) -> None:
-        self._session = Session(backbone, probes, images, class_names, self._tell, memory)
-        self._pad, self._controls = Pad(), Controls()
-        self._live = LiveFigure(self._clicked)
-        self._setting = False
-        self._answers: list[Answer] = []
-        maps = widgets.VBox([self._live.widget])
-        stage = widgets.VBox([maps, self._controls.legend, self._pad])
-        body = widgets.Box([stage, self._controls.box])
-        for box, name in ((maps, "maps"), (stage, "stage"), (body, "body")):
-            box.add_class(f"bindkit-{name}")
-        super().__init__([body])
+        self._pad = Pad()
+        self._session = Session(backbone, probes, images, class_names, self._pad.tell, memory)
+        self._screen = Screen(self._session, self._pad, self.save)
+        super().__init__([self._screen.body])
         self.add_class("bindkit-explorer")
-        self._listen()
-        self._by_hand(self._session.start)
+        self._screen.do(self._session.start)
 
     # --- what is shown, for scripts -------------------------------------------------------------------
 
     @property
     def figure(self) -> Any:
         """The Plotly FigureWidget."""
-        return self._live.widget
+        return self._screen.live.widget
 
     @property
     def scores(self) -> np.ndarray:
@@ -226,7 +213,7 @@ class AffinityExplorer(widgets.VBox):
     def lock(self, held: str = "view") -> None:
         """Hold the present ``"view"``, or only its ``"patch"``, ``"layer"`` or ``"backbone"``; ``""`` lets go."""
         self._session.state = self._session.state.locking(_one_of(held, tuple(LOCKS), "lock"))
-        self._refresh()
+        self._screen.refresh()
 
     @property
     def n_bytes(self) -> int:
@@ -236,7 +223,7 @@ class AffinityExplorer(widgets.VBox):
     def add_image(self, name: str, content: bytes) -> None:
         """Add a picture, given as the bytes of its file, and show it. Raises BrokenSceneError if it cannot be read."""
         self._session.open(name, content)
-        self._refresh()
+        self._screen.refresh()
 
     def save(self, path: str | Path) -> Path:
         """Save what is shown: as a picture (``.png``), a drawing (``.svg``) or a page with its layers (``.html``).
@@ -269,12 +256,12 @@ class AffinityExplorer(widgets.VBox):
 
     def close(self) -> None:
         """Free all memory and take the explorer off the screen."""
-        if not hasattr(self, "_live"):  # refused before it was made
+        if not hasattr(self, "_screen"):  # refused before it was made
             return
         self._session.engine.store.clear()
         self._session.images.clear()
-        self._session.panels, self._answers = [], []
-        self._live.close()
+        self._session.panels = []
+        self._screen.close()
         _close_below(self)
         super().close()
 
@@ -292,146 +279,13 @@ class AffinityExplorer(widgets.VBox):
             bundle["image/jpeg"] = base64.b64encode(compact(content)).decode()
         return bundle
 
-    # --- what happens -----------------------------------------------------------------------------------
-
-    def _listen(self) -> None:
-        controls = self._controls
-        for name in ("image", "backbone", "probe", "measure", "layer"):
-            self._on(name, partial(self._put, self._session.view, name))
-        for name in ("second", "head", "threshold", "opacity", "colours", "outlines", "top", "apart"):
-            self._on(name, partial(self._put, self._session.change, name))
-        self._on("lock", lambda lock: setattr(self._session, "state", self._session.state.locking(lock)))
-        self._on("upload", self._opened)
-        for box in controls.beside.values():
-            box.observe(lambda event: self._moved(self._beside_changed), "value")
-        for kind, button in controls.save.items():
-            button.on_click(partial(self._save_clicked, kind))
-        self._pad.on_msg(lambda _, content, buffers: self._told(content))
-
-    @staticmethod
-    def _put(change: Callable[..., None], name: str, value: Any) -> None:
-        change(**{name: value})
-
-    def _opened(self, files: Sequence[Mapping[str, Any]]) -> None:
-        for file in files:
-            self._session.open(file["name"], bytes(file["content"]))
-
-    def _on(self, name: str, act: Callable[[Any], Any]) -> None:
-        """What a control does when somebody moves it."""
-        control = getattr(self._controls, name)
-        control.observe(lambda event: self._moved(lambda: act(self._controls.meaning(event["new"]))), "value")
-
-    def _moved(self, act: Callable[[], Any]) -> None:
-        if not self._setting:
-            self._by_hand(act)
-
-    def _by_hand(self, act: Callable[[], Any]) -> None:
-        """Do what somebody asked for with a control, and show what became of it."""
-
-        def acted() -> None:
-            try:
-                act()
-            finally:
-                self._refresh()
-
-        self._guarded(acted)
-
-    def _guarded(self, act: Callable[[], Any]) -> None:
-        """Do something, and say what went wrong instead of leaving a traceback."""
-        try:
-            act()
-        except (BindkitError, OSError) as error:
-            self._say(str(error))
-        except Exception as error:  # a fault of ours: say so, keep the kernel and the widget
-            logger.exception("the explorer failed")
-            self._say(f"This should not have happened ({type(error).__name__}: {error}). Details are in the log.")
-
-    def _clicked(self, panel: str, row: int, col: int) -> None:
-        """A patch of a panel was chosen."""
-        session = self._session
-        found = next((entry.found for entry in session.panels if entry.name == panel), None)
-        if found is None:
-            return
-        state = session.state.clicking(panel, place_of(row, col, found.grid))
-        if state != session.state:
-            self._by_hand(lambda: setattr(session, "state", state))
-
-    def _pressed(self, number: int, place: tuple[float, float]) -> None:
-        """The pointer was pressed at a place of a panel, by its number in the figure."""
-        found = self._session.panels[number].found if number < len(self._session.panels) else None
-        if found is not None:
-            self._clicked(self._session.panels[number].name, *patch_of(place, found.grid))
-
-    def _told(self, content: Mapping[str, Any]) -> None:
-        """A message of the pad."""
-        session, key = self._session, content.get("key")
-        if "width" in content:
-            self._guarded(lambda: self._live.widen(float(content["width"]), session.panels, session.state))
-        elif "panel" in content:
-            self._guarded(lambda: self._pressed(int(content["panel"]) - 1, (content["down"], content["across"])))
-        elif key in ("[", "]"):
-            self._by_hand(lambda: session.step_layer(1 if key == "]" else -1))
-        elif key in (",", "."):
-            self._by_hand(lambda: session.step_image(1 if key == "." else -1))
-
-    def _beside_changed(self) -> None:
-        self._session.change(beside=tuple(name for name, box in self._controls.beside.items() if box.value))
-
-    def _save_clicked(self, kind: str, button: Any = None) -> None:
-        name = (self._controls.name.value.strip() or "view").removesuffix(f".{kind}")
-
-        def saved() -> None:
-            self._tell("saving")
-            try:
-                self._say(f"Saved as {self.save(f'{name}.{kind}')}", good=True)
-            finally:
-                self._tell("")
-
-        self._guarded(saved)
-
     def _view(self, **changes: Any) -> None:
         self._session.view(**changes)
-        self._refresh()
+        self._screen.refresh()
 
     def _set(self, **changes: Any) -> None:
         self._session.change(**changes)
-        self._refresh()
-
-    # --- showing ----------------------------------------------------------------------------------------
-
-    def _refresh(self) -> None:
-        """Show what there is now: the maps first, then what is said of them."""
-        session = self._session
-        session.look()
-        if session.panels:
-            self._live.show(session.panels, session.state)
-        self._setting = True
-        try:
-            self._controls.show(session)
-        finally:
-            self._setting = False
-        main = session.main
-        with self._pad.hold_sync():
-            self._pad.patch = [*main.patch, main.grid.rows, main.grid.cols] if main and main.patch else []
-            self._pad.status = session.status
-            self._say("\n".join(dict.fromkeys(session.problems)))
-        self._share(session.answers(self._live.numbers))
-
-    def _share(self, answers: list[Answer]) -> None:
-        """Give the browser what it answers presses with, unless it has that already."""
-        if len(answers) != len(self._answers) or not all(map(Answer.is_same, answers, self._answers)):
-            self._answers = answers
-            with self._pad.hold_sync():
-                self._pad.figure = self._live.widget.model_id
-                self._pad.answers = [answer.packed() for answer in answers]
-
-    def _say(self, message: str, good: bool = False) -> None:
-        self._pad.message, self._pad.good = message, good
-
-    def _tell(self, busy: str) -> None:
-        if busy:
-            logger.info(busy)
-        self._pad.busy = busy
+        self._screen.refresh()
 
     def _drawn(self, kind: str) -> bytes | None:
         return browser.draw(picture_figure(self._session.panels, self._session.state, self.status), kind)

@@ -115,7 +115,7 @@ def test_keys_change_the_layer_and_the_image(explorer):
 
 
 def test_controls_and_state_follow_each_other(explorer, probes, scenes, backbones):
-    controls = explorer._controls
+    controls = explorer._screen.controls
     controls.layer.value = 0
     assert explorer.layer == 0
     explorer.layer = 2
@@ -146,7 +146,7 @@ def test_a_backbone_with_another_grid_keeps_the_place(scenes, backbones, probes)
     explorer.layer = 2
     explorer.backbone = 1
     assert explorer.layer == 3, "the nearest there is a probe for"
-    assert explorer._controls.layer.options == (0, 3)
+    assert explorer._screen.controls.layer.options == (0, 3)
     now_rows, now_cols = explorer.scores.shape
     assert (now_rows, now_cols) != (rows, cols)
     assert explorer.patch == (int((row + 0.5) / rows * now_rows), int((col + 0.5) / cols * now_cols))
@@ -158,7 +158,7 @@ def test_a_backbone_with_another_grid_keeps_the_place(scenes, backbones, probes)
 def test_a_lock_holds_its_part_and_the_rest_follows(explorer, held):
     explorer.layer, explorer.patch = 1, (2, 3)
     before = explorer.scores
-    explorer._controls.lock.value = held
+    explorer._screen.controls.lock.value = held
     assert np.array_equal(explorer.maps["locked"], before)
     explorer.layer, explorer.patch, explorer.backbone = 2, (0, 1), 1
     wanted = {
@@ -190,16 +190,16 @@ def test_a_click_in_the_panel_of_a_locked_patch_moves_that_patch(explorer):
 
 def test_maps_beside_and_across_images(explorer, backbones, probes, scenes):
     explorer.layer = 0
-    for box in explorer._controls.beside.values():
+    for box in explorer._screen.controls.beside.values():
         box.value = True
-    explorer._controls.second.value = 2
+    explorer._screen.controls.second.value = 2
     assert list(explorer.maps) == ["main", "cosine", "attention", "pca", "second"]
     explorer.layer = 1
     assert explorer.maps["attention"].sum() == pytest.approx(1, abs=1e-4)
     mean = explorer.maps["attention"]
     heads = []
     for head in (0, 1):
-        explorer._controls.head.value = head
+        explorer._screen.controls.head.value = head
         heads.append(explorer.maps["attention"])
     assert np.allclose((heads[0] + heads[1]) / 2, mean, atol=1e-6)
     assert explorer.second == scenes[1].id
@@ -226,7 +226,7 @@ def test_the_threshold_outlines_and_judges(explorer, scenes):
     assert f"{above.sum()} of {above.size} patches at 0.40 or more" in explorer.status
     assert len(traces(explorer, "above the threshold")) == (1 if above.any() else 0)
     assert len(traces(explorer, "object")) == 1
-    explorer._controls.outlines.value = False
+    explorer._screen.controls.outlines.value = False
     assert not traces(explorer, "object")
 
 
@@ -240,7 +240,7 @@ def test_the_status_line_names_means_without_the_patch_itself(explorer, scenes):
 
 
 def test_the_highest_patches_are_numbered(explorer):
-    explorer._controls.top.value, explorer._controls.apart.value = 3, 2
+    explorer._screen.controls.top.value, explorer._screen.controls.apart.value = 3, 2
     mark = traces(explorer, "highest")[0]
     found = [(int(row), int(col)) for row, col in zip(mark.y, mark.x, strict=True)]
     away = [max(abs(row - explorer.patch[0]), abs(col - explorer.patch[1])) for row, col in found]
@@ -269,11 +269,11 @@ def test_an_opened_picture_is_shown(explorer, probes):
     Image.fromarray(pixels).save(content, "PNG")
     file = {"name": "mine.png", "type": "image/png", "size": 1, "content": memoryview(content.getvalue())}
     file["last_modified"] = datetime.now(UTC)
-    explorer._controls.upload.value = (file,)
+    explorer._screen.controls.upload.value = (file,)
     assert explorer.image == "mine.png"
     assert np.abs(explorer.scores - by_python(explorer, probes, pixels)).max() < 1e-3
-    assert explorer._controls.upload.value == ()
-    explorer._controls.upload.value = ({**file, "name": "broken.png", "content": memoryview(b"no picture")},)
+    assert explorer._screen.controls.upload.value == ()
+    explorer._screen.controls.upload.value = ({**file, "name": "broken.png", "content": memoryview(b"no picture")},)
     assert "broken.png" in explorer.message
     assert "damaged" in explorer.message
     assert explorer.image == "mine.png"
@@ -289,7 +289,7 @@ def test_without_probes_the_rest_works_and_it_says_so(backbones, scenes):
     explorer.beside = ["attention", "pca"]
     explorer.layer = 0
     assert set(explorer.maps) == {"main", "attention", "pca"}
-    assert "affinity" not in dict(explorer._controls.measure.options).values()
+    assert "affinity" not in dict(explorer._screen.controls.measure.options).values()
 
 
 def test_probes_that_do_not_fit_are_named_and_left_out(backbones, scenes, tmp_path):
@@ -302,7 +302,7 @@ def test_probes_that_do_not_fit_are_named_and_left_out(backbones, scenes, tmp_pa
     for words in ("width 7", "layers 0 to 2", "another", "no fitted probe"):
         assert words in explorer.message
     assert explorer.measure == "affinity"
-    assert explorer._controls.layer.options == (1,)
+    assert explorer._screen.controls.layer.options == (1,)
     only_wrong = bk.AffinityExplorer(backbones[0], [wide], [scenes[0]])
     assert "width 7" in only_wrong.message
     assert only_wrong.measure == "cosine"
@@ -319,9 +319,9 @@ def test_probes_are_found_in_directories_by_kind(backbones, scenes, tmp_path):
             }
             save_probe(probe, tmp_path / kind / str(layer))
     explorer = bk.AffinityExplorer(backbones[0], tmp_path, [scenes[0]])
-    assert [kind for _, kind in explorer._controls.probe.options] == ["quadratic", "linear"]
-    assert explorer._controls.layer.options == (0, 2)
-    explorer._controls.probe.value = "linear"
+    assert [kind for _, kind in explorer._screen.controls.probe.options] == ["quadratic", "linear"]
+    assert explorer._screen.controls.layer.options == (0, 2)
+    explorer._screen.controls.probe.value = "linear"
     expected = bk.affinity(backbones[0], tmp_path / "linear" / str(explorer.layer), scenes[0])
     row, col = explorer.patch
     assert np.abs(explorer.scores - expected.of(row * expected.grid.cols + col)).max() < 1e-3
@@ -350,8 +350,8 @@ def test_images_that_cannot_be_shown_leave_words_and_a_usable_widget(
     choose(explorer, 0, 0)
     for key in ("]", "[", ",", "."):
         press(explorer, key)
-    explorer._controls.top.value = 3
-    explorer._save_clicked("html")
+    explorer._screen.controls.top.value = 3
+    explorer._screen.controls.save["html"].click()
     assert words in explorer.message or bad
     content = io.BytesIO()
     Image.fromarray(photo(40, 40)).save(content, "PNG")
@@ -370,9 +370,9 @@ def test_an_image_smaller_than_a_window_is_enlarged(backbones, probes):
 def test_a_backbone_that_cannot_be_loaded_is_said(backbones, probes, scenes, tmp_path):
     explorer = bk.AffinityExplorer([backbones[0], str(tmp_path / "nothing")], probes[backbones[0]], [scenes[0]])
     assert explorer.message == ""
-    explorer._controls.backbone.value = 1
+    explorer._screen.controls.backbone.value = 1
     assert "nothing" in explorer.message
-    explorer._controls.backbone.value = 0
+    explorer._screen.controls.backbone.value = 0
     assert explorer.message == ""
     assert explorer.scores.shape[0] > 1
 
@@ -419,17 +419,17 @@ def test_saving_writes_pictures_and_a_page(explorer, tmp_path, monkeypatch):
     assert kind == "svg"
     assert figure.data[0].z.shape == explorer.scores.shape
     assert any("Patch row" in note.text for note in figure.layout.annotations)
-    explorer._controls.name.value = "mine.html"
-    explorer._controls.save["html"].click()
+    explorer._screen.controls.name.value = "mine.html"
+    explorer._screen.controls.save["html"].click()
     assert "Saved as mine.html" in explorer.message
     assert explorer._pad.good
     assert "<title>" in (tmp_path / "mine.html").read_text()
     monkeypatch.setattr("bindkit.explorer.widget.browser.draw", lambda figure, kind: None)
-    explorer._controls.save["png"].click()
+    explorer._screen.controls.save["png"].click()
     assert "Chromium" in explorer.message
-    explorer._controls.name.value = "a"
+    explorer._screen.controls.name.value = "a"
     Path("a.html").mkdir()
-    explorer._controls.save["html"].click()
+    explorer._screen.controls.save["html"].click()
     assert "is a directory" in explorer.message
 
 
