@@ -1,4 +1,4 @@
-"""Execute one notebook with papermill, in a kernel of this very Python, so that it can be resumed.
+"""Execute one notebook with papermill's engine of bindkit (`bindkit.notebook_engine`), so that it can be resumed.
 
 An executed notebook carries a record of what it was made from; it is complete only with that record, which is
 written last.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -20,36 +19,19 @@ from typing import Any
 
 import nbformat
 import papermill
-from ipykernel.kernelspec import get_kernel_dict
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
+from papermill.engines import papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from bindkit.errors import NotebookFailedError
+from bindkit.notebook_engine import ENGINE, NotebookEngine
+
+papermill_engines.register(ENGINE, NotebookEngine)  # also without the entry point of an installed bindkit
 
 KERNEL_NAME = "python3"
 RECORD = "bindkit"
-WIDGET = "application/vnd.jupyter.widget-view+json"
-"""What a notebook holds where a widget was shown."""
 """Key of the record in an executed notebook's metadata."""
-
-
-class ThisPythonKernel(AsyncKernelManager):
-    """Starts kernels of the running Python, whatever kernel a user has registered under the name ``python3``.
-
-    Bars are drawn as text, so that no widget state lands in executed notebooks. OpenMP's threads sleep while they wait:
-    where they spin, one other busy process on the machine makes training probes ten times slower.
-    """
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        """The running Python's own kernel."""
-        style = "off" if os.environ.get("BINDKIT_PROGRESS") == "off" else "text"
-        quiet = get_kernel_dict(extra_arguments=["--log-level=ERROR"])
-        waiting = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
-        return KernelSpec(**quiet, env={"BINDKIT_PROGRESS": style, "OMP_WAIT_POLICY": waiting})
 
 
 @dataclass(frozen=True)
@@ -115,12 +97,11 @@ def execute_notebook(source: Path, target: Path, record: ExecutionRecord, worksp
                 _literally(source),
                 _literally(target),
                 parameters=record.parameters,
+                engine_name=ENGINE,
                 kernel_name=KERNEL_NAME,
                 language="python",
                 progress_bar=False,
                 stderr_file=sys.stderr,
-                kernel_manager_class=ThisPythonKernel,
-                store_widget_state=False,
                 resources={"metadata": {"path": str(target.parent)}},
             )
     except PapermillExecutionError as error:
@@ -157,50 +138,11 @@ def _quiet_papermill() -> Iterator[None]:
 
 
 def _complete(notebook: NotebookNode, target: Path, record: dict[str, Any]) -> None:
-    """Write the executed notebook for good: settled progress bars, no widget state, and its record."""
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in map(_settled, _joined(cell.outputs)) if output is not None]
-    notebook.metadata.pop("widgets", None)
+    """Write the executed notebook for good, with its record."""
     notebook.metadata[RECORD] = record
     temporary = target.with_name(f".{target.name}")
     nbformat.write(notebook, temporary)
     temporary.replace(target)
-
-
-def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """Outputs with consecutive pieces of one stream put together: a kernel sends text as it comes."""
-    joined: list[NotebookNode] = []
-    for output in outputs:
-        before = joined[-1] if joined else None
-        if before is not None and output.output_type == before.output_type == "stream" and output.name == before.name:
-            before.text += output.text
-        else:
-            joined.append(output)
-    return joined
-
-
-def _settled(output: NotebookNode) -> NotebookNode | None:
-    """A text output as a terminal would leave it: of a bar that redrew its line only the last state, if any.
-
-    A widget whose kernel is gone is an error message in JupyterLab; where a picture of it was given, that stays alone.
-    """
-    if output.output_type != "stream":
-        data = output.get("data", {})
-        if any(kind.startswith("image/") for kind in data):
-            data.pop(WIDGET, None)
-        return output
-    lines = [_last_drawn(line) for line in output.text.split("\n")]
-    output.text = "\n".join(lines)
-    return output if output.text.strip() else None
-
-
-def _last_drawn(line: str) -> str:
-    """What a line shows after its carriage returns: a later drawing overwrites an earlier one."""
-    shown = ""
-    for drawing in line.split("\r"):
-        shown = drawing + shown[len(drawing) :]
-    return shown.rstrip() if "\r" in line else shown
 
 
 def _literally(path: Path) -> str:

@@ -31,7 +31,18 @@ FLOORS = {
         *("analysis", "breakdowns", "difficulty", "emergence", "model_table", "paired_gains", "pretraining", "repair"),
         *("scene_tables", "sweeping", "verdicts"),
     },
-    6: {"choices", "cli", "explorer", "figures", "notebook_execution", "parameters", "pipeline", "viewer", "workspace"},
+    6: {
+        "choices",
+        "cli",
+        "explorer",
+        "figures",
+        "notebook_engine",
+        "notebook_execution",
+        "parameters",
+        "pipeline",
+        "viewer",
+        "workspace",
+    },
 }
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}
 TRANSFORMERS_FREE = ("bindkit.cache", "bindkit.probes", "bindkit.metrics", "bindkit.training", "bindkit.sweeping")
@@ -110,7 +121,7 @@ def test_the_walk_sees_imports_inside_functions_and_relative_ones(tmp_path):
         ("ipywidgets", {"explorer"}),
         ("anywidget", {"explorer"}),
         ("transformers", {"backbones", "pretraining"}),
-        ("papermill", {"notebook_execution"}),
+        ("papermill", {"notebook_engine", "notebook_execution"}),
     ],
 )
 def test_libraries_are_imported_only_where_they_belong(root, library, allowed):

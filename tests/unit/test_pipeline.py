@@ -144,6 +144,21 @@ def test_kernels_are_of_this_python_and_leave_clean_notebooks(tmp_path, monkeypa
     assert "20%" in shown
 
 
+def test_papermill_alone_leaves_clean_notebooks_with_the_engine_of_bindkit(tmp_path):
+    """By its command line, which finds the engine among the entry points of what is installed."""
+    shown = "import plotly.graph_objects as go\ngo.FigureWidget()"
+    write_notebook(tmp_path / "01_show.ipynb", "seed = 0", shown, "print('10%\\r100%')")
+    command = [sys.executable, "-m", "papermill", "01_show.ipynb", "executed.ipynb", "-p", "seed", "3"]
+    subprocess.run([*command, "--engine", "bindkit"], cwd=tmp_path, check=True, capture_output=True)
+    notebook = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
+    assert "widgets" not in notebook.metadata
+    assert (tmp_path / "executed.ipynb").stat().st_size < 20_000
+    assert [output.text for output in outputs(tmp_path / "executed.ipynb") if output.output_type == "stream"] == [
+        "100%\n"
+    ]
+    assert notebook.metadata.papermill.parameters == {"seed": 3}
+
+
 def test_unknown_or_wrong_parameters_stop_it_before_anything_starts(run, tmp_path):
     with pytest.raises(UnknownParameterError) as caught:
         run(layer="0")
