@@ -121,8 +121,13 @@ function render({ model, el }) {
       event.stopPropagation();
   };
   const onClick = (event) => {
-    // Later, so that it does not keep the click waiting.
-    if (event.target.closest(".js-plotly-plot")) setTimeout(() => keys.focus({ preventScroll: true }), 120);
+    if (!event.target.closest(".js-plotly-plot")) return;
+    // Later, so that it does not keep the click waiting; not if a control was taken up meanwhile.
+    const before = document.activeElement;
+    setTimeout(() => {
+      const now = document.activeElement;
+      if (now === before || !root()?.contains(now)) keys.focus({ preventScroll: true });
+    }, 120);
   };
   // The handles of ipywidgets' sliders have no name of their own; they take that of the label beside them.
   const name = () => root()?.querySelectorAll(".widget-slider").forEach((slider) => {
