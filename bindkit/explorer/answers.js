@@ -59,7 +59,7 @@ function framed(row, col, inset) {
 }
 
 // What Plotly's `restyle` takes for a press at a place of a panel: one entry a trace, undefined for what stays.
-function restyled(answers, panel, down, across) {
+function restyled(answers, panel, { down, across }) {
   const traces = [], data = { z: [], x: [], y: [] };
   const put = (trace, { z, x, y }) => { traces.push(trace); data.z.push(z); data.x.push(x); data.y.push(y); };
   for (const answer of answers.filter(({ panels }) => panels.includes(panel))) {

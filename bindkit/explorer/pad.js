@@ -48,14 +48,20 @@ function render({ model, el }) {
   keys.addEventListener("keydown", onKey);
 
   // The chosen patch moves here at once, with its map where that can be answered; the kernel is told where it comes to
-  // rest, or, where only the kernel knows the map, one patch at a time.
-  let chosen = [], resting = 0, answered = false;
+  // rest, or, where only the kernel knows the map, one patch at a time. What the kernel says counts once it has heard the
+  // last that it was told, which it shows by its mark.
+  let chosen = [], resting = 0, answered = false, unheard = 0;
+  const tell = (panel, { down, across }) => {
+    unheard = Math.random();
+    waiting = performance.now() + 300;
+    model.send({ panel, down, across, mark: unheard });
+  };
   const centre = () => ({ down: (chosen[0] + 0.5) / chosen[2], across: (chosen[1] + 0.5) / chosen[3] });
   const rest = () => {
     if (!resting) return;
     clearTimeout(resting);
-    [resting, waiting] = [0, performance.now() + 300];
-    model.send({ panel: 1, ...centre() });
+    resting = 0;
+    tell(1, centre());
   };
   const step = (down, across) => {
     const [row, col, rows, cols] = chosen, within = (at, n) => Math.min(Math.max(at, 0), n - 1);
@@ -63,14 +69,15 @@ function render({ model, el }) {
     if (!chosen.length || (next[0] === row && next[1] === col)) return;
     chosen = next;
     showPatch();
-    const at = centre(), told = figure && restyled(answers, 1, at.down, at.across);
+    const told = figure && restyled(answers, 1, centre());
     answered = Boolean(told);
     if (told) redraw(figure, root().querySelector(".js-plotly-plot"), told);
     clearTimeout(resting);
     resting = setTimeout(rest, told ? REST : Math.max(0, waiting - performance.now()));
   };
   const learnPatch = () => {
-    waiting = 0;
+    if (model.get("heard") === unheard) unheard = waiting = 0;
+    if (unheard) return;
     if (resting && !answered) rest();
     else if (!resting) { chosen = model.get("patch"); showPatch(); }
   };
@@ -79,7 +86,7 @@ function render({ model, el }) {
     place.textContent = words;
     keys.setAttribute("aria-label", `Chosen patch: ${words}. Arrow keys move it.`);
   };
-  model.on("change:patch", learnPatch);
+  model.on("change:patch change:heard", learnPatch);
 
   // A patch counts as chosen when it is pressed, which is a tenth of a second before Plotly calls it a click.
   const panelOf = (area) => +(/^x(\d*)/.exec(area.dataset.subplot)?.[1] || 1);
@@ -97,11 +104,11 @@ function render({ model, el }) {
     // While a drag is under way one patch at a time: the next when this one is shown.
     if (!pressed && (now === last || performance.now() < waiting)) return;
     rest();
-    [last, waiting] = [now, performance.now() + 300];
+    last = now;
     if (number === 1) { chosen = [row, col, cells.length, cells[0].length]; showPatch(); }
-    const down = (event.clientY - top) / height, across = (event.clientX - left) / width;
-    model.send({ panel: number, down, across });
-    const told = figure && restyled(answers, number, down, across);
+    const at = { down: (event.clientY - top) / height, across: (event.clientX - left) / width };
+    tell(number, at);
+    const told = figure && restyled(answers, number, at);
     if (told) redraw(figure, plot, told);
   };
   let answers = [], figure = null;
@@ -189,7 +196,7 @@ function render({ model, el }) {
     rest();
     cancelAnimationFrame(frame);
     model.off("change", show);
-    model.off("change:patch", learnPatch);
+    model.off("change:patch change:heard", learnPatch);
     model.off("change:answers", learn);
     model.off("change:figure", meet);
   };

@@ -16,9 +16,10 @@ _HERE = Path(__file__).parent
 class Pad(anywidget.AnyWidget):
     """A bar that takes the keyboard for the patch, and says what is seen and what went wrong.
 
-    Sends ``{"panel": number, "down": share, "across": share}`` for a place as soon as it is pressed or dragged over,
-    and for one that arrow keys came to rest at; ``{"key": ...}`` for a key of another meaning, and
-    ``{"width": pixels}`` when the place of the maps has another width.
+    Sends ``{"panel": number, "down": share, "across": share, "mark": number}`` for a place as soon as it is pressed or
+    dragged over, and for one that arrow keys came to rest at; the mark is to come back in `heard`. Sends
+    ``{"key": ...}`` for a key of another meaning, and ``{"width": pixels}`` when the place of the maps has another
+    width.
     """
 
     _esm = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("answers.js", "pad.js"))
@@ -26,6 +27,8 @@ class Pad(anywidget.AnyWidget):
 
     patch = traitlets.List(traitlets.Int()).tag(sync=True)
     """Row and column of the chosen patch, then rows and columns of its grid; empty where none is shown."""
+    heard = traitlets.Float(0).tag(sync=True)
+    """Mark of the last place that was heard and shown."""
     status = traitlets.Unicode("").tag(sync=True)
     message = traitlets.Unicode("").tag(sync=True)
     good = traitlets.Bool(False).tag(sync=True)

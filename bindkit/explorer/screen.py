@@ -155,6 +155,7 @@ class Screen:
             self._guarded(lambda: self.live.widen(float(content["width"]), session.panels, session.state))
         elif "panel" in content:
             self._guarded(lambda: self._pressed(int(content["panel"]) - 1, (content["down"], content["across"])))
+            self._pad.heard = content.get("mark", 0)
         elif key in ("[", "]"):
             self.do(lambda: session.step_layer(1 if key == "]" else -1))
         elif key in (",", "."):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,8 @@ def until_said(page, words):
 
 def until(page, expected, panel=1):
     """Wait until a map holds these numbers, and say how far it is from them at the end."""
-    for _ in range(100):
+    ends = time.monotonic() + 20
+    while time.monotonic() < ends:
         found = values(page, panel)
         if found.shape == expected.shape and np.abs(found - expected).max() < SHOWN:
             return

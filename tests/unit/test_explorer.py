@@ -84,7 +84,9 @@ def test_a_click_on_the_figure_chooses_the_patch(explorer, probes, scenes):
     assert np.abs(heat.z - by_python(explorer, probes, scenes[0], (3, 4))).max() < 1e-3
     explorer._pad._handle_custom_msg({"panel": 1, "down": 0.0, "across": 1.5}, [])
     assert explorer.patch == (0, explorer.scores.shape[1] - 1)
-    explorer._pad._handle_custom_msg({"panel": 7, "down": 0.5, "across": 0.5}, [])
+    for mark, panel in ((0.25, 1), (0.5, 7)):  # heard, also where nothing is to be done
+        explorer._pad._handle_custom_msg({"panel": panel, "down": 0.5, "across": 0.5, "mark": mark}, [])
+        assert explorer._pad.heard == mark
     assert explorer._pad.patch == [*explorer.patch, *explorer.scores.shape]
 
 

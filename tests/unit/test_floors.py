@@ -31,18 +31,8 @@ FLOORS = {
         *("analysis", "breakdowns", "difficulty", "emergence", "model_table", "paired_gains", "pretraining", "repair"),
         *("scene_tables", "sweeping", "verdicts"),
     },
-    6: {
-        "choices",
-        "cli",
-        "explorer",
-        "figures",
-        "notebook_engine",
-        "notebook_execution",
-        "parameters",
-        "pipeline",
-        "viewer",
-        "workspace",
-    },
+    6: {"choices", "cli", "explorer", "figures", "parameters", "pipeline", "viewer", "workspace"}
+    | {"notebook_engine", "notebook_execution"},
 }
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}
 TRANSFORMERS_FREE = ("bindkit.cache", "bindkit.probes", "bindkit.metrics", "bindkit.training", "bindkit.sweeping")
