@@ -106,6 +106,8 @@ def traces_of(panel: Panel, state: State, axis: int) -> dict[str, dict[str, Any]
     found, image = panel.found, panel.image
     roles = {"heat": {"type": "heatmap", "showscale": False, **on}}
     if found is None:
+        # Else it would go on showing what was there before.
+        roles["heat"]["visible"] = False
         return roles | {role: _line(NOTHING, "#000", 1, on, "") for role in _LINES}
     grid, values = found.grid, found.values
     colour = CONTRAST[state.colours]

@@ -16,13 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bindkit.affinities import MOST_PATCHES, image_activations, window_activations
-from bindkit.errors import GeometryError, NonFiniteActivationsError, ProbeError
+from bindkit.errors import GeometryError, LayerError, NonFiniteActivationsError, ProbeError
 from bindkit.explorer.comparisons import AttentionRows, CosineRows, PatchColours
 from bindkit.explorer.factors import Rows, rows_of
 from bindkit.explorer.keeping import KeptActivations, Store
 from bindkit.explorer.sources import ShownBackbone, ShownImage
 from bindkit.explorer.state import View, patch_of
-from bindkit.extraction.forward import ActivationSource
 from bindkit.stitching import ImageGrid
 
 MEMORY = 150_000_000
@@ -96,7 +95,7 @@ class Engine:
             If the image cannot be read, or has more patches than are scored.
         """
         size = self.images[image].size
-        source = self._source(backbone)
+        source = self.backbones[backbone].source
         grid = ImageGrid.of_plan(source.geometry.plan(size))
         if grid.n_patches > MOST_PATCHES:
             raise GeometryError(
@@ -195,9 +194,13 @@ class Engine:
         from bindkit.backbones import Backbone
         from bindkit.backbones.attention import attention_maps
 
-        source = self._source(backbone)
+        source = self.backbones[backbone].source
         if not isinstance(source, Backbone):
             raise ProbeError(f"{source.name} is no transformer, so it has no attention to show")
+        if layer == source.n_layers - 1:
+            raise LayerError(
+                f"layer {layer} is the last of {source.name}, so no layer attends to it; choose a lower one"
+            )
         maps = attention_maps(source, layer)
         shown = self.images[image]
         plan = source.geometry.plan(shown.size)
@@ -217,23 +220,13 @@ class Engine:
         key = ("pca", backbone, self.images[image], layer)
         return self.store.get(key, lambda: PatchColours.of(self.activations(backbone, image, layer)))
 
-    def _source(self, backbone: int) -> ActivationSource:
-        shown = self.backbones[backbone]
-        if not shown.is_loaded and isinstance(shown.given, str):
-            self._tell(f"loading {shown.title}")
-            try:
-                return shown.source
-            finally:
-                self._tell("")
-        return shown.source
-
     def _pair(self, backbone: int, first: int, second: int, layer: int) -> tuple[Tensor, Tensor]:
         x = self.activations(backbone, first, layer)
         return x, x if second == first else self.activations(backbone, second, layer)
 
     def _pass(self, backbone: int, image: int, layer: int) -> None:
         """Keep a layer of an image, and as many others around it as one pass may leave."""
-        source, shown = self._source(backbone), self.images[image]
+        source, shown = self.backbones[backbone].source, self.images[image]
         n_bytes = 4 * self.grid(backbone, image).n_patches * source.d_model
         # Twice: the windows' own, and stitched. What is kept takes half of that, and should not push itself out.
         room = max(1, min(_A_PASS // (2 * n_bytes), self.store.limit // n_bytes))

@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from itertools import count
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float, Int16
@@ -74,16 +76,23 @@ Kept = TypeVar("Kept", bound=Sized)
 class Store:
     """Holds what was computed up to a number of bytes; what was used longest ago is forgotten first.
 
+    All stores of a process share that memory: ipywidgets keeps every explorer that was ever made, and the one in use
+    may take from those that are not.
+
     Parameters
     ----------
     limit : int
         Bytes. What was put in last stays even if it alone is larger.
     """
 
+    _all: ClassVar[WeakSet[Store]] = WeakSet()
+    _clock: ClassVar[Iterator[int]] = count()
+
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._held: OrderedDict[Hashable, Sized] = OrderedDict()
+        self._held: OrderedDict[Hashable, tuple[int, Sized]] = OrderedDict()
         self.n_bytes = 0
+        self._all.add(self)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._held
@@ -95,23 +104,29 @@ class Store:
         """What is held under a key, made now if it is not held."""
         if key not in self._held:
             self.put(key, make())
-        self._held.move_to_end(key)
-        found: Any = self._held[key]
+        found: Any = self._held.pop(key)[1]
+        self._held[key] = (next(self._clock), found)
         return found
 
     def put(self, key: Hashable, value: Sized) -> None:
-        """Hold a value, and forget others until all fit."""
+        """Hold a value, and forget others, of any store, until all fit."""
         self.drop(key)
-        self._held[key] = value
+        self._held[key] = (next(self._clock), value)
         self.n_bytes += value.n_bytes
-        while self.n_bytes > self.limit and len(self._held) > 1:
-            _, forgotten = self._held.popitem(last=False)
-            self.n_bytes -= forgotten.n_bytes
+        while sum(store.n_bytes for store in self._all) > self.limit:
+            oldest = min((store for store in self._all if store._held), key=Store._last_use)
+            if oldest is self and len(self._held) == 1:
+                break
+            oldest.drop(next(iter(oldest._held)))
+
+    def _last_use(self) -> int:
+        """When what was used longest ago was used."""
+        return next(iter(self._held.values()))[0]
 
     def drop(self, key: Hashable) -> None:
         """Forget one value, if it is held."""
         if key in self._held:
-            self.n_bytes -= self._held.pop(key).n_bytes
+            self.n_bytes -= self._held.pop(key)[1].n_bytes
 
     def clear(self) -> None:
         """Forget everything."""

@@ -43,6 +43,16 @@ class _Figure(go.FigureWidget):
     # Numbers of edits, which only those reports need.
     locals().update({name: traitlets.Integer(0).tag(sync=False) for name in _EDITS})
 
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
+        """With the figure as it is now: a page that was loaded anew asks for it, Plotly gives it as it was made."""
+        state: dict[str, Any] = super().get_state(key, drop_defaults)
+        asked = self.keys if key is None else [key] if isinstance(key, str) else key
+        if "_layout_obj" in vars(self):  # it is made by now
+            for name, value in (("_widget_data", self._data), ("_widget_layout", self._layout_obj._props)):
+                if name in asked:
+                    state[name] = custom_serializers["to_json"](value, self)
+        return state
+
     @traitlets.observe("_js2py_traceDeltas")
     def _handler_js2py_traceDeltas(self, change: Any) -> None:  # noqa: N802
         self._trace_edit_in_process = False

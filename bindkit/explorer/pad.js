@@ -5,6 +5,7 @@ const KEYS = new Set([...Object.keys(STEPS), "[", "]", ",", "."]);
 const FAR = 5;
 // Milliseconds: while keys follow each other faster, the kernel is told only where the patch comes to rest.
 const REST = 120;
+const MOST_BYTES = 10_000_000;
 
 function make(tag, attributes, ...children) {
   const element = document.createElement(tag);
@@ -50,18 +51,29 @@ function render({ model, el }) {
   // The chosen patch moves here at once, with its map where that can be answered; the kernel is told where it comes to
   // rest, or, where only the kernel knows the map, one patch at a time. What the kernel says counts once it has heard the
   // last that it was told, which it shows by its mark.
-  let chosen = [], resting = 0, answered = false, unheard = 0;
+  let chosen = [], pending = null, soon = 0, answered = false, unheard = 0, waiting = 0;
   const tell = (panel, { down, across }) => {
     unheard = Math.random();
     waiting = performance.now() + 300;
     model.send({ panel, down, across, mark: unheard });
   };
-  const centre = () => ({ down: (chosen[0] + 0.5) / chosen[2], across: (chosen[1] + 0.5) / chosen[3] });
   const rest = () => {
-    if (!resting) return;
-    clearTimeout(resting);
-    resting = 0;
-    tell(1, centre());
+    if (!pending) return;
+    clearTimeout(soon);
+    const [panel, at] = pending;
+    pending = null;
+    tell(panel, at);
+  };
+  const later = (panel, at) => {
+    answered = redrawn(panel, at);
+    pending = [panel, at];
+    clearTimeout(soon);
+    soon = setTimeout(rest, answered ? REST : Math.max(0, waiting - performance.now()));
+  };
+  const redrawn = (panel, at) => {
+    const told = figure && restyled(answers, panel, at);
+    if (told) redraw(figure, root().querySelector(".js-plotly-plot"), told);
+    return Boolean(told);
   };
   const step = (down, across) => {
     const [row, col, rows, cols] = chosen, within = (at, n) => Math.min(Math.max(at, 0), n - 1);
@@ -69,17 +81,13 @@ function render({ model, el }) {
     if (!chosen.length || (next[0] === row && next[1] === col)) return;
     chosen = next;
     showPatch();
-    const told = figure && restyled(answers, 1, centre());
-    answered = Boolean(told);
-    if (told) redraw(figure, root().querySelector(".js-plotly-plot"), told);
-    clearTimeout(resting);
-    resting = setTimeout(rest, told ? REST : Math.max(0, waiting - performance.now()));
+    later(1, { down: (next[0] + 0.5) / rows, across: (next[1] + 0.5) / cols });
   };
   const learnPatch = () => {
     if (model.get("heard") === unheard) unheard = waiting = 0;
     if (unheard) return;
-    if (resting && !answered) rest();
-    else if (!resting) { chosen = model.get("patch"); showPatch(); }
+    if (pending && !answered) rest();
+    else if (!pending) { chosen = model.get("patch"); showPatch(); }
   };
   const showPatch = () => {
     const words = chosen.length ? `row ${chosen[0]}, column ${chosen[1]}` : "";
@@ -92,24 +100,21 @@ function render({ model, el }) {
   const panelOf = (area) => +(/^x(\d*)/.exec(area.dataset.subplot)?.[1] || 1);
   const cellsOf = (plot, number) => plot.data.find(({ type, visible, xaxis }) =>
     type === "heatmap" && visible !== false && (xaxis ?? "x") === (number > 1 ? `x${number}` : "x"))?.z;
-  let last = "", waiting = 0;
-  const choose = (event, pressed) => {
-    const area = event.target.closest?.(".js-plotly-plot .nsewdrag"), plot = area?.closest(".js-plotly-plot");
-    if (!plot || event.button > 0) return;
+  let last = "", held = null;
+  const choose = (event, area, pressed) => {
     const { left, top, width, height } = area.getBoundingClientRect();
-    const number = panelOf(area), cells = cellsOf(plot, number);
+    const number = panelOf(area), cells = cellsOf(area.closest(".js-plotly-plot"), number);
     if (!cells?.length) return;
-    const row = Math.floor((event.clientY - top) / height * cells.length), col = Math.floor((event.clientX - left) / width * cells[0].length);
-    const now = `${number} ${row} ${col}`;
-    // While a drag is under way one patch at a time: the next when this one is shown.
-    if (!pressed && (now === last || performance.now() < waiting)) return;
-    rest();
+    const share = (way, length) => Math.min(Math.max(way / length, 0), 1 - 1e-9), rows = cells.length, cols = cells[0].length;
+    const at = { down: share(event.clientY - top, height), across: share(event.clientX - left, width) };
+    const row = Math.floor(at.down * rows), col = Math.floor(at.across * cols), now = `${number} ${row} ${col}`;
+    if (!pressed && now === last) return;
     last = now;
-    if (number === 1) { chosen = [row, col, cells.length, cells[0].length]; showPatch(); }
-    const at = { down: (event.clientY - top) / height, across: (event.clientX - left) / width };
+    if (number === 1) { chosen = [row, col, rows, cols]; showPatch(); }
+    if (!pressed) { later(number, at); return; }
+    rest();
     tell(number, at);
-    const told = figure && restyled(answers, number, at);
-    if (told) redraw(figure, plot, told);
+    redrawn(number, at);
   };
   let answers = [], figure = null;
   const learn = () => { answers = model.get("answers").map(unpacked); };
@@ -119,16 +124,31 @@ function render({ model, el }) {
   learn();
   meet();
   learnPatch();
-  const onPress = (event) => choose(event, true);
-  const onDrag = (event) => { if (event.buttons & 1 && event.pointerType !== "touch") choose(event, false); };
+  // Plotly lays a cover over the whole page while a button is down: a drag is followed there.
+  const onPress = (event) => {
+    const area = event.target.closest?.(".js-plotly-plot .nsewdrag");
+    if (!area || event.button > 0) return;
+    held = event.pointerType === "touch" ? null : area;
+    choose(event, area, true);
+  };
+  const onDrag = (event) => {
+    if (!held) return;
+    if (event.buttons & 1) choose(event, held, false);
+    else onRelease();
+  };
+  const onRelease = () => {
+    if (!held) return;
+    held = null;
+    rest();
+    takeFocus();
+  };
 
   // What is typed in the explorer is not meant for the notebook, whose commands are single letters and arrows.
   const keepKeys = (event) => {
     if (!event.ctrlKey && !event.metaKey && !["Escape", "Tab"].includes(event.key) && !(event.key === "Enter" && event.shiftKey))
       event.stopPropagation();
   };
-  const onClick = (event) => {
-    if (!event.target.closest(".js-plotly-plot")) return;
+  const takeFocus = () => {
     // Later, so that it does not keep the click waiting; not if a control was taken up meanwhile.
     const before = document.activeElement;
     setTimeout(() => {
@@ -136,6 +156,19 @@ function render({ model, el }) {
       if (now === before || !root()?.contains(now)) keys.focus({ preventScroll: true });
     }, 120);
   };
+  // Jupyter drops larger messages without a word.
+  let upload = null;
+  const refuse = () => {
+    const large = upload.get("value").find(({ size }) => size > MOST_BYTES);
+    if (!large) return;
+    upload.set("value", []);
+    model.send({ refused: large.name, bytes: large.size });
+  };
+  const guard = async () => {
+    upload = await model.widget_manager.get_model(model.get("upload"));
+    upload.on("change:value", refuse);
+  };
+  guard();
   // The handles of ipywidgets' sliders have no name of their own; they take that of the label beside them.
   const name = () => root()?.querySelectorAll(".widget-slider").forEach((slider) => {
     const label = slider.querySelector(".widget-label")?.textContent, value = slider.querySelector(".widget-readout");
@@ -143,6 +176,9 @@ function render({ model, el }) {
       handle.setAttribute("aria-label", label ?? "");
       handle.setAttribute("aria-valuetext", value?.textContent ?? "");
     });
+    if (!value?.isContentEditable) return;
+    value.setAttribute("role", "textbox");
+    value.setAttribute("aria-label", `${label}, as a number`);
   });
   // The button to open a file counts files; here one is as good as none.
   const uncount = () => root()?.querySelectorAll("button.widget-upload, .widget-upload button").forEach((button) => {
@@ -157,22 +193,24 @@ function render({ model, el }) {
     if (plot.dataset.bindkit) return;
     plot.dataset.bindkit = "quiet";
     // Plotly may leave the clickable area of a map that is gone above the others.
-    plot.on?.("plotly_afterplot", () => plot.querySelectorAll(".nsewdrag").forEach((area) => {
+    const hide = () => plot.querySelectorAll(".nsewdrag").forEach((area) => {
       const gone = !cellsOf(plot, panelOf(area));
       if (gone !== (area.style.display === "none")) area.style.display = gone ? "none" : "";
-    }));
+    });
+    plot.on?.("plotly_afterplot", hide);
+    hide();
   };
   const onPlot = ({ detail }) => { if (root()?.contains(detail.element)) quiet(detail.element); };
   document.addEventListener("plotlywidget-after-render", onPlot);
 
+  const onPage = [["pointermove", onDrag], ["pointerup", onRelease], ["pointercancel", onRelease]];
   let observer, watcher, width = 0, timer, frame;
   const attached = () => {
     const holder = root()?.querySelector(".bindkit-maps");
     if (!el.isConnected || !holder) { frame = requestAnimationFrame(attached); return; }
     root().addEventListener("keydown", keepKeys);
-    root().addEventListener("click", onClick);
     root().addEventListener("pointerdown", onPress, true);
-    root().addEventListener("pointermove", onDrag, true);
+    for (const [name, act] of onPage) document.addEventListener(name, act, true);
     watcher = new MutationObserver(tidy);
     watcher.observe(root(), { childList: true, subtree: true });
     observer = new ResizeObserver(([entry]) => {
@@ -190,11 +228,13 @@ function render({ model, el }) {
   attached();
   return () => {
     document.removeEventListener("plotlywidget-after-render", onPlot);
+    for (const [name, act] of onPage) document.removeEventListener(name, act, true);
     observer?.disconnect();
     watcher?.disconnect();
     clearTimeout(timer);
     rest();
     cancelAnimationFrame(frame);
+    upload?.off("change:value", refuse);
     model.off("change", show);
     model.off("change:patch change:heard", learnPatch);
     model.off("change:answers", learn);

@@ -18,8 +18,8 @@ class Pad(anywidget.AnyWidget):
 
     Sends ``{"panel": number, "down": share, "across": share, "mark": number}`` for a place as soon as it is pressed or
     dragged over, and for one that arrow keys came to rest at; the mark is to come back in `heard`. Sends
-    ``{"key": ...}`` for a key of another meaning, and ``{"width": pixels}`` when the place of the maps has another
-    width.
+    ``{"key": ...}`` for a key of another meaning, ``{"width": pixels}`` when the place of the maps has another width,
+    and ``{"refused": name, "bytes": size}`` for a picture too large to be sent.
     """
 
     _esm = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("answers.js", "pad.js"))
@@ -35,6 +35,8 @@ class Pad(anywidget.AnyWidget):
     busy = traitlets.Unicode("").tag(sync=True)
     figure = traitlets.Unicode("").tag(sync=True)
     """Model id of the figure that is redrawn."""
+    upload = traitlets.Unicode("").tag(sync=True)
+    """Model id of the button that opens files."""
     answers = traitlets.List(traitlets.Dict()).tag(sync=True)
     """What `bindkit.explorer.answering.Answer.packed` gives, one a map."""
 

@@ -48,6 +48,7 @@ class Screen:
         self.controls, self.live = Controls(), LiveFigure(self._clicked)
         self._setting = False
         self._answers: list[Answer] = []
+        pad.upload = self.controls.upload.model_id
         maps = widgets.VBox([self.live.widget])
         stage = widgets.VBox([maps, self.controls.legend, pad])
         self.body = widgets.Box([stage, self.controls.box])
@@ -156,6 +157,11 @@ class Screen:
         elif "panel" in content:
             self._guarded(lambda: self._pressed(int(content["panel"]) - 1, (content["down"], content["across"])))
             self._pad.heard = content.get("mark", 0)
+        elif "refused" in content:
+            self._pad.say(
+                f"{content['refused']} has {content['bytes'] / 1e6:.0f} MB; a browser hands over up to 10 MB. Make it "
+                "smaller, or give its path: bk.AffinityExplorer(..., images=[path])"
+            )
         elif key in ("[", "]"):
             self.do(lambda: session.step_layer(1 if key == "]" else -1))
         elif key in (",", "."):
@@ -165,12 +171,15 @@ class Screen:
         self._session.change(beside=tuple(name for name, box in self.controls.beside.items() if box.value))
 
     def _save_clicked(self, kind: str, button: Any = None) -> None:
-        name = (self.controls.name.value.strip() or "view").removesuffix(f".{kind}")
+        name = self.controls.name.value.strip() or "view"
+        for known in self.controls.save:
+            name = name.removesuffix(f".{known}")
 
         def saved() -> None:
             self._pad.tell("saving")
+            replaced = ", in the place of what was there" if Path(f"{name}.{kind}").expanduser().exists() else ""
             try:
-                self._pad.say(f"Saved as {self._save(f'{name}.{kind}')}", good=True)
+                self._pad.say(f"Saved as {self._save(f'{name}.{kind}')}{replaced}", good=True)
             finally:
                 self._pad.tell("")
 

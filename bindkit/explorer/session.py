@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from bindkit.explorer.drawing import Panel
 from bindkit.explorer.engine import Engine, Map
 from bindkit.explorer.factors import Rows
 from bindkit.explorer.sources import Probes, Shelf, ShownImage, shown_backbones, shown_images, uploaded_image
-from bindkit.explorer.state import State, View, nearest_layer, place_of
+from bindkit.explorer.state import State, View, nearest_layer, patch_of, place_of
 from bindkit.explorer.words import note_of, status_of, title_of
 from bindkit.extraction.forward import ActivationSource
 from bindkit.scenes import Scene
@@ -24,6 +25,8 @@ from bindkit.scenes.scene import SceneSet
 from bindkit.stitching import ImageGrid
 from bindkit.viewer.exporting import export_viewer
 from bindkit.viewer.probe_choice import spread
+
+logger = logging.getLogger(__name__)
 
 _PAGE_LAYERS = 9
 
@@ -58,6 +61,8 @@ class Session:
     ) -> None:
         self.images, self._remarks = shown_images(images, class_names)
         self.backbones = shown_backbones(backbone, probes)
+        for entry in self.backbones:
+            entry.tell = tell
         self.engine = Engine(self.backbones, self.images, tell, memory)
         self.state = State(View())
         self.panels: list[Panel] = []
@@ -69,14 +74,16 @@ class Session:
         """Begin with the first backbone's best layer, and a telling patch of the first image."""
         view = self.state.view
         if self.images:
-            shelf = self.backbones[0].shelf
+            shelf = self.backbones[view.backbone].shelf
             kind = shelf.kinds[0] if shelf.kinds else None
-            view = replace(view, probe=kind, layer=shelf.best_layer(kind))
+            view = replace(view, image=0, probe=kind, layer=shelf.best_layer(kind))
         self.state = replace(self.state, view=self._telling(self._settled(view)))
 
     def view(self, **changes: Any) -> None:
         """Change the main view; what does not fit any more follows."""
         old = self.state.view
+        if "backbone" in changes:
+            self.backbones[changes["backbone"]].try_again()
         view = self._settled(replace(old, **changes))
         if view.image != old.image and "place" not in changes:
             view = self._telling(view)
@@ -99,7 +106,10 @@ class Session:
     def open(self, name: str, content: bytes) -> None:
         """Add a picture, the bytes of a file, and show it. Raises BrokenSceneError."""
         self.images.append(uploaded_image(name, content))
-        self.view(image=len(self.images) - 1)
+        if len(self.images) == 1:
+            self.start()
+        else:
+            self.view(image=len(self.images) - 1)
 
     # --- what there is ----------------------------------------------------------------------------------
 
@@ -191,11 +201,17 @@ class Session:
         second = self.state.second if name == "second" else None
         image = self.images[view.image if second is None else second]
         title = title_of(name, view, self.state, image.name)
+        found = None
         try:
             found = self.engine.map(view, second, self.state.head)
         except (BindkitError, OSError) as error:
-            self.problems.append(str(error))
-            return Panel(name, view.measure, image, None, title, str(error))
+            words = str(error)
+        except Exception as error:  # of a probe or a model of the user's own, or a fault of ours
+            logger.exception("the %s map failed", view.measure)
+            words = f"This map failed ({type(error).__name__}: {error}). Details are in the log."
+        if found is None:
+            self.problems.append(words)
+            return Panel(name, view.measure, image, None, title, words)
         note = note_of(view, self.backbones[view.backbone].title, found, of_patch=name == "locked")
         own = -1 if found.patch is None else int(image.labels(found.grid)[found.patch])
         return Panel(name, view.measure, image, found, title, note, own)
@@ -224,7 +240,12 @@ class Session:
         numbers = [view.image for view in views] + [self.state.second]
         images = [self.images[number] for number in dict.fromkeys(numbers) if number is not None]
         names = {key: name for image in images for key, name in image.subject.class_names.items()}
-        return export_viewer(place, probes, images=[_as_scene(image) for image in images], class_names=names)
+        view = self.state.view
+        row, col = patch_of(view.place, self.grid())
+        start = {name: getattr(self.state, name) for name in ("threshold", "opacity", "colours")}
+        start |= {"backbone": self.backbones[view.backbone].title, "layer": view.layer, "patch": f"{row},{col}"}
+        scenes = [_as_scene(image) for image in images]
+        return export_viewer(place, probes, images=scenes, class_names=names, start=start)
 
 
 def telling_place(image: ShownImage, grid: ImageGrid) -> tuple[int, int]:

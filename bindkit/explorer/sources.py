@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,11 @@ class Shelf:
     def _put(self, kind: str, layer: int | None, probe: Probe | Path) -> None:
         """A probe that does not say which layer it was fitted on is offered at all of them."""
         everywhere = range(self._backbone.n_layers)
+        if layer is not None and layer not in everywhere:
+            raise ProbeError(
+                f"a {kind} probe of layer {layer} is given, but {self._backbone.name} has layers 0 to "
+                f"{everywhere[-1]}; it was fitted on another backbone, so leave it out"
+            )
         for reads in everywhere if layer is None else (layer,):
             if isinstance(probe, Probe):
                 layer_of(probe, self._backbone, reads)
@@ -127,11 +132,19 @@ class Shelf:
 
 
 class ShownBackbone:
-    """A backbone of the picker; a name is loaded when it is first shown."""
+    """A backbone of the picker; a name is loaded when it is first shown.
+
+    Attributes
+    ----------
+    tell : callable
+        Is told in words what takes a while, and "" when it is done.
+    """
 
     def __init__(self, given: ActivationSource | str, probes: Probes) -> None:
         self.given = given
+        self.tell: Callable[[str], None] = lambda words: None
         self._probes = probes
+        self._failure: Exception | None = None
 
     @property
     def title(self) -> str:
@@ -139,19 +152,27 @@ class ShownBackbone:
         name = control_title(self.given if isinstance(self.given, str) else self.given.name)
         return Path(name).name if Path(name).is_absolute() else name
 
-    @property
-    def is_loaded(self) -> bool:
-        """Whether `source` answers at once."""
-        return "source" in vars(self)
-
     @cached_property
     def source(self) -> ActivationSource:
         """The backbone itself. Raises BackboneError and what else `bindkit.load_backbone` raises."""
         if not isinstance(self.given, str):
             return self.given
+        if self._failure is not None:
+            raise self._failure
         from bindkit.backbones import load_backbone
 
-        return load_backbone(self.given)
+        self.tell(f"loading {self.title}")
+        try:
+            return load_backbone(self.given)
+        except (BindkitError, OSError) as error:
+            self._failure = error
+            raise
+        finally:
+            self.tell("")
+
+    def try_again(self) -> None:
+        """Forget that it could not be loaded; until then that is not tried again, which may take long."""
+        self._failure = None
 
     @cached_property
     def shelf(self) -> Shelf:
@@ -235,7 +256,9 @@ class ShownImage:
         if not self.objects:
             return None
         if grid not in self._names:
-            words = np.array([html.escape(self.object_name(k)) for k in range(-1, len(self.objects))], dtype=object)
+            words = np.array(
+                [html.escape(self.object_name(k), quote=False) for k in range(-1, len(self.objects))], dtype=object
+            )
             self._names[grid] = words[self.labels(grid) + 1]
         return self._names[grid]
 

@@ -33,6 +33,7 @@ LARGE_MEGABYTES = 60
 Probes = Probe | str | Path | Sequence[Probe | str | Path]
 """Fitted probes, directories of fitted probes, or directories that hold such."""
 
+_START = ("image", "backbone", "layer", "patch", "threshold", "opacity", "colours")
 _SHOWN_METRICS = ("auroc", "twins_auroc", "accuracy", "n_scenes")
 
 
@@ -44,6 +45,7 @@ def export_viewer(
     *,
     class_names: Mapping[int, str] | None = None,
     title: str = "Which patches belong together?",
+    start: Mapping[str, str | float] | None = None,
 ) -> Path:
     """Write one self-contained page: a click at a patch shows its affinity to every other patch.
 
@@ -66,6 +68,10 @@ def export_viewer(
         Class id -> name, for scenes; a scene set brings its own.
     title : str
         Of the page.
+    start : mapping, optional
+        What it opens with where its address does not say: any of ``image`` (from 1), ``backbone`` (name), ``layer``,
+        ``patch`` (``"row,column"``), ``threshold``, ``opacity``, ``colours``. By default the first backbone's best
+        layer and a telling patch of the first image.
 
     Returns
     -------
@@ -75,7 +81,7 @@ def export_viewer(
     Raises
     ------
     InvalidParameterError
-        No image, no backbone, two probes of one layer.
+        No image, no backbone, two probes of one layer, or an unknown key of `start`.
     ProbeError, ProbeMismatchError, LayerError
         Probes that cannot be read, or are of another backbone.
     BrokenSceneError, GeometryError
@@ -96,6 +102,9 @@ def export_viewer(
         raise InvalidParameterError("several backbones bring their probes with them: leave out probes=")
     if not shown or any(fitted is None for fitted in shown.values()):
         raise InvalidParameterError("say which backbone to show, and its probes")
+    start = dict(start or {})
+    if unknown := start.keys() - set(_START):
+        raise InvalidParameterError(f"start says {', '.join(sorted(unknown))}; a page opens with {', '.join(_START)}")
     subjects = _subjects(images, class_names)
     described, payloads = [], {}
     for number, (source, fitted) in enumerate(shown.items()):
@@ -107,6 +116,7 @@ def export_viewer(
         "version": __version__,
         "images": [subject.describe() for subject in subjects],
         "backbones": described,
+        "start": start,
     }
     content = page_of(title, data, payloads).encode()
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 // What is shown, and everything that changes it.
 
 const $ = (id) => document.getElementById(id);
-const { images, backbones, version } = JSON.parse($("data").textContent);
+const { images, backbones, start, version } = JSON.parse($("data").textContent);
 const state = { image: 0, backbone: 0, layer: 0, patch: 0 };
 let row = new Float32Array(), table = colourTable("viridis"), pointed = null;
 
@@ -272,7 +272,7 @@ function writeAddress() {
 }
 
 function readAddress() {
-  const asked = new URLSearchParams(location.hash.slice(1));
+  const asked = new URLSearchParams(location.hash.length > 1 ? location.hash.slice(1) : start);
   const image = whole(Number(asked.get("image")) - 1 || 0, 0, images.length - 1);
   const backbone = Math.max(0, backbones.findIndex(({ name }) => name === asked.get("backbone")));
   const { layers: there, grids } = backbones[backbone], { rows, cols, labels } = grids[image];
@@ -383,6 +383,7 @@ function begin() {
   }));
   $("thumbs-block").hidden = images.length < 2;
   listen();
+  for (const control of ["threshold", "opacity", "colours"]) if (control in start) $(control).value = start[control];
   showOpacity();
   showColours();
   Object.assign(state, readAddress());

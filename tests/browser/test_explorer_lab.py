@@ -97,9 +97,17 @@ def until(page, expected, panel=1):
 
 
 def until_maps(page, how_many):
-    """Wait until so many maps can be clicked."""
-    areas = "[...document.querySelectorAll('.bindkit-explorer .js-plotly-plot .nsewdrag')]"
-    page.wait_for_function(f"{areas}.filter((area) => area.checkVisibility()).length === {how_many}")
+    """Wait until so many maps can be clicked, and say which there are at the end."""
+    seen = """() => {
+        const plot = document.querySelector('.bindkit-explorer .js-plotly-plot');
+        const areas = [...plot.querySelectorAll('.nsewdrag')].filter((area) => area.checkVisibility());
+        return [areas.map((area) => area.dataset.subplot), plot.data.filter((t) => t.type === 'heatmap' && t.visible)
+            .map((t) => t.name), document.querySelector('.bindkit-pad').innerText];
+    }"""
+    ends = time.monotonic() + 20
+    while len((found := page.evaluate(seen))[0]) != how_many and time.monotonic() < ends:
+        page.wait_for_timeout(50)
+    assert len(found[0]) == how_many, found
 
 
 def control(page, name):
@@ -304,6 +312,36 @@ def test_maps_side_by_side_and_another_image(page, made):
     until(page, own.of(5 * own.grid.cols + 5))
 
 
+def test_dragging_shows_every_patch_it_comes_by_and_ends_where_it_ends(page, made):
+    _, names, backbones, probes, scenes = made
+    choose(page, "Backbone", names[0])
+    choose(page, "Image", scenes[0].id)
+    page.wait_for_timeout(500)
+    layer = int(page.get_by_role("slider", name="Layer").get_attribute("aria-valuetext"))
+    own = bk.affinity(backbones[0], probes[0][layer], scenes[0])
+    rows, cols = own.grid.rows, own.grid.cols
+    area = page.locator(".bindkit-explorer .js-plotly-plot .nsewdrag").first
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+
+    def at(row, col):
+        return box["x"] + box["width"] * (col + 0.5) / cols, box["y"] + box["height"] * (row + 0.5) / rows
+
+    page.mouse.move(*at(5, 0))
+    page.mouse.down()
+    for col in range(1, 9):
+        page.mouse.move(*at(5, col))
+    until(page, own.of(5 * cols + 8))
+    page.mouse.move(*at(7, 9))
+    page.mouse.move(box["x"] + 3 * box["width"], box["y"] - 40)  # beyond the upper right corner
+    page.mouse.up()
+    until_said(page, f"Patch row 0, column {cols - 1}")
+    until(page, own.of(cols - 1))
+    page.mouse.move(*at(3, 3))
+    page.wait_for_timeout(300)
+    until(page, own.of(cols - 1))
+
+
 def torch_cosine(one, many):
     import torch
 
@@ -333,11 +371,20 @@ def test_a_picture_of_ones_own_is_opened(page, made, tmp_path):
     page.wait_for_function("document.querySelector('.bindkit-pad [role=alert]').textContent.includes('broken.png')")
     assert "damaged" in alert.inner_text()
     choose(page, "Image", "mine.png")
+    (tmp_path / "huge.png").write_bytes(bytes(11_000_000))
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Open a picture of yours").click()
+    chooser.value.set_files(tmp_path / "huge.png")
+    said = "document.querySelector('.bindkit-pad [role=alert]').textContent"
+    page.wait_for_function(f"{said}.includes('huge.png has 11 MB')")
+    choose(page, "Image", made[-1][0].id)
+    until_said(page, "object")
 
 
 def test_every_control_is_named_and_within_reach_of_the_keyboard(page):
     nameless = page.evaluate(
-        "[...document.querySelectorAll('.bindkit-explorer :is(input, select, button, .noUi-handle, [tabindex=\"0\"])')]"
+        '[...document.querySelectorAll(\'.bindkit-explorer :is(input, select, button, .noUi-handle, [tabindex="0"],'
+        " [contenteditable=true])')]"
         ".filter((e) => e.checkVisibility() && e.type !== 'file')"
         ".filter((e) => !(e.labels?.length || e.textContent.trim() || e.getAttribute('aria-label')))"
         ".map((e) => e.outerHTML.slice(0, 200))"
@@ -370,8 +417,44 @@ def test_it_fits_at_any_width_and_theme(page, width, dark):
     assert inner["x"] >= outer["x"] - 1
     assert inner["x"] + inner["width"] <= outer["x"] + outer["width"] + 1
     assert inner["width"] > 0.5 * outer["width"]
+    cut = page.evaluate(
+        "[...document.querySelectorAll('.bindkit-explorer, .bindkit-explorer .bindkit-card, .bindkit-card > *')]"
+        ".filter((e) => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1).map((e) => e.className)"
+    )
+    assert cut == []
+    right = outer["x"] + outer["width"] + 1
+    for control in page.locator(".bindkit-explorer .bindkit-card :is(select, button, .widget-readout)").all():
+        if control.is_visible():
+            box = control.bounding_box()
+            assert box["x"] + box["width"] <= right, control.evaluate("(e) => e.outerHTML.slice(0, 150)")
     ink = page.evaluate("getComputedStyle(document.querySelector('.bindkit-pad .status')).color")
     assert (sum(map(float, ink[ink.index("(") + 1 : -1].split(",")[:3])) > 380) == dark
     if folder := os.environ.get("EXPLORER_SHOTS"):
         name = f"explorer-{width}-{'dark' if dark else 'light'}.png"
         page.screenshot(path=str(Path(folder) / name))
+
+
+def test_a_page_loaded_anew_shows_the_explorer_as_it_is(page, made):
+    """Last, since it loads the page that the others use. The kernel lives on."""
+    _, names, backbones, probes, scenes = made
+    change_theme(page, dark=False)
+    choose(page, "Backbone", names[0])
+    choose(page, "Image", scenes[1].id)
+    control(page, "cosine").check()
+    until_maps(page, 2)
+    layer = int(page.get_by_role("slider", name="Layer").get_attribute("aria-valuetext"))
+    own = bk.affinity(backbones[0], probes[0][layer], scenes[1])
+    shape = (own.grid.rows, own.grid.cols)
+    click_patch(page, 2, 3, shape)
+    until_said(page, "Patch row 2, column 3")
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_timeout(500)
+    page.reload()
+    page.wait_for_selector(".bindkit-explorer .js-plotly-plot .heatmaplayer image", timeout=60_000)
+    until_maps(page, 2)
+    until(page, own.of(2 * shape[1] + 3))
+    assert "row 2, column 3" in page.get_by_role("application").get_attribute("aria-label")
+    page.wait_for_timeout(700)
+    click_patch(page, 6, 1, shape)
+    until(page, own.of(6 * shape[1] + 1))
+    until_said(page, "Patch row 6, column 1")

@@ -11,7 +11,7 @@ from PIL import Image
 from viewer_pages import HOSTILE, photo, probes_of
 
 import bindkit as bk
-from bindkit.errors import GeometryError, InvalidParameterError, LayerError, ProbeError
+from bindkit.errors import BackboneError, GeometryError, InvalidParameterError, LayerError, ProbeError
 from bindkit.probes import make_probe, save_probe
 
 
@@ -459,3 +459,111 @@ def test_controls_without_a_model_have_no_attention(scenes):
     assert "no transformer" in explorer.message
     explorer.measure = "pca"
     assert explorer.scores.dtype == np.uint8
+
+
+def test_a_page_loaded_anew_is_given_the_figure_as_it_is_now(explorer):
+    explorer.patch = (2, 3)
+    explorer.beside = ["cosine"]
+    state = explorer.figure.get_state()
+    heat = [trace for trace in state["_widget_data"] if trace["type"] == "heatmap"]
+    assert len(heat) == 2
+    assert len(state["_widget_data"]) == len(explorer.figure.data)
+    assert state["_widget_layout"]["xaxis2"]["domain"] == list(explorer.figure.layout.xaxis2.domain)
+    assert np.abs(np.array(heat[0]["z"], float) - explorer.scores).max() < 1e-4
+    assert set(explorer.figure.get_state("_widget_data")) == {"_widget_data"}
+
+
+def test_where_nothing_can_be_shown_nothing_of_before_is_shown(explorer, backbones, probes, scenes, tmp_path):
+    made = bk.AffinityExplorer(backbones[0], probes[backbones[0]], [scenes[0], tmp_path / "nowhere.png"])
+    assert traces(made)
+    made.image = 1
+    assert "missing" in made.message
+    assert not [trace for trace in made.figure.data if trace.visible]
+    made.image = 0
+    assert traces(made)
+
+
+def test_a_probe_that_fails_leaves_a_usable_widget(backbones, probes, scenes, caplog):
+    class Broken(type(probes[backbones[0]][0])):
+        def pairwise(self, x, y):
+            raise RuntimeError("no such luck")
+
+    broken = Broken(backbones[0].d_model)
+    broken.fitted_on = {"layer": 1}
+    explorer = bk.AffinityExplorer(backbones[0], [broken, make_probe("linear", backbones[0].d_model)], [scenes[0]])
+    assert "no such luck" in explorer.message
+    assert "Traceback" in caplog.text
+    assert explorer._screen.controls.measure.value == "affinity"
+    explorer.probe = "linear"
+    assert explorer.message == ""
+    assert explorer.scores.ndim == 2
+
+
+def test_loading_is_told_and_what_cannot_be_loaded_is_tried_once(backbones, probes, scenes, monkeypatch):
+    tried, told = [], []
+
+    def load(name):
+        tried.append(name)
+        raise BackboneError(f"{name} is not to be had")
+
+    monkeypatch.setattr("bindkit.backbones.load_backbone", load)
+    explorer = bk.AffinityExplorer([backbones[0], "no/such-model"], probes[backbones[0]], [scenes[0]])
+    explorer._pad.observe(lambda event: told.append(event["new"]), "busy")
+    explorer._screen.controls.backbone.value = 1
+    assert told[:2] == ["loading no/such-model", ""]
+    explorer._screen.controls.colours.value = "magma"
+    assert "not to be had" in explorer.message
+    assert len(tried) == 1
+    explorer._screen.controls.backbone.value = 0
+    assert explorer.message == ""
+    explorer._screen.controls.backbone.value = 1
+    assert len(tried) == 2, "chosen anew it is tried again"
+
+
+def test_the_first_picture_opens_at_the_best_layer(backbones):
+    fitted = probes_of(backbones[0], [0, 1, 2])
+    for probe, auroc in zip(fitted, (0.6, 0.9, 0.7), strict=True):
+        probe.fitted_on["metrics"] = {"twins_auroc": auroc}
+    explorer = bk.AffinityExplorer(backbones[0], fitted)
+    content = io.BytesIO()
+    Image.fromarray(photo(40, 40)).save(content, "PNG")
+    press(explorer, ",")
+    explorer.add_image("first.png", content.getvalue())
+    assert (explorer.image, explorer.layer) == ("first.png", 1)
+    explorer.layer = 2
+    explorer.add_image("second.png", content.getvalue())
+    assert (explorer.image, explorer.layer) == ("second.png", 2)
+
+
+def test_names_stand_in_hover_as_they_are(backbones, probes, scenes):
+    names = dict.fromkeys(scenes.class_names, "a \"b\" & <c> 'd'")
+    explorer = bk.AffinityExplorer(backbones[0], probes[backbones[0]], [scenes[0]], class_names=names)
+    assert any("a \"b\" &amp; &lt;c&gt; 'd'" in words for words in traces(explorer)[0].text.ravel())
+
+
+def test_explorers_share_memory(backbones, probes, scenes):
+    first = bk.AffinityExplorer(backbones[0], probes[backbones[0]], [scenes[0]])
+    before = first.scores
+    second = bk.AffinityExplorer(backbones[1], probes[backbones[1]], [scenes[0]], memory=first.n_bytes)
+    assert (
+        0 < second.n_bytes <= second.n_bytes + first.n_bytes <= max(second.n_bytes, second._session.engine.store.limit)
+    )
+    assert np.array_equal(first.scores, before)
+    first.patch = first.patch[0], (first.patch[1] + 1) % first.scores.shape[1]
+    assert first.message == ""
+
+
+def test_a_picture_too_large_to_be_sent_is_named(explorer):
+    explorer._pad._handle_custom_msg({"refused": "huge.png", "bytes": 17_300_000}, [])
+    assert "huge.png has 17 MB" in explorer.message
+    assert "images=[path]" in explorer.message
+
+
+def test_a_saved_page_opens_as_the_view_is(explorer, tmp_path):
+    explorer.layer, explorer.patch, explorer.threshold = 2, (1, 3), 0.3
+    explorer._screen.controls.colours.value = "magma"
+    page = explorer.save(tmp_path / "view.html").read_text()
+    for words in ('"layer":2', '"patch":"1,3"', '"threshold":0.3', '"colours":"magma"'):
+        assert words in page.replace(": ", ":")
+    with pytest.raises(InvalidParameterError, match="start says page"):
+        bk.export_viewer(tmp_path / "other.html", explorer._session.backbones[0].source, [], start={"page": 1})
