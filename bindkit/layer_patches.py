@@ -47,6 +47,8 @@ class LayerPatches:
         attention: Callable[[], AttentionMaps] | None = None,
     ) -> None:
         self.protocol = protocol_of(protocol)
+        if cache.backbone.get("objective") == "control":
+            self.protocol = self.protocol.for_controls()
         self.cache, self.layer, self._attention = cache, int(layer), attention
         mean = cache.backbone.get("preprocessing", {}).get("mean", _IMAGENET_MEAN)
         if self.protocol.name == "paper" and list(mean) != _IMAGENET_MEAN:
@@ -78,12 +80,17 @@ class LayerPatches:
 
     def units(self, trained_in: str) -> Tensor | None:
         """What activations are multiplied with in training; None where they are taken as they are."""
-        if trained_in == "raw" or not self.protocol.precondition:
+        if trained_in in ("raw", "normed") or not self.protocol.precondition:
             return None
         if trained_in not in self._units:
             make = {"scaled": scaling, "whitened": whitening}[trained_in]
             self._units[trained_in] = make(self.moments)
         return self._units[trained_in]
+
+    def scale(self, trained_in: str) -> float:
+        """What a probe multiplies activations with by itself: one over the root mean square of their lengths, or 1."""
+        square = float(self.moments.patches.trace()) if trained_in == "normed" and self.protocol.precondition else 1.0
+        return square**-0.5 if square > 0 else 1.0
 
     def attention(self) -> AttentionMaps:
         """Query and key maps of the next layer.

@@ -36,7 +36,7 @@ FIGURES = (
 )
 """Names of the figures that `judge` gives, each with ``_low`` and ``_high`` beside it."""
 
-_BINS = 2048
+_BINS = 1024
 _SAMPLED = 1_000_000
 """Pairs that decide where the bins lie."""
 
@@ -178,7 +178,8 @@ def judge(pairs: JudgedPairs, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0) -> 
 def resampled(pairs: JudgedPairs, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0) -> dict[str, np.ndarray]:
     """Every figure of every bootstrap resample of the scenes, by name.
 
-    Accuracies are exact; ranks are exact up to the bin (2,048 bins of equal count), far below the interval's width.
+    Accuracies are exact; ranks are exact up to the bin: 1,024 bins of equal count, and as many again around quantiles
+    of the pairs on one object and of twins, so that rare ones keep their ranks.
     Lists of pairs from the same scenes are resampled alike, so that the difference of two probes' figures, resample by
     resample, is a paired one.
 
@@ -197,11 +198,18 @@ def resampled(pairs: JudgedPairs, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0)
         return {}
     scenes = resample_scenes(pairs.scene, n_bootstrap, seed)
     rng = np.random.default_rng(seed)
-    sample = pairs.logits if len(pairs) <= _SAMPLED else rng.choice(pairs.logits, _SAMPLED)
-    edges = np.unique(np.quantile(sample, np.linspace(0, 1, _BINS)))
+    same, asked = pairs.same.astype(bool), pairs.twins_question.astype(bool)
+
+    def quantiles(chosen: np.ndarray, n_bins: int) -> np.ndarray:
+        found = pairs.logits[chosen]
+        sample = found if len(found) <= _SAMPLED else rng.choice(found, _SAMPLED)
+        return np.quantile(sample, np.linspace(0, 1, n_bins), method="nearest") if len(found) else found
+
+    rare = np.concatenate([quantiles(same, _BINS // 4), quantiles(~same & asked, _BINS // 4)])
+    below = np.nextafter(rare, np.array(-np.inf, dtype=rare.dtype))  # a bin of its own for each of few
+    edges = np.unique(np.concatenate([quantiles(np.ones_like(same), _BINS), rare, below]))
     slot = np.searchsorted(edges, pairs.logits, side="left")
     n_slots = len(edges) + 1
-    same, asked = pairs.same.astype(bool), pairs.twins_question.astype(bool)
     right = pairs.said_same == same
 
     def histograms(chosen: np.ndarray) -> np.ndarray:

@@ -186,15 +186,20 @@ class SplitPatches:
         return self._classes
 
     def shuffled(self, batch: PatchBatch) -> PatchBatch:
-        """A batch of this split with instances and classes permuted within each scene, by the scene's id alone.
+        """A batch of this split with the instances and classes of another scene's patches in random order.
 
-        A control task (Hewitt & Liang 2019, arXiv 1909.03368): as many pairs on one object as in the whole scene
-        before, and nothing that an activation could tell of them.
+        A control task (Hewitt & Liang 2019, arXiv 1909.03368): scenes as they are, and nothing that an activation could
+        tell of them, not even how many objects its scene has. Which scene and order depend on the scenes' ids alone; a
+        split of one scene is permuted within it. A scene of fewer patches is gone through again.
         """
         if self._other_patch is None:
+            # A ring through all scenes in random order: no scene keeps its own labels.
+            ring = sorted(range(len(self)), key=lambda scene: _digest_of(self.scene_ids[scene], "shuffled labels"))
             other = torch.arange(self.n_patches)
-            for scene, (start, count) in enumerate(zip(self._starts.tolist(), self._counts.tolist(), strict=True)):
-                other[start : start + count] = start + torch.from_numpy(self._order_of(scene, "shuffled labels"))
+            for scene, giver in zip(ring, [*ring[1:], ring[0]], strict=True):
+                start, count = int(self._starts[scene]), int(self._counts[scene])
+                given = int(self._starts[giver]) + self._order_of(giver, "shuffled labels")
+                other[start : start + count] = torch.from_numpy(np.resize(given, count))
             self._other_patch = other.to(self.device)
         other_patches = self._other_patch[batch.positions]
         return replace(batch, instances=self._instances[other_patches], classes=self._classes[other_patches])
@@ -279,7 +284,7 @@ class SplitPatches:
 
     def _order_of(self, scene: int, purpose: str = "") -> np.ndarray:
         """A random order of a scene's patches that depends on the scene's id and the purpose alone."""
-        digest = hashlib.sha256(f"{self.scene_ids[scene]}{purpose and ' '}{purpose}".encode()).digest()
+        digest = _digest_of(self.scene_ids[scene], purpose)
         # Raw words of a bit generator are stable across NumPy versions, a Generator's methods are not (NEP 19).
         words = np.random.PCG64(int.from_bytes(digest, "big")).random_raw(int(self._counts[scene]))
         return np.argsort(words, kind="stable")
@@ -304,6 +309,10 @@ class SplitPatches:
     def _with_activations(self, batch: PatchBatch, into: Tensor | None = None) -> PatchBatch:
         rows = self._take(batch.positions.reshape(-1).cpu(), into)
         return replace(batch, activations=rows.reshape(*batch.positions.shape, -1))
+
+
+def _digest_of(scene_id: str, purpose: str) -> bytes:
+    return hashlib.sha256(f"{scene_id}{purpose and ' '}{purpose}".encode()).digest()
 
 
 def flat_pairs(judged: Iterable[tuple[PatchBatch, Tensor, Tensor]]) -> JudgedPairs:

@@ -8,7 +8,7 @@ False
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bindkit.errors import InvalidParameterError
 
@@ -53,6 +53,26 @@ class Protocol:
     """Whether the softmax probe's chance goes into the loss as if it were a logit, as in the reference."""
     keep: str
     """The epoch that is kept: best validation ``"accuracy"`` or ``"loss"``."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_patches", "judged_patches", "scenes_per_step", "epochs", "decay_every"):
+            if getattr(self, name) < 1:
+                raise InvalidParameterError(f"a protocol's {name} is at least 1, got {getattr(self, name)}")
+
+    def for_controls(self) -> Protocol:
+        """The same patches, pairs and loss, trained as under ``strict``.
+
+        Controls are ours and no part of the reference, and what they are for is to read all there is without a model:
+        raw coordinates hardly move a probe at the reference's learning rate.
+        """
+        return replace(self, **{name: getattr(STRICT, name) for name in _TRAINING})
+
+
+_TRAINING = (
+    *("scenes_per_step", "epochs", "min_steps", "learning_rate", "divide_by_width", "decay_every", "decay"),
+    *("precondition", "chance_is_logit", "keep"),
+)
+"""Fields that say how a probe is trained."""
 
 
 PAPER = Protocol(

@@ -16,7 +16,7 @@ from bindkit.layer_patches import LayerPatches
 from bindkit.patch_batches import PatchBatch, SplitPatches
 from bindkit.probes import Probe, SelfAttention, parse_probe
 from bindkit.protocols import Protocol
-from bindkit.starts import scale_and_offset
+from bindkit.starts import offset_of, scale_and_offset
 from bindkit.tasks import Task, pair_loss
 
 _START_SCENES = 256
@@ -80,6 +80,8 @@ def prepared(name: str, task: Task, patches: LayerPatches, seed: int) -> Trainin
         probe.take(maps)
     probe = probe.to(patches.device)
     units = patches.units(probe.trained_in)
+    if task.kind is None:
+        probe.scale = patches.scale(probe.trained_in)
     start = None
     if units is not None and task.kind is None and not task.shuffled:
         start = probe.closed_form(patches.moments.in_units(units))
@@ -88,6 +90,9 @@ def prepared(name: str, task: Task, patches: LayerPatches, seed: int) -> Trainin
     if start is not None:
         training.parameters = {key: start[key].detach().clone() for key in parameters}
         _set_scale_and_offset(training, train)
+    elif rules.precondition and task.kind is None and {k: v.numel() for k, v in parameters.items()} == {"bias": 1}:
+        training.parameters["bias"].fill_(_likeliest_offset(training, train))
+        start = training.parameters
     for value in training.parameters.values():
         value.requires_grad_(True)
     rate = rules.learning_rate / (probe.d_model if rules.divide_by_width else 1)
@@ -98,13 +103,27 @@ def prepared(name: str, task: Task, patches: LayerPatches, seed: int) -> Trainin
     return training
 
 
+def _likeliest_offset(training: Training, train: SplitPatches) -> float:
+    """Offset of a baseline, which has no other parameter and whose scores may be of any size."""
+    logits, same = _first_look(training, train)
+    return float(training.parameters["bias"]) + offset_of(logits, same)
+
+
+@torch.no_grad()
+def _first_look(training: Training, train: SplitPatches) -> tuple[Tensor, Tensor]:
+    """Logits of the counted pairs of evenly spread scenes, and whether they are of one object."""
+    chosen = torch.linspace(0, len(train) - 1, min(_START_SCENES, len(train)), dtype=torch.float64).long().unique()
+    batch = train.draw(chosen, torch.Generator().manual_seed(0))
+    if training.task.shuffled:
+        batch = train.shuffled(batch)
+    logits = training.settle()(batch.activations)
+    return logits[batch.counted], batch.same[batch.counted].float()
+
+
 @torch.no_grad()
 def _set_scale_and_offset(training: Training, train: SplitPatches) -> None:
     """Make the start's scores logits: its direction is known in closed form, its scale and offset are not."""
-    chosen = torch.linspace(0, len(train) - 1, min(_START_SCENES, len(train)), dtype=torch.float64).long().unique()
-    batch = train.draw(chosen, torch.Generator().manual_seed(0))
-    logits = training.settle()(batch.activations)
-    factor, offset = scale_and_offset(logits[batch.counted], batch.same[batch.counted].float())
+    factor, offset = scale_and_offset(*_first_look(training, train))
     for name, value in training.parameters.items():
         degree = training.probe.degrees.get(name)
         if degree is None:

@@ -25,6 +25,8 @@ _MOMENT_SCENES, _MOMENT_PATCHES = 2048, 65_536
 
 _ROWS_AT_ONCE = 4096
 _NEWTON_STEPS = 25
+_HALVINGS, _SURE = 60, 20.0
+"""Of the search for an offset: how often, and how far beyond the scores it looks, in nats."""
 
 
 def measure_moments(
@@ -69,6 +71,23 @@ def whitening(moments: PairMoments, ridge: float = RIDGE) -> Float[Tensor, "d_mo
     mean = values.clamp(min=0).mean()
     roots = (values.clamp(min=0) + ridge * mean).rsqrt()
     return ((vectors * roots) @ vectors.T * scale[None, :]).to(moments.patches.dtype)
+
+
+def offset_of(logits: Float[Tensor, " pair"], same: Float[Tensor, " pair"]) -> float:
+    """Offset that makes logits most likely where their scale is given: chances then add up to the answers.
+
+    >>> round(offset_of(torch.tensor([4.0, 6.0]), torch.tensor([0.0, 1.0])), 3)
+    -5.0
+    """
+    scores, share = logits.double(), float(same.double().mean().clamp(1e-6, 1 - 1e-6))
+    low, high = -float(scores.max()) - _SURE, -float(scores.min()) + _SURE
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if float((scores + middle).sigmoid().mean()) < share:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
 
 
 def scale_and_offset(

@@ -1,7 +1,7 @@
 """Tasks: what a probe is trained to say, and the figures of its own that it is judged by.
 
 - ``pairwise``: of two patches, whether they are of one object. The measure.
-- ``shuffled_labels``: the same on labels permuted within each scene; a control task, which ends at chance.
+- ``shuffled_labels``: the same on labels of another scene in random order; a control task, which ends at chance.
 - ``pointwise_class``: of each patch, its class. Pairs are called *same* where the classes are.
 - ``pointwise_identity``: of each patch, one of 100 queries or background; which query stands for which object is
   matched scene by scene. Pairs are called *same* where the queries are.
@@ -51,7 +51,7 @@ class Task:
     kind : str or None
         Of the map that a pointwise task trains; None where any probe that judges pairs will do.
     shuffled : bool
-        Whether labels are permuted within each scene.
+        Whether every scene is given the labels of another one, in random order.
     """
 
     name: str

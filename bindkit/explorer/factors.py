@@ -160,7 +160,8 @@ class PairwiseRows:
 
     def affinity(self, patch: int) -> Float[Tensor, " m"]:
         """Affinities of one patch of the first image."""
-        logits = self.probe.pairwise(self.first[patch : patch + 1], self.second)[0].float()
+        scale = self.probe.scale
+        logits = self.probe.pairwise(scale * self.first[patch : patch + 1], scale * self.second)[0].float()
         return (logits / self.probe.temperature).sigmoid()
 
 

@@ -49,6 +49,7 @@ class SelfAttention(Probe):
     Rotations and biases that some models add to queries and keys by position (DINOv3, BEiT) are left out.
     """
 
+    trained_in = "raw"
     numbered = "head"
 
     norm_weight: Tensor

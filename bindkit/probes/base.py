@@ -36,6 +36,8 @@ class Probe(nn.Module, ABC):
         Name in the registry.
     options : dict
         Keywords besides `d_model` that make a probe of the same shape; saved with it.
+    scale : float
+        What activations are multiplied with before `pairwise` sees them; 1 unless training under ``strict`` set it.
     temperature : float
         What logits are divided by before they become affinities; 1 unless `bindkit.calibration` set it.
     fitted_on : dict
@@ -44,9 +46,10 @@ class Probe(nn.Module, ABC):
 
     kind: str = ""
 
-    trained_in: ClassVar[str] = "raw"
-    """Units of the activations in which a protocol that preconditions trains: ``"raw"``, ``"scaled"`` (divided by each
-    dimension's root mean square) or ``"whitened"``. The latter two ask for `folded`."""
+    trained_in: ClassVar[str] = "normed"
+    """Units of the activations in which a protocol that preconditions trains: ``"normed"`` (divided by the root mean
+    square of their lengths, which the probe keeps as its `scale`), ``"scaled"`` (divided by each dimension's root mean
+    square), ``"whitened"``, or ``"raw"``. Scaled and whitened ask for `folded`."""
 
     degrees: ClassVar[Mapping[str, float]] = {"weight": 1.0}
     """How the logit grows with the parameters that `closed_form` gives: ``factor**degree`` makes it `factor` times as
@@ -62,7 +65,7 @@ class Probe(nn.Module, ABC):
         super().__init__()
         self.d_model = d_model
         self.options = options
-        self.temperature = 1.0
+        self.scale = self.temperature = 1.0
         self.fitted_on: dict[str, Any] = {}
 
     @abstractmethod
@@ -71,7 +74,8 @@ class Probe(nn.Module, ABC):
 
     def forward(self, activations: Float[Tensor, "*scene patch d_model"]) -> Float[Tensor, "*scene patch patch"]:
         """Logits of every pair of patches of a scene, divided by the temperature."""
-        logits = self.pairwise(activations, activations)
+        seen = activations if self.scale == 1 else activations * self.scale
+        logits = self.pairwise(seen, seen)
         return logits if self.temperature == 1 else logits / self.temperature
 
     def says_same(

@@ -15,6 +15,8 @@ _LEAST_NORMS = 1e-8
 class CosineSimilarity(Probe):
     """``cos(x, y) + b``."""
 
+    trained_in = "raw"
+
     def __init__(self, d_model: int) -> None:
         super().__init__(d_model)
         self.bias = uniform_start(fan_in=d_model)
@@ -27,6 +29,8 @@ class CosineSimilarity(Probe):
 @register_probe("dot_product")
 class DotProduct(Probe):
     """``x.y + b``."""
+
+    trained_in = "raw"
 
     def __init__(self, d_model: int) -> None:
         super().__init__(d_model)

@@ -12,8 +12,8 @@ from bindkit.errors import ProbeError
 from bindkit.files import sha256_of, write_bytes, write_json
 from bindkit.probes.base import PROBES, Probe, make_probe
 
-FORMAT = 2
-"""Version of a saved probe's directory. Version 1 had neither options nor temperature."""
+FORMAT = 3
+"""Version of a saved probe's directory. Version 1 had neither options nor temperature, version 2 no scale."""
 
 
 def save_probe(probe: Probe, directory: str | Path) -> Path:
@@ -24,7 +24,8 @@ def save_probe(probe: Probe, directory: str | Path) -> Path:
     record.unlink(missing_ok=True)
     weights = directory / "probe.safetensors"
     write_bytes(weights, save({name: value.detach().cpu().contiguous() for name, value in probe.state_dict().items()}))
-    shape = {"probe": probe.kind, "d_model": probe.d_model, "options": probe.options, "temperature": probe.temperature}
+    shape = {"probe": probe.kind, "d_model": probe.d_model, "options": probe.options}
+    shape |= {"scale": probe.scale, "temperature": probe.temperature}
     write_json(record, {"format": FORMAT, **shape, "sha256": sha256_of(weights), "fitted_on": probe.fitted_on})
     return directory
 
@@ -64,12 +65,13 @@ def load_probe(directory: str | Path, d_model: int | None = None, layer: int | N
         description = json.loads((directory / "probe.json").read_text(encoding="utf-8"))
         kind, width, digest = description["probe"], description["d_model"], description["sha256"]
         version, fitted_on = description["format"], description["fitted_on"]
-        options, temperature = description.get("options", {}), float(description.get("temperature", 1))
+        options = description.get("options", {})
+        scale, temperature = (float(description.get(name, 1)) for name in ("scale", "temperature"))
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise ProbeError(
             f"{directory} holds no readable probe.json ({cause}); give a directory that fit.save() wrote"
         ) from cause
-    if version not in (1, FORMAT):
+    if version not in range(1, FORMAT + 1):
         raise ProbeError(f"{directory} has probe format {version}, this bindkit reads {FORMAT}; fit it again or update")
     if kind not in PROBES:
         raise ProbeError(f"{directory} holds a {kind!r} probe, which is not registered; there are {', '.join(PROBES)}")
@@ -81,7 +83,7 @@ def load_probe(directory: str | Path, d_model: int | None = None, layer: int | N
         probe.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError, TypeError) as cause:
         raise ProbeError(f"{weights} cannot be read ({cause}); fit the probe again") from cause
-    probe.fitted_on, probe.temperature = fitted_on, temperature
+    probe.fitted_on, probe.scale, probe.temperature = fitted_on, scale, temperature
     if d_model is not None:
         probe.check_fits(d_model, layer)
     elif layer is not None:

@@ -312,3 +312,43 @@ def test_a_damaged_control_is_mended(tmp_path, scenes, kind):
     assert repair_cache(cache.path).obstacle == ""
     assert damaged.read_bytes() == whole
     assert bk.ActivationCache.open(cache.path).verify() == []
+
+
+class Places(PlantedBackbone):
+    """A backbone that knows where its patches lie and nothing else: sines and cosines of the place."""
+
+    def activations(self, windows, layers):
+        at = torch.arange(8)[:, None] / 8 * torch.pi * torch.arange(1, 7)
+        waves = torch.cat([at.sin(), at.cos()], 1)
+        code = torch.cat([waves[:, None].expand(8, 8, 12), waves[None].expand(8, 8, 12)], -1).reshape(1, 64, 24)
+        return {layer: 8 * code.expand(len(windows), 64, 24) for layer in layers}
+
+
+class OneWindow(PlantedScenes):
+    """Objects that fill a quarter each, by turns; a patch's place says much."""
+
+    uri = "planted-quarters:"
+
+    def __getitem__(self, position):
+        shown, quarter = super().__getitem__(position), np.kron([[1, 2], [3, 4]], np.ones((16, 16), dtype=int))
+        instances = np.roll(quarter, 4 * (position % 3), axis=1).astype(np.int32)
+        return Scene(shown.id, shown.image[:, :32], instances, (instances + 1) // 2)
+
+    def size_of(self, position):
+        return 32, 32
+
+
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_what_sees_position_alone_is_no_better_than_the_position_control(tmp_path, protocol):
+    """Under both protocols: the control is trained so that it reads all that places tell."""
+    from bindkit.training import fit_probe
+
+    scenes = OneWindow(60)
+    backbone = Places(name="places")
+    control = load_control("position", backbone)
+    caches = [cache_activations(each, scenes, tmp_path) for each in (backbone, control)]
+    source, place = (fit_probe(cache, cache.layers[0], "quadratic", protocol=protocol) for cache in caches)
+    assert place.metrics["auroc"] > 0.9
+    assert source.metrics["auroc"] < place.metrics["auroc"] + 0.01
+    assert source.metrics["n_pairs"] == place.metrics["n_pairs"]
+    assert place.probe.fitted_on["protocol"] == protocol

@@ -204,3 +204,18 @@ def test_twins_of_a_single_scene_have_no_interval():
     assert all(math.isnan(alone[f"twins_{name}_low"]) for name in ("accuracy", "auroc"))
     two = judge(JudgedPairs(logits, same, scene < 2, scene))
     assert two["twins_auroc_low"] < two["twins_auroc_high"]
+
+
+def test_rare_pairs_keep_their_ranks_in_the_intervals():
+    """One pair in a thousand on one object: the point lies in its interval, whose middle is near it."""
+    rng = np.random.default_rng(0)
+    n_scenes, per_scene = 60, 2000
+    same = rng.random(n_scenes * per_scene) < 1e-3
+    logits = (rng.standard_normal(len(same)) + 4 * same).astype(np.float32)
+    scene = np.repeat(np.arange(n_scenes), per_scene)
+    pairs = JudgedPairs(logits, same, np.ones_like(same), scene, logits > 0)
+    figures = judge(pairs)
+    for name in ("average_precision", "auroc", "twins_auroc"):
+        low, high = figures[f"{name}_low"], figures[f"{name}_high"]
+        assert low < figures[name] < high
+        assert abs((low + high) / 2 - figures[name]) < 0.35 * (high - low)

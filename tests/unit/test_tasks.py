@@ -77,18 +77,6 @@ def test_the_control_task_keeps_the_shares_and_ends_at_chance(cache):
     assert plain.metrics["twins_auroc"] > 0.95
     assert shuffled.metrics["auroc_low"] - 0.02 < 0.5 < shuffled.metrics["auroc_high"] + 0.02
     assert shuffled.metrics["n_pairs"] == plain.metrics["n_pairs"]
-    patches = SplitPatches(cache, "test", 2, replace(STRICT, judged_patches=512), CPU)
-    for batch in patches.judged():
-        other = patches.shuffled(batch)
-        assert torch.equal(other.instances, patches.shuffled(batch).instances), "the same whenever it is asked for"
-        assert not torch.equal(other.instances, batch.instances)
-        for scene in range(len(batch.instances)):
-            present = batch.present[scene]
-            before, after = (
-                torch.stack([labels.instances[scene], labels.classes[scene]], 1)[present].tolist()
-                for labels in (batch, other)
-            )
-            assert sorted(before) == sorted(after)
 
 
 def test_the_same_class_oracle_is_perfect_on_classes_and_blind_to_twins(cache):
@@ -284,3 +272,51 @@ def test_batches_weigh_in_validation_as_many_terms_as_their_loss_is_a_mean_of(ca
 
 def test_there_are_the_tasks_of_the_design():
     assert set(TASKS) == {"pairwise", "pointwise_class", "pointwise_identity", "shuffled_labels"}
+
+
+class FewOrMany(PlantedScenes):
+    """Scenes of one class with 2 or 6 objects, by turns; colours tell which."""
+
+    uri = "planted-few-or-many:"
+
+    def __getitem__(self, position):
+        rng, many = np.random.default_rng((9, position)), position % 2
+        blocks = rng.integers(1, 7 if many else 3, (8, 12))
+        instances = np.kron(blocks, np.ones((4, 4), dtype=int)).astype(np.int32)
+        colours = [instances * 20, np.full(instances.shape, 40 * (1 + many)), rng.integers(0, 256, instances.shape)]
+        return Scene(self.ids[position], np.stack(colours, -1).astype(np.uint8), instances, np.ones_like(instances))
+
+
+@pytest.mark.parametrize("probe", ["linear", "softmax"])
+def test_shuffled_labels_say_nothing_of_how_many_objects_a_scene_has(tmp_path, probe):
+    """Layer 1 has the class's code: here, of a scene of few objects or many. Real labels can be guessed from it."""
+    cache = cache_activations(PlantedBackbone(), FewOrMany(100), root=tmp_path)
+    plain, shuffled = (fit_probe(cache, 1, probe, task, QUICK) for task in ("pairwise", "shuffled_labels"))
+    assert plain.metrics["auroc_low"] > 0.55
+    assert shuffled.metrics["auroc_low"] - 0.02 < 0.5 < shuffled.metrics["auroc_high"] + 0.02
+
+
+def test_every_scene_has_the_labels_of_another_one_in_random_order(tmp_path):
+    cache = cache_activations(PlantedBackbone(), FewOrMany(40), root=tmp_path)
+    patches = SplitPatches(cache, "train", 1, replace(STRICT, judged_patches=512), CPU)
+    before, after = [], []
+    for batch in patches.judged():
+        other = patches.shuffled(batch)
+        assert torch.equal(other.instances, patches.shuffled(batch).instances), "the same whenever it is asked for"
+        assert torch.equal(other.present, batch.present)
+        before += batch.instances.tolist()
+        after += other.instances.tolist()
+    ordered = [list(map(sorted, labels)) for labels in (before, after)]
+    assert sorted(ordered[0]) == sorted(ordered[1])
+    assert all(own != got for own, got in zip(*ordered, strict=True)), "no scene keeps its own"
+    assert all(got not in before for got in after), "nor another one's order"
+
+
+def test_a_single_scene_is_permuted_within_it(tmp_path):
+    cache = cache_activations(PlantedBackbone(), PlantedScenes(3), root=tmp_path)
+    patches = SplitPatches(cache, "test", 1, replace(STRICT, judged_patches=512), CPU)
+    (batch,) = patches.judged()
+    other = patches.shuffled(batch)
+    assert len(patches) == 1
+    assert other.instances[0].tolist() != batch.instances[0].tolist()
+    assert sorted(other.instances[0].tolist()) == sorted(batch.instances[0].tolist())

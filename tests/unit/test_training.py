@@ -7,7 +7,7 @@ import pytest
 import torch
 from planted import PlantedBackbone, PlantedScenes
 
-from bindkit.errors import EmptySplitError, LayerError, ProbeError
+from bindkit.errors import EmptySplitError, InvalidParameterError, LayerError, ProbeError
 from bindkit.extraction import cache_activations
 from bindkit.fits import RESULT_COLUMNS
 from bindkit.judging import judge_split
@@ -381,3 +381,68 @@ def test_the_paper_protocol_says_when_a_cache_was_normalised_otherwise(tmp_path,
     assert "ImageNet" not in caplog.text
     LayerPatches(own, 2, "paper")
     assert "the paper normalises every backbone with ImageNet's" in caplog.text
+
+
+class Loud(PlantedBackbone):
+    """The planted layers as large as those of real ViTs may be, and off centre."""
+
+    def activations(self, windows, layers):
+        return {layer: 300 * found + 500 for layer, found in super().activations(windows, layers).items()}
+
+
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory):
+    return cache_activations(
+        Loud(name="loud"), PlantedScenes(40), root=tmp_path_factory.mktemp("loud"), dtype="float32"
+    )
+
+
+def test_a_baseline_has_its_likeliest_offset_however_large_its_scores(loud):
+    fit = fit_probe(loud, 2, "dot_product", protocol=QUICK)
+    x, same = [], []
+    for batch in SplitPatches(loud, "train", 2, STRICT, CPU).judged():
+        x.append((batch.activations @ batch.activations.mT)[batch.counted].double())
+        same.append(batch.same[batch.counted].double())
+    scores, answers = torch.cat(x), torch.cat(same)
+    tried = torch.linspace(float(scores.min()), float(scores.max()), 400, dtype=torch.float64)
+    losses = [torch.nn.functional.binary_cross_entropy_with_logits(scores - b, answers) for b in tried]
+    mine = torch.nn.functional.binary_cross_entropy_with_logits(scores + float(fit.probe.bias), answers)
+    assert mine <= 1.1 * min(losses)
+    assert fit.metrics["accuracy"] > 0.6
+    assert min(fit.metrics["accuracy"], fit.metrics["balanced_accuracy"]) > 0.5
+
+
+def test_a_probe_of_ones_own_learns_in_activations_of_common_length(loud, tmp_path):
+    """README's example: the sign and order of its answers do not depend on how large activations are."""
+    from bindkit.probes import PROBES, Probe, register_probe
+
+    @register_probe("sum_of_products_for_a_test")
+    class SumOfProducts(Probe):
+        def __init__(self, d_model):
+            super().__init__(d_model)
+            self.factor = torch.nn.Parameter(torch.ones(()))
+            self.bias = torch.nn.Parameter(torch.zeros(()))
+
+        def pairwise(self, x, y):
+            return self.factor * (x @ y.mT) + self.bias
+
+    try:
+        own, plain = (
+            fit_probe(loud, 2, kind, protocol=QUICK) for kind in ("sum_of_products_for_a_test", "dot_product")
+        )
+        lengths = loud.activations("train", 2).take(np.arange(len(loud.labels("train")))).square().sum(1)
+        assert own.probe.scale == pytest.approx(float(lengths.mean()) ** -0.5, rel=0.1)
+        assert own.metrics["auroc"] == pytest.approx(plain.metrics["auroc"], abs=1e-3), "the same order of pairs"
+        assert float(own.probe.factor) > 0
+        own.save(tmp_path)
+        x = torch.randn(5, own.probe.d_model)
+        assert torch.equal(load_probe(tmp_path)(x), own.probe(x))
+        assert torch.allclose(own.probe(x), own.probe.factor * own.probe.scale**2 * (x @ x.T) + own.probe.bias)
+    finally:
+        del PROBES["sum_of_products_for_a_test"]
+
+
+@pytest.mark.parametrize("name", ["epochs", "scenes_per_step", "train_patches", "judged_patches", "decay_every"])
+def test_a_protocol_without_steps_is_refused(name):
+    with pytest.raises(InvalidParameterError, match=f"{name} is at least 1"):
+        replace(STRICT, **{name: 0})
