@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -10,7 +12,7 @@ from bindkit.analysis import require_one_kind
 from bindkit.control_names import SAME_CLASS, control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.figures.looks import line_looks
-from bindkit.figures.style import FAINT, GRID, INK, titled, translucent, whiskers
+from bindkit.figures.style import FAINT, GRID, INK, subtitle_lines, titled, translucent, whiskers
 from bindkit.model_table import bounds_text, differences
 
 _PANELS = {
@@ -23,8 +25,12 @@ _PANELS = {
 _CHANCE = 0.5
 _ROW_HEIGHT, _WIDTH, _NUMBERS = 40, 860, 0.27
 """Pixels of a row and of all; the share of a panel that its column of numbers takes."""
-_ROW_HEIGHT_BOUNDED, _WIDTH_BOUNDED, _NUMBERS_BOUNDED = 58, 940, 0.37
+_ROW_HEIGHT_BOUNDED, _WIDTH_BOUNDED = 58, 1020
 """The same where gains have intervals, which stand below them."""
+_INTERVAL, _LETTER = 112, 7.2
+"""Pixels that the text of an interval takes with some space before it, and a letter of a model's name."""
+_SPACING, _RIGHT, _LINE = 0.025, 16, 19
+"""Share of the width between two panels; pixels right of the last, and of a line of the subtitle."""
 
 _SYMBOLS = {"trained": "circle", "untrained": "circle-open", "control": "diamond", "oracle": "diamond-open"}
 
@@ -57,11 +63,13 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
     looks = line_looks(rows[rows["kind"] != "oracle"], "backbone")
     colours = [looks[name].colour if name in looks else FAINT for name in rows["backbone"]]
     bounded = any(f"{added}_low" in rows and rows[f"{added}_low"].notna().any() for _, added, _ in _PANELS.values())
-    row_height, width, share = (
-        (_ROW_HEIGHT_BOUNDED, _WIDTH_BOUNDED, _NUMBERS_BOUNDED) if bounded else (_ROW_HEIGHT, _WIDTH, _NUMBERS)
-    )
+    labels = [_label(row) for row in rows.to_dict("records")]
+    row_height, width, share = _ROW_HEIGHT, _WIDTH, _NUMBERS
+    if bounded:
+        row_height, width = _ROW_HEIGHT_BOUNDED, _WIDTH_BOUNDED
+        share = _share_of_intervals(labels)
     titles = []
-    figure = make_subplots(rows=1, cols=3, shared_yaxes=True, horizontal_spacing=0.025, column_titles=[*_PANELS])
+    figure = make_subplots(rows=1, cols=3, shared_yaxes=True, horizontal_spacing=_SPACING, column_titles=[*_PANELS])
     for panel, (metric, (title, added, over)) in enumerate(_PANELS.items(), 1):
         start, known = _starts(rows, metric, added)
         titles.append(
@@ -81,14 +89,22 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
     for annotation, text in zip(figure.layout.annotations, titles, strict=True):
         annotation.update(text=text, font={"size": 14, "color": INK})
     last = len(rows) - 0.4
-    labels = [_label(row) for row in rows.to_dict("records")]
     figure.update_yaxes(
         range=[last, -0.6], tickvals=[*range(len(rows))], ticktext=labels, showgrid=False, showline=False, ticks=""
     )
     _separate_kinds(figure, rows)
-    titled(figure, "What does binding add?", _subtitle(rows))
-    height, margin = 180 + row_height * len(rows), {"t": 118, "l": 20, "r": 16, "b": 44}
+    lines = subtitle_lines(_subtitle(rows), width)
+    titled(figure, "What does binding add?", "<br>".join(lines))
+    top = 118 + _LINE * (len(lines) - 1)
+    height, margin = top + 62 + row_height * len(rows), {"t": top, "l": 20, "r": _RIGHT, "b": 44}
     return figure.update_layout(width=width, height=height, title_y=1 - 18 / height, margin=margin, hovermode="closest")
+
+
+def _share_of_intervals(labels: list[str]) -> float:
+    """The share of a panel that an interval's text takes, so that no point and no line runs through it."""
+    letters = max(len(line) for label in labels for line in re.sub("<(?!br).*?>", "", label).split("<br>"))
+    panel = (_WIDTH_BOUNDED - _RIGHT - _LETTER * letters) * (1 - 2 * _SPACING) / 3
+    return min(0.7, _INTERVAL / panel) if panel > 0 else 0.7
 
 
 def _starts(rows: pd.DataFrame, metric: str, added: str) -> tuple[list[float], bool]:
@@ -229,7 +245,8 @@ def _told(row: dict, metric: str) -> str:
     return "<br>".join(lines)
 
 
-def _subtitle(rows: pd.DataFrame) -> str:
+def _subtitle(rows: pd.DataFrame) -> list[str]:
+    """What was measured on what, in parts."""
     probes = rows.loc[rows["kind"] != "oracle", "probe"].dropna() if "probe" in rows else pd.Series(dtype=object)
     parts = [f"{probes.iloc[0]} probe"] if len(probes) else []
     models = rows[rows["layer"].notna()]
@@ -243,4 +260,4 @@ def _subtitle(rows: pd.DataFrame) -> str:
         parts.append(f"{n_scenes} {f'{split[0]} ' if len(split) == 1 else ''}scene{'' if n_scenes == 1 else 's'}")
     if "accuracy_low" in rows and rows["accuracy_low"].notna().any():
         parts.append("intervals: 95 % bootstrap over scenes")
-    return " · ".join(parts)
+    return parts

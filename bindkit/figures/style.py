@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 INK, FAINT, GRID = "#1f2328", "#6e7781", "#e6e8eb"
 _FONT = "Inter, Helvetica Neue, Helvetica, Arial, DejaVu Sans, sans-serif"
+
+_SUBTITLE_LETTER, _SUBTITLE_MARGINS = 7.6, 32
+"""Pixels of a letter of a subtitle in the widest font of `_FONT`, DejaVu Sans, and left and right of the line."""
 
 _AXIS = {
     "showgrid": True,
@@ -52,6 +56,22 @@ def titled(figure: go.Figure, title: str, subtitle: str = "") -> go.Figure:
     if subtitle:
         figure.update_layout(title_subtitle={"text": subtitle, "font": {"size": 13.5, "color": FAINT}})
     return figure
+
+
+def subtitle_lines(parts: Sequence[str], width: float) -> list[str]:
+    """Parts of a subtitle joined by dots, broken between parts where a line would be wider than a figure (pixels).
+
+    >>> subtitle_lines(["quadratic probe", "strict protocol", "80 test scenes"], 300)
+    ['quadratic probe · strict protocol', '80 test scenes']
+    """
+    lines: list[str] = []
+    for part in parts:
+        longer = f"{lines[-1]} · {part}" if lines else ""
+        if lines and len(longer) * _SUBTITLE_LETTER <= width - _SUBTITLE_MARGINS:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return lines
 
 
 def colour_of(position: int) -> str:

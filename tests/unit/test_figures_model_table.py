@@ -125,8 +125,27 @@ def test_an_interval_stands_below_the_gain_and_decides_whether_the_bar_is_faint(
 def test_the_subtitle_says_which_scenes_chose_the_layer(results):
     validated = results.assign(validation_accuracy=results["accuracy"])
     for rows, split in ((results, "test"), (validated, "validation")):
-        said = model_table_figure(model_table(rows)).layout.title.subtitle.text
+        said = model_table_figure(model_table(rows)).layout.title.subtitle.text.replace("<br>", " · ")
         assert f"best layer, chosen on the {split} scenes · strict protocol · 80 test scenes" in said
+
+
+@pytest.mark.parametrize("name", ["vit", "random-init:facebook/dinov2-with-registers-large"])
+def test_intervals_stand_clear_of_lines_and_points_and_no_word_is_cut_off(results, name):
+    rows = results.assign(validation_accuracy=0.8, accuracy_low=0.5, accuracy_high=0.96).replace("vit", name)
+    table = model_table(rows)
+    bounds = {f"{gain}_over_controls_{end}": -0.3 for gain in ("auroc", "twins_auroc") for end in ("low", "high")}
+    figure = model_table_figure(table.assign(**bounds))
+    names = 6.9 * len(name)  # as wide as Chromium draws it at 13 units
+    for axis, metric in ((figure.layout.xaxis2, "auroc"), (figure.layout.xaxis3, "twins_auroc")):
+        panel = (figure.layout.width - names - 16) * (axis.domain[1] - axis.domain[0])
+        low, edge = axis.range
+        drawn = max(x for trace in figure.data if trace.xaxis == traces(figure, metric)[0].xaxis
+                    for x in trace.x if x is not None and x < edge)  # fmt: skip
+        assert (edge - drawn) / (edge - low) * panel > 100, "pixels of '−0.265 to −0.200' at 11 units"
+    lines = figure.layout.title.subtitle.text.split("<br>")
+    assert len(lines) == 2
+    assert all(7.5 * len(line) + 20 < figure.layout.width for line in lines)
+    assert " · ".join(lines).endswith("80 test scenes · intervals: 95 % bootstrap over scenes")
 
 
 def test_what_cannot_be_set_side_by_side_is_an_error(results):
