@@ -14,7 +14,7 @@ from bindkit.errors import InvalidParameterError
 UNTRAINED = "random-init"
 """Objective of an untrained backbone, and what its name begins with."""
 
-COMPARED_FIGURES = ("auroc", "twins_auroc")
+COMPARED_FIGURES = ("accuracy", "auroc", "twins_auroc")
 """Figures in which models are set against controls."""
 
 KINDS_OF_ROWS = ("trained", "untrained", "control", "oracle")
@@ -42,10 +42,11 @@ def model_table(results: pd.DataFrame, probe: str = "quadratic", task: str = "pa
         One row a model: trained ones, untrained ones, controls, and the oracle that knows classes. Columns ``kind``
         (see `KINDS_OF_ROWS`), those of `best_layers`, and
 
-        - for every control, ``auroc_over_NAME`` and ``twins_auroc_over_NAME``: the figure less that of the control on
-          the very same pairs; NAME is ``position``, ``raw-pixels``, ``position+raw-pixels``, ``untrained`` (the
-          untrained twin ``random-init:BACKBONE`` if it was measured, else the strongest untrained backbone; of twins
-          of several seeds the strongest) or ``same-class`` (the oracle);
+        - for every control, ``accuracy_over_NAME``, ``auroc_over_NAME`` and ``twins_auroc_over_NAME``: the figure less
+          that of the control on the very same pairs; NAME is ``position``, ``raw-pixels``, ``position+raw-pixels``,
+          ``untrained`` (the untrained twin ``random-init:BACKBONE`` if it was measured, else the strongest untrained
+          backbone; of twins of several seeds the strongest) or ``same-class`` (the oracle; no baseline of accuracies,
+          as it calls all pairs of one class *same*);
         - ``selectivity``: AUROC less that of the same probe at the same layer on shuffled labels (Hewitt & Liang 2019,
           arXiv 1909.03368; theirs is of accuracies). NaN where that task was not fitted, and of any other task.
 
@@ -67,8 +68,8 @@ def model_table(results: pd.DataFrame, probe: str = "quadratic", task: str = "pa
     best.insert(0, "kind", [_kind(row) for row in best.to_dict("records")])
     best["order"] = best["kind"].map(KINDS_OF_ROWS.index)
     best = best.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
-    for name in comparisons(best):
-        for figure in COMPARED_FIGURES:
+    for figure in COMPARED_FIGURES:
+        for name in comparisons(best, figure):
             best[f"{figure}_over_{name}"] = [_difference(row, best, name, figure) for row in best.to_dict("records")]
     best["selectivity"] = [
         _selectivity(row, rows) if task == "pairwise" else float("nan") for row in best.to_dict("records")
@@ -152,11 +153,11 @@ def _kind(row: dict) -> str:
     return "untrained" if row["objective"] == UNTRAINED else "trained"
 
 
-def comparisons(best: pd.DataFrame) -> list[str]:
-    """Names of what there is to compare with, in order of appearance: controls, untrained, oracle."""
+def comparisons(best: pd.DataFrame, figure: str) -> list[str]:
+    """Names of what there is to compare a figure with, in order of appearance: controls, untrained, oracle."""
     names = [parse_control(name).kind for name in best.loc[best["kind"] == "control", "backbone"]]
     names += ["untrained"] if (best["kind"] == "untrained").any() else []
-    names += ["same-class"] if (best["kind"] == "oracle").any() else []
+    names += ["same-class"] if figure != "accuracy" and (best["kind"] == "oracle").any() else []
     return list(dict.fromkeys(names))
 
 

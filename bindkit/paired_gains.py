@@ -81,12 +81,13 @@ def with_gain_intervals(
         mine, own = told.of(row), {}
         own["gain"] = mine.over_majority()
         for figure in COMPARED_FIGURES:
-            for name in comparisons(table):
+            for name in comparisons(table, figure):
                 rival = rival_of(row, table, name, figure)
                 own[f"{figure}_over_{name}"] = UNKNOWN if rival is None else mine.over(told.of(rival), figure)
+        for figure, column in OVER_CONTROLS.items():
             named = table[table["backbone"] == strongest[figure].iloc[number]]
             rivals = agreeing(named, row, JUDGED_ALIKE).to_dict("records")
-            own[OVER_CONTROLS[figure]] = mine.over(told.of(rivals[0]), figure) if rivals else UNKNOWN
+            own[column] = mine.over(told.of(rivals[0]), figure) if rivals else UNKNOWN
         shuffled = shuffled_rows(row, results) if pd.notna(row["selectivity"]) else results[:0]
         own["selectivity"] = mine.over(told.of_rows(shuffled), "auroc", same_labels=False)
         bounds.append(own)

@@ -102,7 +102,8 @@ def test_pointing_at_a_figure_tells_interval_spread_and_every_difference(results
         *("+0.200 over position", "+0.250 over untrained", "+0.070 over same-class"),
     ]
     bounded = model_table(results.assign(accuracy_low=0.5, accuracy_high=0.96))
-    assert traces(model_table_figure(bounded), "accuracy")[0].customdata[0] == "<b>vit</b>: 0.900 [0.500, 0.960]"
+    pointed = traces(model_table_figure(bounded), "accuracy")[0].customdata[0]
+    assert pointed == "<b>vit</b>: 0.900 [0.500, 0.960]<br>+0.090 over position<br>+0.080 over untrained"
 
 
 def test_an_interval_stands_below_the_gain_and_decides_whether_the_bar_is_faint(results):

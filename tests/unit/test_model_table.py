@@ -41,6 +41,11 @@ def test_every_model_stands_beside_all_that_it_is_compared_with(results):
     assert (vit["layer"], vit["n_seeds"]) == (1, 2)
     assert vit["accuracy"] == pytest.approx(0.91)
     assert vit["gain"] == pytest.approx(0.11)
+    assert vit["accuracy_over_position"] == pytest.approx(0.91 - 0.81)
+    assert vit["accuracy_over_untrained"] == pytest.approx(0.91 - 0.82)
+    assert wide["accuracy_over_untrained"] == pytest.approx(0.84 - 0.83)
+    assert math.isnan(vit["accuracy_over_raw-pixels"]), "not judged on the same pairs"
+    assert "accuracy_over_same-class" not in table, "that oracle ranks pairs, its accuracy is no baseline"
     assert vit["auroc_spread"] == pytest.approx(0.04 / math.sqrt(2))
     assert vit["auroc_over_position"] == pytest.approx(0.94 - 0.79)
     assert vit["twins_auroc_over_position"] == pytest.approx(0.82 - 0.66)
@@ -119,6 +124,9 @@ def test_readers_see_what_is_taken_from_what(results):
     assert shown.loc["vit", ("", "layer")] == "1"
     assert shown.loc["control:position", ("", "layer")] == "-"
     assert shown.loc["vit", ("accuracy", "− majority")] == pytest.approx(0.11)
+    assert shown.loc["vit", ("accuracy", "− position")] == pytest.approx(0.10)
+    assert shown.loc["vit", ("accuracy", "− untrained")] == pytest.approx(0.09)
+    assert list(shown["accuracy"]) == ["is", "± over seeds", "− majority", "− position", "− untrained"]
     assert shown.loc["vit", ("AUROC", "− untrained")] == pytest.approx(0.94 - 0.70)
     assert shown.loc["vit", ("AUROC", "− shuffled labels")] == pytest.approx(0.94 - 0.51)
     assert shown.loc["vit", ("AUROC, twins", "± over seeds")] == pytest.approx(0.02 / math.sqrt(2))

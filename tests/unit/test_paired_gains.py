@@ -76,6 +76,8 @@ def drawn_again(pairs, figure, n=300):
 @pytest.mark.parametrize(
     ("column", "figure", "rival", "task"),
     [
+        ("accuracy_over_position", "accuracy", "control:position", "pairwise"),
+        ("accuracy_over_untrained", "accuracy", "random-init:vit", "pairwise"),
         ("auroc_over_position", "auroc", "control:position", "pairwise"),
         ("twins_auroc_over_untrained", "twins_auroc", "random-init:vit", "pairwise"),
         ("selectivity", "auroc", "vit", "shuffled_labels"),
@@ -101,6 +103,20 @@ def test_the_gain_over_the_majority_moves_with_the_scenes_shares(swept, table):
     majority = drawn_again(pairs_of(swept, "vit", 0), "majority_accuracy", 1000)
     bounds = table.loc["vit", ["gain_low", "gain_high"]].tolist()
     assert bounds == pytest.approx(np.percentile(mine - majority, [2.5, 97.5]).tolist(), abs=1e-9)
+
+
+def test_gains_of_accuracy_are_of_the_answers_pair_by_pair(swept, table):
+    """Model less control, counted pair by pair: right where the other is wrong, less the other way round."""
+    for name, rival in (("position", "control:position"), ("untrained", "random-init:vit")):
+        gains = []
+        for seed in (0, 1):
+            mine, theirs = pairs_of(swept, "vit", seed), pairs_of(swept, rival, seed)
+            assert (mine.same == theirs.same).all()
+            right, theirs_right = mine.said_same == mine.same, theirs.said_same == theirs.same
+            gains.append(((right & ~theirs_right).sum() - (theirs_right & ~right).sum()) / len(mine))
+        assert table.loc["vit", f"accuracy_over_{name}"] == pytest.approx(np.mean(gains), abs=1e-9)
+        assert np.mean(gains) > 0
+        assert table.loc["vit", f"accuracy_over_{name}_low"] > 0, "binding was planted"
 
 
 def test_the_oracle_is_resampled_with_the_model(swept, table):
