@@ -35,6 +35,9 @@ SPREAD = {"accuracy": "accuracy_spread", "auroc": "auroc_spread", "twins_auroc":
 JUDGED_ALIKE = ["probe", "task", "protocol", "split", "n_scenes", "n_pairs", "judged_pairs"]
 """Columns in which rows agree that are judged in one way on the same pairs."""
 
+OF_PATCHES = ("class_accuracy", "matched_iou")
+"""Figures of the pointwise tasks, which are of patches and not of pairs."""
+
 OVER_CONTROLS = {"auroc": "auroc_over_controls", "twins_auroc": "twins_auroc_over_controls"}
 """Figures that are compared with those of the controls, and the columns with the difference."""
 
@@ -103,6 +106,59 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
         best[column] = best[figure] - strongest_controls(best, figure)[figure]
     added = ["gain", *OVER_CONTROLS.values(), *SPREAD.values(), "n_seeds", "chosen_on"]
     return best[[*COMPARED, "layer", *AVERAGED, *added]]
+
+
+def best_fit(results: pd.DataFrame, task: str = "pairwise") -> pd.Series:
+    """The one fit on a model's activations that is best on the *validation* scenes, a row of ``results.csv``.
+
+    Where any lacks a validation accuracy, it is that of highest ``accuracy``; of equal ones the first. Controls, which
+    have no layer, are left out.
+
+    >>> rows = [("vit", 0, "pairwise", 0.9, 0.7), ("vit", 1, "pairwise", 0.8, 0.8), ("vit", None, "pairwise", 1, 1)]
+    >>> columns = ["backbone", "layer", "task", "accuracy", "validation_accuracy"]
+    >>> int(best_fit(pd.DataFrame(rows, columns=columns))["layer"])
+    1
+
+    Raises
+    ------
+    InvalidParameterError
+        If no model has a fit of that task.
+    """
+    rows = results.reindex(columns=list(dict.fromkeys([*results.columns, "validation_accuracy"])))
+    rows = rows[(rows["task"] == task) & rows["layer"].notna() & rows["accuracy"].notna()]
+    if rows.empty:
+        there = ", ".join(map(str, results["task"].dropna().unique())) or "nothing"
+        raise InvalidParameterError(
+            f"no probe of a model was fitted for the task {task}, only for {there}; sweep a backbone with it among the "
+            f"tasks, as in tasks = '{task} pointwise_class'"
+        )
+    validated = rows["validation_accuracy"].notna().all()
+    return rows.loc[pd.to_numeric(rows["validation_accuracy" if validated else "accuracy"]).idxmax()]
+
+
+def pointwise_tasks(results: pd.DataFrame) -> pd.DataFrame:
+    """The pointwise tasks, every backbone at its best layer, with the figure that each task has of its own.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        Rows of ``results.csv``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a task and backbone (see `best_layers`): ``task``, ``backbone``, ``layer``, ``accuracy``,
+        ``majority_accuracy``, ``auroc`` and ``twins_auroc`` of pairs, ``class_accuracy`` and ``matched_iou`` of patches
+        (averaged over seeds; NaN for the other task). No row where no pointwise task was fitted.
+    """
+    shown = ["task", "backbone", "layer", "accuracy", "majority_accuracy", "auroc", "twins_auroc", *OF_PATCHES]
+    rows = results.reindex(columns=list(dict.fromkeys([*results.columns, "task", *OF_PATCHES])))
+    rows = rows[rows["task"].astype(str).str.startswith("pointwise")]
+    if rows.empty:
+        return pd.DataFrame(columns=shown)
+    key = [*(column for column in COMPARED if column in rows), "layer"]
+    own = rows.groupby(key, dropna=False)[list(OF_PATCHES)].mean().reset_index()
+    return best_layers(rows).merge(own, on=key, how="left").sort_values("task", kind="stable")[shown]
 
 
 def strongest_controls(best: pd.DataFrame, figure: str) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, softplus
 
-from bindkit.errors import OneAnswerError, ProbeError
+from bindkit.errors import InvalidParameterError, OneAnswerError, ProbeError
 from bindkit.patch_batches import PatchBatch, SplitPatches
 from bindkit.probes import PROBES, ClassMap, PointwiseMap, Probe, make_probe, parse_probe
 
@@ -97,6 +97,25 @@ def require_fitting(kind: str, task: str) -> None:
     if not takes(task, kind):
         takes_what = "the linear probe, a linear map of each patch" if TASKS[task].kind else "probes that judge pairs"
         raise ProbeError(f"the task {task} takes {takes_what}; got {kind}")
+
+
+def require_pairwise(tasks: Iterable[str]) -> None:
+    """Refuse tasks without ``pairwise``, which tables and figures are of.
+
+    >>> require_pairwise(["pointwise_class"])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    bindkit.errors.InvalidParameterError: the tasks (pointwise_class) lack pairwise, ...
+
+    Raises
+    ------
+    InvalidParameterError
+    """
+    asked = list(tasks)
+    if "pairwise" not in asked:
+        raise InvalidParameterError(
+            f"the tasks ({', '.join(asked) or 'none'}) lack pairwise, the measure that others stand beside; add it, "
+            f"as in tasks = '{' '.join(['pairwise', *asked])}'"
+        )
 
 
 def takes(task: str, kind: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import nbformat
 import pandas as pd
+import papermill
+import pytest
 
 from bindkit.cli import format_results
 from bindkit.parameters import notebook_parameters
@@ -57,3 +59,30 @@ def test_a_run_of_other_probes_alone_goes_through(tmp_path):
     assert shown["view"].unique().tolist() == ["bindkit/scenes-motion · layer 3"]
     assert shown["affinity"].between(0, 1).all()
     assert len(shown) == 100
+
+
+def test_pointwise_tasks_are_shown_with_the_figures_of_their_own(tmp_path):
+    scenes = "synthetic:n=16,seed=0,size=80x80"
+    chosen = {"scenes": scenes, "backbones": "bindkit/scenes-motion", "layers": "3", "controls": ""}
+    tasks = "pairwise pointwise_class pointwise_identity"
+    workspace = run_pipeline(tmp_path / "run", **chosen, probes="linear", tasks=tasks).workspace
+    for name, shown in (("03_train_probes", "twins_auroc"), ("04_compare_layers", "pointwise_identity")):
+        outputs = nbformat.read(workspace.root / "notebooks" / f"{name}.ipynb", as_version=4).cells
+        pages = [
+            output["data"].get("text/html", "")
+            for cell in outputs
+            if cell.cell_type == "code"
+            for output in cell.outputs
+            if "data" in output
+        ]
+        (page,) = [page for page in pages if "matched_iou" in page and "<table" in page]
+        assert shown in page
+        assert "class_accuracy" in page
+
+
+def test_by_hand_a_notebook_without_the_measure_stops_before_it_fits_anything(notebook_paths, tmp_path):
+    (path,) = [path for path in notebook_paths if path.name.startswith("03_")]
+    parameters = {"tasks": "pointwise_class", "workspace": str(tmp_path / "run")}
+    with pytest.raises(papermill.PapermillExecutionError, match=r"InvalidParameterError: the tasks .* lack pairwise"):
+        papermill.execute_notebook(path, tmp_path / "out.ipynb", parameters, progress_bar=False)
+    assert not (tmp_path / "run").exists()

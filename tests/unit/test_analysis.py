@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bindkit.analysis import best_layers
+from bindkit.analysis import best_fit, best_layers, pointwise_tasks
 from bindkit.errors import InvalidParameterError
 
 
@@ -140,3 +140,53 @@ def test_an_empty_table_gives_an_empty_one():
 def test_a_table_of_something_else_is_named():
     with pytest.raises(InvalidParameterError, match="accuracy missing from backbone, layer"):
         best_layers(pd.DataFrame(columns=["backbone", "layer"]))
+
+
+FITS = ("backbone", "layer", "task", "seed", "accuracy", "validation_accuracy", "auroc")
+
+
+def test_the_fit_that_is_looked_into_is_the_best_on_the_validation_scenes():
+    """Neither that of the highest test AUROC nor that of the highest test accuracy, no control and no other task."""
+    rows = [
+        ("vit", 0, "pairwise", 0, 0.80, 0.85, 0.99),
+        ("vit", 1, "pairwise", 0, 0.95, 0.86, 0.90),
+        ("vit", 2, "pairwise", 1, 0.79, 0.90, 0.70),
+        ("vit", 2, "pointwise_class", 0, 0.99, 0.99, 0.99),
+        ("control:position", None, "pairwise", 0, 0.99, 0.99, 0.99),
+    ]
+    results = table(*rows, columns=FITS)
+    assert best_fit(results)[["layer", "seed"]].tolist() == [2, 1]
+    assert best_fit(results.drop(columns="validation_accuracy"))["layer"] == 1
+    assert best_fit(results.assign(validation_accuracy=[0.85, None, 0.9, 0.99, 0.99]))["layer"] == 1
+
+
+@pytest.mark.parametrize("left", [slice(3, 4), slice(4, 5), slice(0, 0)])
+def test_no_fit_to_look_into_is_a_named_error(left):
+    rows = [("vit", 0, "pairwise", 0, 0.8, 0.8, 0.8)] * 3 + [("vit", 2, "pointwise_class", 0, 0.9, 0.9, 0.9)]
+    results = table(*rows, ("control:position", None, "pairwise", 0, 0.9, 0.9, 0.9), columns=FITS)
+    with pytest.raises(InvalidParameterError, match="no probe of a model was fitted for the task pairwise, only for"):
+        best_fit(results[left])
+
+
+def test_pointwise_tasks_bring_their_own_figures_at_their_best_layer():
+    columns = ("backbone", "layer", "probe", "task", "seed", "accuracy", "class_accuracy", "matched_iou")
+    rows = [
+        ("vit", 0, "linear", "pairwise", 0, 0.99, None, None),
+        ("vit", 0, "linear", "pointwise_identity", 0, 0.70, None, 0.30),
+        ("vit", 0, "linear", "pointwise_class", 0, 0.60, 0.90, None),
+        ("vit", 1, "linear", "pointwise_class", 0, 0.70, 0.50, None),
+        ("vit", 1, "linear", "pointwise_class", 1, 0.72, 0.54, None),
+        ("control:position", None, "linear", "pointwise_class", 0, 0.5, 0.25, None),
+    ]
+    results = table(*rows, columns=columns)
+    found = pointwise_tasks(results)
+    assert found[["task", "backbone"]].to_numpy().tolist() == [
+        ["pointwise_class", "vit"],
+        ["pointwise_class", "control:position"],
+        ["pointwise_identity", "vit"],
+    ]
+    assert found["class_accuracy"].tolist() == pytest.approx([0.52, 0.25, np.nan], nan_ok=True)
+    assert found["matched_iou"].tolist() == pytest.approx([np.nan, np.nan, 0.30], nan_ok=True)
+    assert found["layer"].tolist() == pytest.approx([1, np.nan, 0], nan_ok=True)
+    assert pointwise_tasks(results[:1]).empty
+    assert pointwise_tasks(results.drop(columns="task")).empty

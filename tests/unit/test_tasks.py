@@ -13,6 +13,7 @@ from bindkit.cache import ActivationCache
 from bindkit.errors import (
     CacheMismatchError,
     ConstantActivationsError,
+    InvalidParameterError,
     NonFiniteActivationsError,
     OneAnswerError,
     ProbeError,
@@ -27,7 +28,7 @@ from bindkit.scenes import subset
 from bindkit.scenes.scene import Scene
 from bindkit.side_by_side import validate
 from bindkit.sweeping import sweep
-from bindkit.tasks import TASKS, match, object_masks, told_apart
+from bindkit.tasks import TASKS, match, object_masks, require_pairwise, told_apart
 from bindkit.training import fit_probe, fit_probes
 
 CPU = torch.device("cpu")
@@ -320,3 +321,11 @@ def test_a_single_scene_is_permuted_within_it(tmp_path):
     assert len(patches) == 1
     assert other.instances[0].tolist() != batch.instances[0].tolist()
     assert sorted(other.instances[0].tolist()) == sorted(batch.instances[0].tolist())
+
+
+def test_tasks_without_the_measure_are_refused():
+    require_pairwise(["shuffled_labels", "pairwise"])
+    with pytest.raises(InvalidParameterError, match=r"\(pointwise_class\) lack .* 'pairwise pointwise_class'"):
+        require_pairwise(["pointwise_class"])
+    with pytest.raises(InvalidParameterError, match=r"\(none\) lack"):
+        require_pairwise([])
