@@ -55,7 +55,7 @@ def sweep(
     Parameters
     ----------
     caches : sequence of ActivationCache
-        One a backbone or control.
+        One a backbone or control. A cache that is given twice, or opened twice, is fitted once.
     layers : "all" or sequence of int
         ``"all"``: every layer that a cache has. Controls always give their only one.
     probes, tasks : sequences of str
@@ -91,9 +91,11 @@ def sweep(
     """
     rules = protocol_of(protocol)
     # What is named twice is fitted once: two rows of one fit would pass for two seeds.
+    caches = list({cache.path.resolve(): cache for cache in caches}.values())
     probes, tasks, seeds = list(dict.fromkeys(probes)), list(dict.fromkeys(tasks)), list(dict.fromkeys(map(int, seeds)))
     if not all(len(given) for given in (caches, probes, tasks, seeds)):
         raise InvalidParameterError("a sweep needs at least one cache, probe, task and seed")
+    _require_rows_apart(caches)
     if root is not None:
         _require_places_apart(caches)
     pairs = fitting_pairs(probes, tasks)
@@ -220,15 +222,30 @@ def probe_directory(root: str | Path, row: Mapping[str, Any]) -> Path:
     return Path(root) / slug(row["backbone"]) / f"layer_{layer:02d}" / name
 
 
+def _require_rows_apart(caches: Sequence[ActivationCache]) -> None:
+    """Refuse two caches of one backbone: nothing would tell their rows apart. Raises InvalidParameterError."""
+    named: dict[str, ActivationCache] = {}
+    for cache in caches:
+        name = cache.backbone["name"]
+        other = named.setdefault(name, cache)
+        if other is not cache:
+            raise InvalidParameterError(
+                f"the caches {other.path} and {cache.path} are both of the backbone {name!r}, which would name the "
+                "rows of both; sweep them one by one, each into its own root"
+            )
+
+
 def _require_places_apart(caches: Sequence[ActivationCache]) -> None:
     """Refuse caches whose probes would overwrite one another. Raises InvalidParameterError."""
     places: dict[str, ActivationCache] = {}
     for cache in caches:
-        other = places.setdefault(slug(cache.backbone["name"]), cache)
+        name = cache.backbone["name"]
+        other = places.setdefault(slug(name), cache)
         if other is not cache:
             raise InvalidParameterError(
-                f"the caches {other.path} and {cache.path} would keep their probes in one directory, and the backbone "
-                f"{cache.backbone['name']!r} would name the rows of both; sweep them one by one, each into its own root"
+                f"the caches {other.path} and {cache.path} would keep their probes in one directory, as the names "
+                f"{other.backbone['name']!r} and {name!r} of their backbones are spelled alike there; sweep them one "
+                "by one, each into its own root"
             )
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from planted import PlantedBackbone, PlantedScenes
 
+from bindkit.cache import ActivationCache
 from bindkit.errors import InvalidParameterError, LayerError, ProbeError
 from bindkit.extraction import cache_activations
 from bindkit.fits import RESULT_COLUMNS
@@ -93,6 +94,15 @@ def test_what_is_named_twice_is_fitted_once(cache, fitted):
     """Two rows of one fit would pass for two seeds that agree."""
     table = sweep([cache], [2, 2], ["linear", "linear"], ["pairwise"] * 2, BRIEF, seeds=[0, 0])
     assert len(table) == len(fitted) == 1
+
+
+def test_a_cache_that_is_given_or_opened_twice_is_fitted_once(cache, fitted, monkeypatch):
+    """Each of two had the rows of both."""
+    monkeypatch.chdir(cache.path.parent)
+    twice = [cache, cache, ActivationCache.open(cache.path), ActivationCache.open(cache.path.name)]
+    table = sweep(twice, [1, 2], ["linear"], protocol=BRIEF, oracle=True)
+    assert fitted == [(1, "linear", 0), (2, "linear", 0)]
+    assert list(table["probe"]) == ["linear", "linear", "oracle"]
 
 
 def test_figures_that_are_undefined_come_back_as_such(fitted, tmp_path):
@@ -194,10 +204,24 @@ def test_a_kill_between_probe_and_row_leaves_no_row_of_another_probe(cache, monk
     assert torch.equal(load_probe(probe_directory(tmp_path, again.iloc[0].to_dict())).weight, weight)
 
 
-def test_caches_whose_probes_would_overwrite_one_another_are_refused(cache, tmp_path):
+@pytest.mark.parametrize("with_root", [True, False])
+def test_two_caches_of_one_backbone_are_refused(cache, fitted, with_root, tmp_path):
     other = cache_activations(PlantedBackbone(), OtherPlace(10), root=tmp_path / "cache")
+    root = tmp_path / "probes" if with_root else None
+    with pytest.raises(InvalidParameterError, match="both of the backbone 'planted'.*one by one"):
+        sweep([cache, other], [2], ["linear"], protocol=BRIEF, root=root)
+    assert not fitted
+
+
+def test_caches_whose_probes_would_overwrite_one_another_are_refused(cache, fitted, tmp_path):
+    slash, dash = (
+        cache_activations(PlantedBackbone(name=name), PlantedScenes(10), root=tmp_path / str(k))
+        for k, name in enumerate(["a/b", "a-b"])
+    )
     with pytest.raises(InvalidParameterError, match="would keep their probes in one directory"):
-        sweep([cache, other], [2], ["linear"], protocol=BRIEF, root=tmp_path / "probes")
+        sweep([slash, dash], [2], ["linear"], protocol=BRIEF, root=tmp_path / "probes")
+    assert not fitted
+    assert list(sweep([slash, dash], [2], ["linear"], protocol=BRIEF)["backbone"]) == ["a/b", "a-b"]
 
 
 def test_what_cannot_be_fitted_is_refused_before_anything_is(cache, fitted, tmp_path):
