@@ -20,7 +20,8 @@ from bindkit.files import slug, with_nan, without_nan, write_json
 from bindkit.fits import RESULT_COLUMNS, Fit
 from bindkit.judging import judge_same_class
 from bindkit.layer_patches import LayerPatches
-from bindkit.probes import check_layer, load_probe, parse_probe
+from bindkit.probes import PROBES, check_layer, load_probe, parse_probe
+from bindkit.probes.code_digests import class_digest, is_own
 from bindkit.progress import progress
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
@@ -67,7 +68,9 @@ def sweep(
         One fit a seed.
     root : path, optional
         Where fitted probes are kept, ``root/BACKBONE/layer_LL/PROBE-TASK-PROTOCOL-seedS``. A fit that is already
-        there and whole, made from the same cache by the same bindkit, is read and not repeated.
+        there and whole, made from the same cache by the same bindkit, is read and not repeated; that of a probe of
+        your own also only if its class computes the same as then (always repeated if nobody can say, because it uses
+        an object that cannot be compared).
     device : str
         ``"auto"`` takes CUDA where there is one.
     oracle : bool
@@ -101,17 +104,24 @@ def sweep(
     pairs = fitting_pairs(probes, tasks)
     wanted = [(cache, layer) for cache in caches for layer in _layers_of(cache, layers)]
     asked = [(cache, layer, pair) for cache, layer in wanted for pair in pairs if _can_be_asked(cache, layer, pair[0])]
+    own_code = {name: _own_code(name) for name in probes}
     rows: list[dict[str, Any]] = []
     n_read = 0
     with progress(len(asked) * len(seeds), "fit probes", "fit") as bar:
         for cache, layer in wanted:
             patches: LayerPatches | None = None
-            made_from = {"cache": layer_digest(cache, layer), "bindkit": __version__, "rules": repr(rules)}
+            made_from: dict[str, str | None] = {
+                "cache": layer_digest(cache, layer),
+                "bindkit": __version__,
+                "rules": repr(rules),
+            }
             found: dict[tuple[str, str, int], dict[str, Any]] = {}
             here = [pair for at, number, pair in asked if at is cache and number == layer]
+            made = {pair: made_from | own_code[pair[0]] for pair in here}
             for seed in seeds:
                 places = {pair: _place(root, cache, layer, pair, rules, seed) for pair in here}
-                kept = {pair: row for pair, place in places.items() if (row := _kept_row(place, made_from)) is not None}
+                read = {pair: _kept_row(place, made[pair]) for pair, place in places.items()}
+                kept = {pair: row for pair, row in read.items() if row is not None}
                 missing = [pair for pair in here if pair not in kept]
                 n_read += len(kept)
                 if missing:
@@ -121,7 +131,7 @@ def sweep(
                     for pair, fit in zip(missing, fits, strict=True):
                         accuracy = validation_accuracy(fit.history, rules)
                         kept[pair] = fit.row() | {"validation_accuracy": accuracy, "judged_pairs": judged_pairs}
-                        _keep(places[pair], fit, kept[pair], made_from)
+                        _keep(places[pair], fit, kept[pair], made[pair])
                 found |= {(*pair, seed): row for pair, row in kept.items()}
                 bar.update(len(here))
             rows += [found[*pair, seed] for pair in here for seed in seeds]
@@ -191,6 +201,12 @@ def _can_be_asked(cache: ActivationCache, layer: int, probe: str) -> bool:
     return not is_control(cache.backbone["objective"]) and layer + 1 < cache.backbone["n_layers"]
 
 
+def _own_code(probe: str) -> dict[str, str | None]:
+    """What the record of a fit says of a class that does not come with bindkit, whose version tells of the others."""
+    probe_class = PROBES[parse_probe(probe)[0]]
+    return {"probe": class_digest(probe_class)} if is_own(probe_class.__module__) else {}
+
+
 def _place(
     root: str | Path | None, cache: ActivationCache, layer: int, pair: tuple[str, str], rules: Protocol, seed: int
 ) -> Path | None:
@@ -200,7 +216,7 @@ def _place(
     return probe_directory(root, named | {"backbone": cache.backbone["name"]})
 
 
-def _keep(place: Path | None, fit: Fit, row: dict[str, Any], made_from: dict[str, Any]) -> None:
+def _keep(place: Path | None, fit: Fit, row: dict[str, Any], made_from: dict[str, str | None]) -> None:
     if place is not None:
         # A row that is there belongs to the probe that is about to be replaced.
         (place / "row.json").unlink(missing_ok=True)
@@ -282,13 +298,13 @@ def validation_accuracy(history: Sequence[Mapping[str, Any]], protocol: Protocol
     return float(looked[kept]["validation_accuracy"])
 
 
-def _kept_row(place: Path | None, made_from: dict[str, Any]) -> dict[str, Any] | None:
+def _kept_row(place: Path | None, made_from: dict[str, str | None]) -> dict[str, Any] | None:
     """The row of a fit that is already there, whole and made from the same things, else None."""
     if place is None:
         return None
     try:
         kept = json.loads((place / "row.json").read_text(encoding="utf-8"))
-        if kept["made_from"] != made_from or set(kept["row"]) != set(SWEEP_COLUMNS):
+        if None in made_from.values() or kept["made_from"] != made_from or set(kept["row"]) != set(SWEEP_COLUMNS):
             return None
         load_probe(place)
         return with_nan(kept["row"])

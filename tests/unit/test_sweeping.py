@@ -1,5 +1,6 @@
 """A sweep's table is what its fits say, and a fit is read again only if nothing that it depends on has changed."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from bindkit.errors import InvalidParameterError, LayerError, ProbeError
 from bindkit.extraction import cache_activations
 from bindkit.fits import RESULT_COLUMNS
 from bindkit.judging import judge_probe
-from bindkit.probes import load_probe
+from bindkit.probes import PROBES, Probe, load_probe, register_probe
 from bindkit.protocols import PAPER, STRICT
 from bindkit.scenes.scene import Scene
 from bindkit.sweeping import SWEEP_COLUMNS, judged_pairs_digest, layer_digest, probe_directory, sweep
@@ -176,6 +177,56 @@ def test_layers_added_to_a_cache_leave_the_fits_of_the_others_alone(fitted, tmp_
     assert fitted == [(2, "linear", 0), (0, "linear", 0)]
 
 
+@pytest.fixture
+def registered():
+    """Registers a probe of one's own, `mine`, that multiplies products by a factor, as a cell run again would."""
+
+    def again(factor):
+        @register_probe("mine")
+        class Mine(Probe):
+            def __init__(self, d_model):
+                super().__init__(d_model)
+                self.bias = torch.nn.Parameter(torch.zeros(()))
+
+            def pairwise(self, x, y):
+                return factor * (x @ y.mT) + self.bias
+
+    yield again
+    PROBES.pop("mine", None)
+
+
+def test_a_probe_of_ones_own_is_fitted_again_once_its_class_computes_something_else(
+    cache, fitted, registered, tmp_path
+):
+    registered(0.1)
+    first = sweep([cache], [2], ["mine", "linear"], protocol=BRIEF, root=tmp_path)
+    registered(0.1)
+    pd.testing.assert_frame_equal(sweep([cache], [2], ["mine", "linear"], protocol=BRIEF, root=tmp_path), first)
+    assert fitted == [(2, "mine", 0), (2, "linear", 0)]
+    registered(-0.1)
+    table = sweep([cache], [2], ["mine", "linear"], protocol=BRIEF, root=tmp_path)
+    assert fitted[2:] == [(2, "mine", 0)]
+    assert table["auroc"][0] == pytest.approx(1 - first["auroc"][0], abs=1e-6)
+
+
+def test_a_probe_of_which_nobody_can_say_whether_it_has_changed_is_fitted_again(cache, fitted, registered, tmp_path):
+    class Factor:
+        def __mul__(self, products):
+            return products
+
+    registered(Factor())
+    for _ in range(2):
+        sweep([cache], [2], ["mine"], protocol=BRIEF, root=tmp_path)
+    assert fitted == [(2, "mine", 0)] * 2
+
+
+def test_the_record_of_a_shipped_probe_names_cache_bindkit_and_rules_alone(cache, tmp_path):
+    """Those that were written before are still read."""
+    table = sweep([cache], [2], ["linear"], protocol=BRIEF, root=tmp_path)
+    record = json.loads((probe_directory(tmp_path, table.iloc[0].to_dict()) / "row.json").read_text())
+    assert set(record["made_from"]) == {"cache", "bindkit", "rules"}
+
+
 @pytest.mark.parametrize("damaged", ["probe.safetensors", "probe.json", "row.json"])
 def test_a_damaged_fit_is_fitted_again(cache, fitted, damaged, tmp_path):
     table = sweep([cache], [2], ["linear"], protocol=BRIEF, root=tmp_path)
@@ -208,7 +259,7 @@ def test_a_kill_between_probe_and_row_leaves_no_row_of_another_probe(cache, monk
 def test_two_caches_of_one_backbone_are_refused(cache, fitted, with_root, tmp_path):
     other = cache_activations(PlantedBackbone(), OtherPlace(10), root=tmp_path / "cache")
     root = tmp_path / "probes" if with_root else None
-    with pytest.raises(InvalidParameterError, match="both of the backbone 'planted'.*one by one"):
+    with pytest.raises(InvalidParameterError, match=r"both of the backbone 'planted'.*one by one"):
         sweep([cache, other], [2], ["linear"], protocol=BRIEF, root=root)
     assert not fitted
 
