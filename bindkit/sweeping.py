@@ -21,7 +21,8 @@ from bindkit.fits import RESULT_COLUMNS, Fit
 from bindkit.judging import judge_same_class
 from bindkit.layer_patches import LayerPatches
 from bindkit.probes import PROBES, check_layer, load_probe, parse_probe
-from bindkit.probes.code_digests import class_digest, is_own
+from bindkit.probes.base import is_shipped
+from bindkit.probes.code_digests import class_digest
 from bindkit.progress import progress
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
@@ -204,7 +205,7 @@ def _can_be_asked(cache: ActivationCache, layer: int, probe: str) -> bool:
 def _own_code(probe: str) -> dict[str, str | None]:
     """What the record of a fit says of a class that does not come with bindkit, whose version tells of the others."""
     probe_class = PROBES[parse_probe(probe)[0]]
-    return {"probe": class_digest(probe_class)} if is_own(probe_class.__module__) else {}
+    return {"probe": class_digest(probe_class)} if not is_shipped(probe_class) else {}
 
 
 def _place(

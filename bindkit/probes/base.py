@@ -152,10 +152,50 @@ class Probe(nn.Module, ABC):
         return int(chosen)
 
 
-def register_probe(kind: str) -> Callable[[type[Probe]], type[Probe]]:
-    """Class decorator that makes a probe known under a name to `fit_probe`, `sweep` and `load_probe`."""
+_UNITS = ("raw", "scaled", "whitened")
 
-    def add(probe_class: type[Probe]) -> type[Probe]:
+
+def is_shipped(probe_class: type[Probe]) -> bool:
+    """Whether a class comes with bindkit."""
+    return probe_class.__module__.partition(".")[0] == "bindkit"
+
+
+def register_probe(kind: str) -> Callable[[Any], type[Probe]]:
+    """Class decorator that makes a probe known under a name to `fit_probe`, `sweep` and `load_probe`.
+
+    ::
+
+        @register_probe("sum_of_products")
+        class SumOfProducts(Probe): ...
+
+    One's own name can be registered again, as by a notebook's cell that is run twice; the latest class counts.
+
+    Parameters
+    ----------
+    kind : str
+        ASCII letters, digits and underscores, no digit first: it becomes part of directories, and of names such as
+        ``KIND@16``.
+
+    Raises
+    ------
+    ProbeError
+        For another kind of name, that of a probe that comes with bindkit, or something that is no subclass of `Probe`.
+    """
+    if not (isinstance(kind, str) and kind.isascii() and kind.isidentifier()):
+        raise ProbeError(
+            f"a probe's name is made of letters, digits and underscores and does not begin with a digit, got {kind!r}; "
+            'write @register_probe("my_probe") above the class'
+        )
+
+    def add(probe_class: Any) -> type[Probe]:
+        if not (isinstance(probe_class, type) and issubclass(probe_class, Probe)):
+            raise ProbeError(f"{probe_class!r} is no probe; write class {kind.title()}(bindkit.probes.Probe)")
+        if kind in PROBES and is_shipped(PROBES[kind]) and not is_shipped(probe_class):
+            raise ProbeError(f"{kind!r} is a probe that comes with bindkit; register {probe_class.__name__} as another")
+        if probe_class.trained_in not in _UNITS:
+            raise ProbeError(
+                f"{probe_class.__name__} says trained_in = {probe_class.trained_in!r}; it is one of {', '.join(_UNITS)}"
+            )
         probe_class.kind = kind
         PROBES[kind] = probe_class
         return probe_class
@@ -203,12 +243,22 @@ def make_probe(name: str, d_model: int, seed: int = 0, **options: Any) -> Probe:
     Raises
     ------
     ProbeError
-        For a name that is not in the registry.
+        For a name that is not in the registry; for a probe that would not come back from disk as it is, and what else
+        `check_probe` finds in a class that does not come with bindkit.
     """
     kind, numbered = parse_probe(name)
+    if twice := numbered.keys() & options:
+        raise ProbeError(f"the name {name!r} gives {twice.pop()} already; leave one of the two out")
+    probe_class, given = PROBES[kind], numbered | options
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return PROBES[kind](d_model, **numbered, **options)
+        if is_shipped(probe_class):
+            return probe_class(d_model, **given)
+        from bindkit.probes.checking import check_probe, made
+
+        probe = made(probe_class, d_model, given)
+        check_probe(probe, given)
+        return probe
 
 
 def uniform_start(*shape: int, fan_in: int) -> nn.Parameter:

@@ -38,7 +38,7 @@ def class_digest(described: type) -> str | None:
     """Digest of a class: the code of its functions, their constants and defaults, and what they use.
 
     Followed are base classes, closures, and the functions, classes and values that the code reads as globals. Of
-    modules, and of what comes from Python itself, from installed packages and from bindkit, only the name counts.
+    modules, and of what comes from Python itself, from other installed packages and from bindkit, only the name counts.
 
     Returns
     -------
@@ -54,10 +54,14 @@ def class_digest(described: type) -> str | None:
         assert class_digest(PROBES["mine"]) != before
     """
     try:
-        parts = "\n".join(_Reader().of(described))
+        parts = "\n".join(_Reader(_package(described.__module__)).of(described))
     except _CannotSayError:
         return None
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+def _package(module: str | None) -> str:
+    return (module or "builtins").partition(".")[0]
 
 
 @cache
@@ -69,7 +73,7 @@ def _installed_in() -> tuple[Path, ...]:
 @cache
 def is_own(module: str | None) -> bool:
     """Whether a module is somebody's own code: not Python's, not an installed package's, not bindkit's."""
-    package = (module or "builtins").partition(".")[0]
+    package = _package(module)
     if package == "__main__":
         return True
     if package == "bindkit" or package in sys.builtin_module_names or package in sys.stdlib_module_names:
@@ -79,9 +83,10 @@ def is_own(module: str | None) -> bool:
 
 
 class _Reader:
-    """Walks what a class is made of; somebody's own things are looked into, others are only named."""
+    """Walks what a class is made of; its package's and somebody's own things are looked into, others are only named."""
 
-    def __init__(self) -> None:
+    def __init__(self, home: str) -> None:
+        self.home = home
         self.seen: dict[int, int] = {}
         self.kept: list[Any] = []  # so that no address is given to another object meanwhile
 
@@ -136,14 +141,14 @@ class _Reader:
         elif isinstance(value, property):
             yield "property"
             yield from self.of((value.fget, value.fset, value.fdel))
-        elif _is_named(value):
+        elif self._is_named(value):
             yield f"{value.__module__} {value.__qualname__}"
         else:
             raise _CannotSayError
 
     def _class(self, described: type) -> Iterator[str]:
         yield f"class {described.__qualname__}"
-        if not is_own(described.__module__):
+        if not self._looks_into(described.__module__):
             yield described.__module__
             return
         yield from self.of(described.__bases__)
@@ -153,7 +158,7 @@ class _Reader:
                 yield from self.of(value)
 
     def _function(self, function: types.FunctionType) -> Iterator[str]:
-        if not is_own(function.__globals__.get("__name__")):
+        if not self._looks_into(function.__globals__.get("__name__")):
             # What another package wraps around one's own function.
             yield f"{function.__globals__.get('__name__')} {function.__code__.co_qualname}"
             if (wrapped := getattr(function, "__wrapped__", None)) is not None:
@@ -174,10 +179,13 @@ class _Reader:
                 yield name
                 yield from self.of(function.__globals__[name])
 
+    def _looks_into(self, module: str | None) -> bool:
+        return is_own(module) or _package(module) == self.home
 
-def _is_named(value: Any) -> bool:
-    """Whether it is something of a package that its name describes: a builtin, a compiled function, a type hint."""
-    return callable(value) and hasattr(value, "__qualname__") and not is_own(getattr(value, "__module__", None))
+    def _is_named(self, value: Any) -> bool:
+        """Whether it is something of a package that its name describes: a builtin, a compiled function, a type hint."""
+        module = getattr(value, "__module__", None)
+        return callable(value) and hasattr(value, "__qualname__") and not self._looks_into(module)
 
 
 def _globals_read(code: types.CodeType) -> set[str]:

@@ -114,6 +114,12 @@ def test_of_what_cannot_be_compared_there_is_no_digest():
     assert digest_of(SOURCE.replace("SCALE = 2", "SCALE = nn.Linear(2, 2)")) is None
 
 
+def test_a_class_of_an_installed_package_is_looked_into_as_well(monkeypatch):
+    """Its version is in no record."""
+    monkeypatch.setattr("bindkit.probes.code_digests.is_own", lambda module: False)
+    assert digest_of(SOURCE) != digest_of(SOURCE.replace("return 1", "return 2"))
+
+
 def test_only_code_of_ones_own_is_looked_into():
     assert is_own("__main__")
     assert is_own(__name__)
