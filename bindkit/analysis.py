@@ -109,10 +109,10 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_fit(results: pd.DataFrame, task: str = "pairwise") -> pd.Series:
-    """The one fit on a model's activations that is best on the *validation* scenes, a row of ``results.csv``.
+    """A fit to look into, a row of ``results.csv``: of the models' best layers the best on the *validation* scenes.
 
-    Where any lacks a validation accuracy, it is that of highest ``accuracy``; of equal ones the first. Controls, which
-    have no layer, are left out.
+    Chosen as `best_layers` does: seeds are averaged, and where validation accuracies are missing, ``accuracy`` decides.
+    Of equal ones it is the first, of several seeds the first. Controls, which have no layer, are left out.
 
     >>> rows = [("vit", 0, "pairwise", 0.9, 0.7), ("vit", 1, "pairwise", 0.8, 0.8), ("vit", None, "pairwise", 1, 1)]
     >>> columns = ["backbone", "layer", "task", "accuracy", "validation_accuracy"]
@@ -124,16 +124,18 @@ def best_fit(results: pd.DataFrame, task: str = "pairwise") -> pd.Series:
     InvalidParameterError
         If no model has a fit of that task.
     """
-    rows = results.reindex(columns=list(dict.fromkeys([*results.columns, "validation_accuracy"])))
-    rows = rows[(rows["task"] == task) & rows["layer"].notna() & rows["accuracy"].notna()]
+    rows = results[(results["task"] == task) & results["layer"].notna() & results["accuracy"].notna()]
     if rows.empty:
         there = ", ".join(map(str, results["task"].dropna().unique())) or "nothing"
         raise InvalidParameterError(
             f"no probe of a model was fitted for the task {task}, only for {there}; sweep a backbone with it among the "
             f"tasks, as in tasks = '{task} pointwise_class'"
         )
-    validated = rows["validation_accuracy"].notna().all()
-    return rows.loc[pd.to_numeric(rows["validation_accuracy" if validated else "accuracy"]).idxmax()]
+    best = best_layers(rows)
+    chosen = best.loc[best["validation_accuracy" if (best["chosen_on"] == "validation").all() else "accuracy"].idxmax()]
+    for column in (name for name in [*COMPARED, "layer"] if name in rows):
+        rows = rows[(rows[column] == chosen[column]) | (rows[column].isna() & pd.isna(chosen[column]))]
+    return rows.iloc[0]
 
 
 def pointwise_tasks(results: pd.DataFrame) -> pd.DataFrame:

@@ -61,6 +61,8 @@ def breakdown(
         NaN for kinds), ``n_pairs``, ``n_scenes`` (that have such pairs), ``share_same``, ``accuracy`` with its 95 %
         interval by bootstrap over scenes (``accuracy_low``, ``accuracy_high``; NaN where all of the group are
         of one scene), ``majority_accuracy`` and ``auroc`` within the group (NaN where it has one kind of pairs).
+        In ``attrs``, what was judged: ``backbone``, ``layer``, ``probe``, ``task``, ``protocol``, ``split`` and
+        ``n_scenes``, as far as known.
 
     Raises
     ------
@@ -77,7 +79,7 @@ def breakdown(
         )
     columns: list[tuple[np.ndarray, ...]] = []
     with judging(probe, cache, split, protocol, layer, device) as judged:
-        patches = judged.patches
+        patches, described = judged.patches, judged.described
         labels = cache.labels(patches.split)
         sizes = dict(_sizes_by_scene(labels.scene_ids, labels.scene_offsets, labels.instances))
         for batch, logits, said in judged.said():
@@ -97,7 +99,9 @@ def breakdown(
         for group in np.unique(groups_):
             figures = _figures(groups_ == group, logits_, right, same, resamples)
             rows.append({"by": name, **_named(name, int(group)), **figures})
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table.attrs |= described
+    return table
 
 
 def _named(name: str, group: int) -> dict[str, object]:

@@ -117,7 +117,8 @@ def reliability(
         One row a bin that has pairs: ``low`` and ``high`` edge, ``mean_affinity``, ``share_same`` with its 95 %
         interval by bootstrap over scenes (``share_same_low``, ``share_same_high``; NaN where all pairs of the bin are
         of one scene) and ``n_pairs``. In ``attrs``: ``calibration_error`` (the mean distance of the two, weighted by
-        pairs: the expected calibration error), ``loss`` (binary cross-entropy, nats a pair) and ``temperature``.
+        pairs: the expected calibration error), ``loss`` (binary cross-entropy, nats a pair) and ``temperature``,
+        and what was judged, as `bindkit.breakdown` says it.
 
     Raises
     ------
@@ -129,7 +130,7 @@ def reliability(
     if n_bins < 2:
         raise InvalidParameterError(f"reliability is looked at in at least 2 bins, got {n_bins}")
     with judging(probe, cache, split, protocol, layer, device) as judged:
-        pairs = judged.pairs()
+        pairs, described = judged.pairs(), judged.described
     logits, same = pairs.logits.astype(np.float64), pairs.same.astype(bool)
     affinity = 1 / (1 + np.exp(-np.clip(logits, -700, 700)))
     place = np.minimum((affinity * n_bins).astype(int), n_bins - 1)
@@ -142,6 +143,7 @@ def reliability(
     columns = ["low", "high", "mean_affinity", "share_same", "share_same_low", "share_same_high", "n_pairs"]
     table = pd.DataFrame(rows, columns=columns)
     distance = (table["mean_affinity"] - table["share_same"]).abs()
+    table.attrs |= described
     table.attrs["calibration_error"] = float((distance * table["n_pairs"]).sum() / table["n_pairs"].sum())
     answers = torch.from_numpy(same.astype(np.float64))
     table.attrs["loss"] = float(binary_cross_entropy_with_logits(torch.from_numpy(logits), answers))

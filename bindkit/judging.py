@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bindkit.cache import ActivationCache
+from bindkit.control_names import is_control
 from bindkit.devices import device_of
 from bindkit.metrics import JudgedPairs, judge
 from bindkit.patch_batches import PatchBatch, SplitPatches, flat_pairs
@@ -21,6 +22,8 @@ from bindkit.tasks import TASKS, own_figures
 
 JUDGED_FIRST = ("test", "validation", "train")
 """Of these splits the first that has usable scenes is the one whose figures are reported."""
+
+_SAID_OF_A_FIT = ("backbone", "probe", "task")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,19 @@ class Judged:
     probe: Probe
     patches: SplitPatches
     task: str = "pairwise"
+
+    @property
+    def described(self) -> dict[str, str | int]:
+        """What is judged on what: backbone, layer (none of a control), probe, task, protocol, split, n_scenes."""
+        fitted = self.probe.fitted_on
+        known: dict[str, str | int] = {name: fitted[name] for name in _SAID_OF_A_FIT if name in fitted}
+        if not is_control(fitted.get("objective")):
+            known["layer"] = self.patches.layer
+        return known | {
+            "protocol": self.patches.protocol.name,
+            "split": self.patches.split,
+            "n_scenes": len(self.patches),
+        }
 
     def batches(self) -> Iterator[PatchBatch]:
         """The judged batches."""

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from bindkit.control_names import PREFIX, control_title
 from bindkit.errors import InvalidParameterError
-from bindkit.figures.style import FAINT, colour_of, titled, translucent, whiskers
+from bindkit.figures.style import FAINT, colour_of, subtitle_lines, titled, translucent, whiskers
 from bindkit.figures.variations import write_on
 
 _PANELS = {
@@ -33,7 +33,7 @@ _DODGE = 0.5
 """Share of a group's width over which its points are spread, so that whiskers do not cover each other."""
 _PANEL, _GAP, _BELOW, _ABOVE = 236, 92, 62, 110
 """Heights: of a panel, between two, below the last, and above the first without the legend."""
-_WIDTH, _LEGEND_LINE = 900, 24
+_WIDTH, _LEGEND_LINE, _SUBTITLE_LINE = 900, 24, 19
 _GREYS = ("#3d444d", "#8c959f", "#59636e")
 
 
@@ -96,13 +96,15 @@ def breakdown_figure(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.Fi
     figure.update_yaxes(title_text="share judged right", title_font_size=14, col=1)
     # Lines first, so that no line of one probe is drawn over the points of another.
     figure.data = sorted(figure.data, key=lambda trace: {"lines": 1, "markers": 2}[trace.mode] - (trace.name == _DASH))
-    titled(figure, "Where is the probe right?", "pairs of patches · whiskers: 95 % bootstrap over scenes")
+    lines = subtitle_lines([*_measured(named), "whiskers: 95 % bootstrap over scenes"], _WIDTH)
+    titled(figure, "Where is the probe right?", "<br>".join(lines))
     _add_dash_to_legend(figure)
     # Plotly does not make room for a legend above panels: about 7 units a letter, 50 for each mark.
     length = sum(50 + 7 * len(trace.name) for trace in figure.data if trace.showlegend)
-    top = _ABOVE + _LEGEND_LINE * -(-length // (_WIDTH - 80))
+    more = _SUBTITLE_LINE * (len(lines) - 1)
+    top = _ABOVE + more + _LEGEND_LINE * -(-length // (_WIDTH - 80))
     height = top + inside + _BELOW
-    legend = {"orientation": "h", "x": 0, "xref": "paper", "y": 1 - 74 / height, "yref": "container"}
+    legend = {"orientation": "h", "x": 0, "xref": "paper", "y": 1 - (74 + more) / height, "yref": "container"}
     return figure.update_layout(
         height=height,
         title_y=1 - 18 / height,
@@ -123,6 +125,21 @@ def _named(tables: pd.DataFrame | Mapping[str, pd.DataFrame], column: str, maker
     if not named or any(table.empty or column not in table for table in named.values()):
         raise InvalidParameterError(f"nothing to draw: give what {maker}() returns")
     return named
+
+
+def _measured(named: Mapping[str, pd.DataFrame]) -> list[str]:
+    """What was judged on what, as far as all tables agree: parts of a subtitle."""
+    first, *others = (table.attrs for table in named.values())
+    known = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+    parts = [control_title(known["backbone"])] if "backbone" in known else []
+    parts += [f"layer {known['layer']}"] if "layer" in known else []
+    parts += [f"{known['probe']} probe"] if "probe" in known else []
+    parts += [str(known["task"])] if known.get("task", "pairwise") != "pairwise" else []
+    parts += [f"{known['protocol']} protocol"] if "protocol" in known else []
+    if "n_scenes" in known:
+        n_scenes, split = known["n_scenes"], known.get("split")
+        parts.append(f"{n_scenes} {f'{split} ' if split else ''}scene{'' if n_scenes == 1 else 's'}")
+    return parts or ["pairs of patches"]
 
 
 def _colours(named: Mapping[str, Any]) -> dict[str, str]:
@@ -235,8 +252,10 @@ def reliability_figure(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.
     figure.update_xaxes(range=[-0.02, 1.02], tickformat=".1f", dtick=0.2)
     figure.update_xaxes(ticks="", row=1)
     figure.update_xaxes(title_text="affinity that a pair was given", row=2)
-    subtitle = "share of pairs on one object, by affinity · whiskers: 95 % bootstrap over scenes"
-    titled(figure, "Is affinity a probability?", subtitle)
+    lines = subtitle_lines([*_measured(named), "whiskers: 95 % bootstrap over scenes"], 780)
+    titled(figure, "Is affinity a probability?", "<br>".join(lines))
     # As wide as high, so that the diagonal is one; the legend beside it takes what it needs.
-    size = {"width": 780, "height": 650, "margin": {"l": 76, "r": 260, "t": 84, "b": 60}}
-    return figure.update_layout(hovermode="closest", bargap=0.08, title_y=1 - 18 / 650, **size)
+    more = _SUBTITLE_LINE * (len(lines) - 1)
+    height = 650 + more
+    size = {"width": 780, "height": height, "margin": {"l": 76, "r": 260, "t": 84 + more, "b": 60}}
+    return figure.update_layout(hovermode="closest", bargap=0.08, title_y=1 - 18 / height, **size)

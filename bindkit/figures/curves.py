@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from bindkit.analysis import require_one_kind
+from bindkit.analysis import AVERAGED, best_layers, require_one_kind
 from bindkit.control_names import control_title
 from bindkit.errors import InvalidParameterError
-from bindkit.figures.looks import line_looks
-from bindkit.figures.style import FAINT, TEMPLATE, colour_of, titled, translucent
+from bindkit.figures.looks import Look, line_looks
+from bindkit.figures.style import FAINT, TEMPLATE, colour_of, subtitle_lines, titled, whiskers
 
 METRICS = {
     "accuracy": "accuracy on pairs of patches",
@@ -31,6 +32,9 @@ _QUESTIONS = {
     "twins_accuracy": "Which layer tells apart objects that look alike?",
 }
 
+_WHISKER_GAP = 0.013
+"""Share of the axis between two whiskers at one layer."""
+
 _LEAST_SPAN = 0.12
 """An axis shows at least so much, so that small differences look small."""
 
@@ -38,7 +42,11 @@ _CHANCE = {"balanced_accuracy": 0.5, "auroc": 0.5, "twins_auroc": 0.5}
 
 
 def layer_curves(results: pd.DataFrame, metric: str = "accuracy", probe: str = "quadratic") -> go.Figure:
-    """One line a backbone over its layers, with the 95 % interval as a band where the metric is the accuracy.
+    """One line a backbone over its layers; whiskers at the best layer are the 95 % interval of that figure.
+
+    The best layer is chosen as `bindkit.analysis.best_layers` does, on the validation scenes where there are any, so
+    that it need not be where the line is highest. Whiskers of several lines at one layer stand side by side. Untrained
+    backbones beside trained ones have none.
 
     Dashed: what one gets without looking, i.e. the more frequent answer (accuracy) or chance. Controls, which have no
     layer, are grey levels with a legend of their own. Figures are averaged over seeds.
@@ -143,23 +151,19 @@ def _rows(results: pd.DataFrame, metric: str, **wanted: str) -> pd.DataFrame:
 
 
 def _curves(rows: pd.DataFrame, metric: str, line_of: str) -> go.Figure:
-    """Lines over layers with bands, and levels for rows without a layer."""
+    """Lines over layers with whiskers at their best, and levels for rows without a layer."""
     figure = go.Figure()
-    averaged = [name for name in (metric, "accuracy_low", "accuracy_high") if name in rows]
     looks = line_looks(rows, line_of)
     aside = {"legend": "legend2"} if any(look.is_control for look in looks.values()) else {}
     for name, look in looks.items():
         own, colour = rows[rows[line_of] == name], look.colour
         require_one_kind(own, f"the line of {name}")
-        by_layer = own.groupby("layer")[averaged].mean().sort_index()
-        if metric == "accuracy" and not look.recedes and {"accuracy_low", "accuracy_high"} <= set(by_layer):
-            band = by_layer[["accuracy_low", "accuracy_high"]].dropna()
-            figure.add_trace(_band(band, name, colour))
+        by_layer = own.groupby("layer")[metric].mean().sort_index()
         if len(by_layer):
             figure.add_trace(
                 go.Scatter(
                     x=by_layer.index,
-                    y=by_layer[metric],
+                    y=by_layer,
                     name=name,
                     legendgroup=name,
                     mode="lines+markers",
@@ -173,18 +177,19 @@ def _curves(rows: pd.DataFrame, metric: str, line_of: str) -> go.Figure:
             _add_level(figure, rows, float(level), control_title(name), look.line, aside)
         elif pd.notna(level):
             _add_level(figure, rows, float(level), name, {"color": colour, "dash": "dot", "width": 2})
+    _add_whiskers(figure, rows, metric, line_of, {name: look for name, look in looks.items() if not look.recedes})
     _add_baseline(figure, rows, metric, aside)
     if aside:
         _legend_aside(figure)
-    # Bands below all lines, and levels without a model below those of models: later traces are drawn over earlier ones.
-    figure.data = sorted(figure.data, key=lambda trace: (trace.fill is None, trace.legend != "legend2"))
+    # Levels without a model below those of models, whiskers between: later traces are drawn over earlier ones.
+    figure.data = sorted(figure.data, key=lambda trace: (trace.legend != "legend2", trace.mode != "markers"))
     figure.update_xaxes(title_text="layer (transformer block, counted from 0)", **whole_ticks(rows["layer"].dropna()))
     figure.update_yaxes(title_text=METRICS[metric], tickformat=".2f")
+    drawn = [float(value) for trace in figure.data for value in _reach(trace)]
     if metric in _CHANCE:
         # From chance to perfect, so that noise around chance is not stretched into a trend.
-        figure.update_yaxes(range=[min(0.45, float(rows[metric].min()) - 0.03), 1.01])
+        figure.update_yaxes(range=[min([0.45, *(value - 0.03 for value in drawn)]), 1.01])
     elif not rows.empty:
-        drawn = [float(value) for trace in figure.data for value in trace.y]
         spare = max(0.01, (_LEAST_SPAN - max(drawn) + min(drawn)) / 2)
         figure.update_yaxes(range=[min(drawn) - spare, max(drawn) + spare])
     if rows.empty:
@@ -193,20 +198,45 @@ def _curves(rows: pd.DataFrame, metric: str, line_of: str) -> go.Figure:
     return figure
 
 
-def _band(band: pd.DataFrame, name: str, colour: str) -> go.Scatter:
-    """The area between the bounds of an interval."""
-    return go.Scatter(
-        x=[*band.index, *band.index[::-1]],
-        y=[*band["accuracy_high"], *band["accuracy_low"][::-1]],
-        fill="toself",
-        fillcolor=translucent(colour, 0.16),
-        mode="lines",
-        line={"width": 0},
-        name=f"{name}, 95 % interval",
-        legendgroup=name,
-        showlegend=False,
-        hoverinfo="skip",
-    )
+def _add_whiskers(figure: go.Figure, rows: pd.DataFrame, metric: str, line_of: str, looks: Mapping[str, Look]) -> None:
+    """The 95 % interval of each line's figure at its best layer, side by side where several are best at one."""
+    if not _has_bounds(rows, metric):
+        return
+    best = best_layers(rows[rows["layer"].notna()]).drop_duplicates(line_of)
+    best = best[best[f"{metric}_low"].notna() & best[line_of].isin(list(looks))]
+    span = max(float(rows["layer"].max() - rows["layer"].min()), 1.0)
+    for layer, here in best.groupby("layer"):
+        for number, row in enumerate(here.to_dict("records")):
+            colour, aside = looks[row[line_of]].colour, _WHISKER_GAP * span * (number - (len(here) - 1) / 2)
+            bars = whiskers(pd.DataFrame([row]), metric, colour) or {}
+            figure.add_trace(
+                go.Scatter(
+                    x=[layer + aside],
+                    y=[row[metric]],
+                    error_y=bars | {"thickness": 1.8, "width": 3.5},
+                    mode="markers",
+                    marker={"size": 1, "color": colour},
+                    name=f"{row[line_of]}, 95 % interval",
+                    legendgroup=row[line_of],
+                    showlegend=False,
+                    hoverinfo="skip",
+                )
+            )
+
+
+def _has_bounds(rows: pd.DataFrame, metric: str) -> bool:
+    """Whether models' figures have intervals, and accuracies to choose a layer by."""
+    if f"{metric}_low" not in AVERAGED or not {f"{metric}_low", f"{metric}_high", "accuracy"} <= set(rows):
+        return False
+    return bool(rows.loc[rows["layer"].notna(), f"{metric}_low"].notna().any())
+
+
+def _reach(trace: go.Scatter) -> list[float]:
+    """Every height that a trace is drawn at, its whiskers' ends too."""
+    if trace.error_y.array is None:
+        return list(trace.y)
+    middle = np.asarray(trace.y)
+    return [*(middle + trace.error_y.array), *(middle - trace.error_y.arrayminus)]
 
 
 def _add_baseline(figure: go.Figure, rows: pd.DataFrame, metric: str, aside: dict[str, str]) -> None:
@@ -269,6 +299,8 @@ def _subtitle(rows: pd.DataFrame, probe: str, metric: str) -> str:
         values = list(rows[column].dropna().unique()) if column in rows else []
         if values:
             parts.append(words.format(" and ".join(map(str, values))))
-    if metric == "accuracy" and "accuracy_low" in rows and rows["accuracy_low"].notna().any():
-        parts.append("bands: 95 % bootstrap over scenes")
-    return " · ".join(parts)
+    if _has_bounds(rows, metric):
+        chosen = best_layers(rows[rows["layer"].notna()])["chosen_on"].dropna().unique()
+        where = f", chosen on the {chosen[0]} scenes" if len(chosen) == 1 else ""
+        parts.append(f"whiskers: 95 % bootstrap over scenes, at the best layer{where}")
+    return "<br>".join(subtitle_lines(parts, TEMPLATE.layout.width))

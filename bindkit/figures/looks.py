@@ -36,7 +36,7 @@ class Look:
 
     @property
     def recedes(self) -> bool:
-        """Whether it is thin and without a band."""
+        """Whether it is thin and without whiskers."""
         return self.width < 2.5
 
 

@@ -160,6 +160,15 @@ def test_the_fit_that_is_looked_into_is_the_best_on_the_validation_scenes():
     assert best_fit(results.assign(validation_accuracy=[0.85, None, 0.9, 0.99, 0.99]))["layer"] == 1
 
 
+def test_the_layer_that_is_looked_into_is_that_of_the_tables():
+    """Layer 1 has the luckiest seed (0.92), layer 0 the best mean (0.89); of its seeds the first is taken."""
+    rows = [("vit", layer, "pairwise", seed, 0.8, accuracy, 0.9) for layer, seed, accuracy in
+            [(1, 0, 0.92), (1, 1, 0.80), (0, 0, 0.88), (0, 1, 0.90)]]  # fmt: skip
+    results = table(*rows, columns=FITS)
+    assert best_fit(results)[["layer", "seed"]].tolist() == [0, 0]
+    assert best_layers(results)["layer"].tolist() == [0]
+
+
 @pytest.mark.parametrize("left", [slice(3, 4), slice(4, 5), slice(0, 0)])
 def test_no_fit_to_look_into_is_a_named_error(left):
     rows = [("vit", 0, "pairwise", 0, 0.8, 0.8, 0.8)] * 3 + [("vit", 2, "pointwise_class", 0, 0.9, 0.9, 0.9)]

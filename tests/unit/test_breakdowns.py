@@ -253,6 +253,16 @@ def test_what_cannot_be_looked_at_is_named(fit, cache, tmp_path):
         bk.calibrated(fit.probe, small)
 
 
+def test_tables_say_what_was_measured_on_what(fit, cache, table):
+    said = {"backbone": cache.backbone["name"], "layer": 2, "probe": "quadratic", "task": "pairwise"}
+    said |= {"protocol": "strict", "split": "test", "n_scenes": fit.metrics["n_scenes"]}
+    assert table.attrs == said
+    curve = bk.reliability(fit.probe, cache, "validation")
+    assert curve.attrs | {"n_scenes": 0} == curve.attrs | said | {"split": "validation", "n_scenes": 0}
+    assert "test scenes" in breakdown_figure(table).layout.title.subtitle.text
+    assert "validation scenes" in reliability_figure(curve).layout.title.subtitle.text
+
+
 def test_figures_show_every_group_and_every_bin(fit, cache, table):
     figure = breakdown_figure({"a": table, "b": table})
     drawn = [trace for trace in figure.data if trace.name in ("a", "b") and trace.mode == "markers"]

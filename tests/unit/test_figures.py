@@ -64,6 +64,13 @@ def line(figure, name):
     return next(trace for trace in figure.data if trace.name == name)
 
 
+def ends(figure, name):
+    """Where the whiskers of a line stand: layer, lower end, middle, upper end."""
+    (bars,) = [trace for trace in figure.data if trace.name == f"{name}, 95 % interval"]
+    (x,), (y,) = bars.x, bars.y
+    return x, y - bars.error_y.arrayminus[0], y, y + bars.error_y.array[0]
+
+
 @pytest.mark.parametrize(("column", "other"), [("protocol", "paper"), ("split", "train")])
 def test_figures_that_are_not_comparable_are_not_averaged(results, column, other):
     mixed = pd.concat([results, results.assign(**{column: other})])
@@ -73,14 +80,12 @@ def test_figures_that_are_not_comparable_are_not_averaged(results, column, other
         probe_curves(mixed, "vit")
 
 
-def test_layer_curves_draw_means_over_seeds_with_band_and_baseline(results):
+def test_layer_curves_draw_means_over_seeds_with_whiskers_and_baseline(results):
     figure = layer_curves(results)
     vit = line(figure, "vit")
     assert list(vit.x) == [0, 3]
     np.testing.assert_allclose(vit.y, [0.75, 0.90])
-    band = line(figure, "vit, 95 % interval")
-    np.testing.assert_allclose(band.y, [0.80, 0.95, 0.80, 0.65])  # along the upper bound, back along the lower
-    assert list(band.x) == [0, 3, 3, 0]
+    assert ends(figure, "vit") == pytest.approx((3, 0.80, 0.90, 0.95))
     assert set(line(figure, "more frequent answer").y) == {0.65}
     assert line(figure, "more frequent answer").line.dash == "dash"
     assert set(line(figure, "raw pixels").y) == {0.66}
@@ -107,10 +112,11 @@ def test_lines_without_a_model_recede_and_have_a_legend_of_their_own(results):
     assert not greys & set(PALETTE)
     assert line(figure, "random-init:vit").line.color == line(figure, "vit").line.color
     assert line(figure, "random-init:vit").line.dash != line(figure, "vit").line.dash == "solid"
-    assert not any("random-init" in trace.name for trace in figure.data if trace.fill)
-    # Models are drawn over them, bands below all.
-    order = [2 if trace.mode == "lines+markers" else 0 if trace.fill else 1 for trace in figure.data]
+    assert not any("random-init" in trace.name for trace in figure.data if "interval" in trace.name)
+    # Models are drawn over them, whiskers between.
+    order = [["lines", "markers", "lines+markers"].index(trace.mode) for trace in figure.data]
     assert order == sorted(order)
+    assert set(order) == {0, 1, 2}
 
 
 def test_untrained_backbones_have_colours_where_they_are_all_there_is(results):
@@ -132,7 +138,25 @@ def test_a_controls_own_probes_are_levels(results):
     assert set(line(figure, "quadratic").y) == {0.66}
 
 
-def test_other_metrics_have_their_own_baseline_and_no_band_of_the_accuracy(results):
+@pytest.mark.parametrize("metric", ["accuracy", "auroc", "twins_auroc"])
+def test_whiskers_are_the_metrics_own_at_the_layer_that_validation_chose(results, metric):
+    """Of dino and vit, both best at layer 0 on the validation scenes, vit's line being highest at layer 3."""
+    validated = results.assign(validation_accuracy=[0.9, 0.9, 0.8, 0.9, 0.9, 0.9], auroc=0.8, twins_auroc=0.7)
+    bounds = {f"{metric}_{end}": validated[metric] + by for end, by in (("low", -0.04), ("high", 0.02))}
+    figure = layer_curves(validated.assign(**bounds), metric)
+    mean = validated[metric][:2].mean()
+    x, *shown = ends(figure, "vit")
+    assert shown == pytest.approx([mean - 0.04, mean, mean + 0.02])
+    other, *_ = ends(figure, "dino")
+    assert x != other, "side by side"
+    assert max(abs(x), abs(other)) < 0.1
+    assert figure.layout.yaxis.range[0] < validated[metric][4] - 0.04
+    assert "at the best layer, chosen on the validation scenes" in figure.layout.title.subtitle.text
+    assert not any("interval" in trace.name for trace in layer_curves(validated, "auroc").data)
+    assert ends(probe_curves(validated.assign(**bounds), "vit", metric), "linear")[0] == pytest.approx(0, abs=0.1)
+
+
+def test_other_metrics_have_their_own_baseline_and_no_interval_of_the_accuracy(results):
     figure = layer_curves(results, metric="twins_auroc")
     assert set(line(figure, "chance").y) == {0.5}
     assert not any("interval" in (trace.name or "") for trace in figure.data)
@@ -148,6 +172,7 @@ def test_backbones_with_different_baselines_get_each_their_own(results):
 def test_probe_curves_draw_the_probes_of_one_backbone(results):
     figure = probe_curves(results, "vit")
     np.testing.assert_allclose(line(figure, "linear").y, [0.60])
+    assert [trace.name for trace in figure.data if trace.mode != "markers"][-1] == "more frequent answer", "named last"
     assert "dino" not in [trace.name for trace in figure.data]
 
 

@@ -123,6 +123,30 @@ def test_reliability_draws_the_curve_the_diagonal_and_the_share_of_pairs():
     assert list(bars[0].x) == [0.25, 0.75]
 
 
+MEASURED = {"backbone": "vit", "layer": 3, "probe": "quadratic", "task": "pairwise", "protocol": "strict"}
+MEASURED |= {"split": "test", "n_scenes": 80}
+
+
+@pytest.mark.parametrize(("draw", "made"), [(breakdown_figure, table), (reliability_figure, curve)])
+def test_a_saved_picture_says_what_was_measured_on_what(draw, made):
+    first, second = made(), made()
+    first.attrs |= MEASURED
+    second.attrs |= MEASURED
+    whole = "vit · layer 3 · quadratic probe · strict protocol · 80 test scenes · whiskers: 95 % bootstrap over scenes"
+    figure = draw({"as fitted": first, "scaled": second})
+    assert figure.layout.title.subtitle.text.replace("<br>", " · ") == whole
+    assert all(7.5 * len(line) + 20 < figure.layout.width for line in figure.layout.title.subtitle.text.split("<br>"))
+    # What differs is left to the legend.
+    second.attrs |= {"backbone": "wide", "layer": 5, "n_scenes": 1}
+    assert draw({"a": first, "b": second}).layout.title.subtitle.text.startswith(
+        "quadratic probe · strict protocol · wh"
+    )
+    second.attrs |= {"task": "shuffled_labels"}
+    assert "wide · layer 5 · quadratic probe · shuffled_labels · strict protocol · 1 test scene · whisk" in (
+        draw(second).layout.title.subtitle.text.replace("<br>", " · ")
+    )
+
+
 @pytest.mark.parametrize("draw", [breakdown_figure, reliability_figure])
 def test_another_table_is_refused(draw):
     for wrong in ({}, table()[:0], pd.DataFrame({"accuracy": [1.0]})):
