@@ -15,6 +15,7 @@ from bindkit.probes import AttentionMaps, PairMoments
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
 from bindkit.starts import measure_moments, scaling, whitening
+from bindkit.whole_numbers import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class LayerPatches:
         self.protocol = protocol_of(protocol)
         if cache.backbone.get("objective") == "control":
             self.protocol = self.protocol.for_controls()
-        self.cache, self.layer, self._attention = cache, int(layer), attention
+        self.cache, self.layer, self._attention = cache, whole_number(layer, "layer"), attention
         mean = cache.backbone.get("preprocessing", {}).get("mean", _IMAGENET_MEAN)
         if self.protocol.name == "paper" and list(mean) != _IMAGENET_MEAN:
             logger.warning(

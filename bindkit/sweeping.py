@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from bindkit.probes.code_digests import class_digest
 from bindkit.progress import progress
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
+from bindkit.sweep_arguments import each_of, read_layers_asked, read_seeds, require_places_apart, require_rows_apart
 from bindkit.tasks import TASKS, require_fitting, takes
 from bindkit.training import fit_probes
 
@@ -40,12 +41,12 @@ looking at the judged ones; and a digest that rows share which are judged on the
 
 
 def sweep(
-    caches: Sequence[ActivationCache],
-    layers: str | Sequence[int] = "all",
-    probes: Sequence[str] = ("linear", "diag_quadratic", "quadratic"),
-    tasks: Sequence[str] = ("pairwise",),
+    caches: ActivationCache | Iterable[ActivationCache],
+    layers: str | int | Iterable[int] = "all",
+    probes: str | Iterable[str] = ("linear", "diag_quadratic", "quadratic"),
+    tasks: str | Iterable[str] = ("pairwise",),
     protocol: str | Protocol = "strict",
-    seeds: Sequence[int] = (0,),
+    seeds: Iterable[int] = (0,),
     root: str | Path | None = None,
     device: str = "auto",
     oracle: bool = False,
@@ -56,17 +57,17 @@ def sweep(
 
     Parameters
     ----------
-    caches : sequence of ActivationCache
+    caches : ActivationCache or sequence of ActivationCache
         One a backbone or control. A cache that is given twice, or opened twice, is fitted once.
-    layers : "all" or sequence of int
+    layers : "all", int or sequence of int
         ``"all"``: every layer that a cache has. Controls always give their only one.
-    probes, tasks : sequences of str
-        Names of probes and tasks. Pairs that do not go together (a quadratic probe and a pointwise task) are left
-        out, and so is ``self_attention`` at the last layer, after which there is no attention.
+    probes, tasks : str or sequences of str
+        A name or names of probes and tasks. Pairs that do not go together (a quadratic probe and a pointwise task) are
+        left out, and so is ``self_attention`` at the last layer, after which there is no attention.
     protocol : str or Protocol
         ``"strict"`` or ``"paper"``.
     seeds : sequence of int
-        One fit a seed.
+        One fit a seed: ``[0, 1, 2]`` or ``range(3)``.
     root : path, optional
         Where fitted probes are kept, ``root/BACKBONE/layer_LL/PROBE-TASK-PROTOCOL-seedS``. A fit that is already
         there and whole, made from the same cache by the same bindkit, is read and not repeated; that of a probe of
@@ -95,15 +96,17 @@ def sweep(
     """
     rules = protocol_of(protocol)
     # What is named twice is fitted once: two rows of one fit would pass for two seeds.
-    caches = list({cache.path.resolve(): cache for cache in caches}.values())
-    probes, tasks, seeds = list(dict.fromkeys(probes)), list(dict.fromkeys(tasks)), list(dict.fromkeys(map(int, seeds)))
+    caches = list({cache.path.resolve(): cache for cache in each_of(caches, "caches", ActivationCache)}.values())
+    probes = list(dict.fromkeys(each_of(probes, "probes", str)))
+    tasks = list(dict.fromkeys(each_of(tasks, "tasks", str)))
+    seeds, asked_layers = read_seeds(seeds), read_layers_asked(layers)
     if not all(len(given) for given in (caches, probes, tasks, seeds)):
         raise InvalidParameterError("a sweep needs at least one cache, probe, task and seed")
-    _require_rows_apart(caches)
+    require_rows_apart(caches)
     if root is not None:
-        _require_places_apart(caches)
+        require_places_apart(caches)
     pairs = fitting_pairs(probes, tasks)
-    wanted = [(cache, layer) for cache in caches for layer in _layers_of(cache, layers)]
+    wanted = [(cache, layer) for cache in caches for layer in _layers_of(cache, asked_layers)]
     asked = [(cache, layer, pair) for cache, layer in wanted for pair in pairs if _can_be_asked(cache, layer, pair[0])]
     own_code = {name: _own_code(name) for name in probes}
     rows: list[dict[str, Any]] = []
@@ -173,12 +176,11 @@ def same_class_rows(caches: Sequence[ActivationCache], protocol: str | Protocol 
     return rows
 
 
-def _layers_of(cache: ActivationCache, layers: str | Sequence[int]) -> tuple[int, ...]:
-    """Those asked for, each once; of a control its only one. Raises LayerError for one that the cache lacks."""
-    if layers == "all" or is_control(cache.backbone["objective"]):
+def _layers_of(cache: ActivationCache, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """Those asked for; of a control its only one. Raises LayerError for one that the cache lacks."""
+    if layers is None or is_control(cache.backbone["objective"]):
         return cache.layers
-    asked = dict.fromkeys(map(int, layers))
-    return tuple(check_layer(layer, cache.layers, f"the cache {cache.path}") for layer in asked)
+    return tuple(check_layer(layer, cache.layers, f"the cache {cache.path}") for layer in layers)
 
 
 def fitting_pairs(probes: Sequence[str], tasks: Sequence[str]) -> list[tuple[str, str]]:
@@ -237,33 +239,6 @@ def probe_directory(root: str | Path, row: Mapping[str, Any]) -> Path:
     layer = 0 if math.isnan(row["layer"]) else int(row["layer"])
     name = f"{row['probe']}-{row['task']}-{row['protocol']}-seed{int(row['seed'])}"
     return Path(root) / slug(row["backbone"]) / f"layer_{layer:02d}" / name
-
-
-def _require_rows_apart(caches: Sequence[ActivationCache]) -> None:
-    """Refuse two caches of one backbone: nothing would tell their rows apart. Raises InvalidParameterError."""
-    named: dict[str, ActivationCache] = {}
-    for cache in caches:
-        name = cache.backbone["name"]
-        other = named.setdefault(name, cache)
-        if other is not cache:
-            raise InvalidParameterError(
-                f"the caches {other.path} and {cache.path} are both of the backbone {name!r}, which would name the "
-                "rows of both; sweep them one by one, each into its own root"
-            )
-
-
-def _require_places_apart(caches: Sequence[ActivationCache]) -> None:
-    """Refuse caches whose probes would overwrite one another. Raises InvalidParameterError."""
-    places: dict[str, ActivationCache] = {}
-    for cache in caches:
-        name = cache.backbone["name"]
-        other = places.setdefault(slug(name), cache)
-        if other is not cache:
-            raise InvalidParameterError(
-                f"the caches {other.path} and {cache.path} would keep their probes in one directory, as the names "
-                f"{other.backbone['name']!r} and {name!r} of their backbones are spelled alike there; sweep them one "
-                "by one, each into its own root"
-            )
 
 
 def layer_digest(cache: ActivationCache, layer: int) -> str:

@@ -19,6 +19,7 @@ from bindkit.probes import parse_probe
 from bindkit.protocols import Protocol
 from bindkit.side_by_side import Training, prepared, train_side_by_side
 from bindkit.tasks import TASKS, require_fitting
+from bindkit.whole_numbers import whole_number
 
 _SMALL_STEP = 100_000_000
 """Multiplications of a training step below which one thread is as fast as two (measured at width 128: 17 million)."""
@@ -73,6 +74,8 @@ def fit_probe(
         Every patch has the same activation.
     NonFiniteActivationsError
         NaN or infinity among the activations, or in the loss.
+    InvalidParameterError
+        A layer or seed that is no whole number.
 
     Examples
     --------
@@ -83,10 +86,11 @@ def fit_probe(
         fit.metrics["auroc"], fit.metrics["auroc_low"], fit.metrics["auroc_high"]
     """
     require_fitting(parse_probe(probe)[0], task)
+    seed = whole_number(seed, "seed")
     if not isinstance(cache, LayerPatches):
         if layer is None:
             raise ProbeError(f"say which layer to fit on; the cache has {', '.join(map(str, cache.layers))}")
-        cache = LayerPatches(cache, layer, protocol, device)
+        cache = LayerPatches(cache, whole_number(layer, "layer"), protocol, device)
     elif layer is not None and layer != cache.layer:
         raise LayerError(f"these are the patches of layer {cache.layer}, not of layer {layer}; leave out layer=")
     (fit,) = fit_probes(cache, [(probe, task)], seed)
@@ -117,7 +121,7 @@ def fit_probes(patches: LayerPatches, wanted: Sequence[tuple[str, str]], seed: i
     BindkitError
         As `fit_probe`.
     """
-    rules, seed = patches.protocol, int(seed)
+    rules, seed = patches.protocol, whole_number(seed, "seed")
     train = patches.splits["train"]
     _require_two_answers(patches)
     train.require_differences()

@@ -20,6 +20,7 @@ FLOORS = {
         "progress",
         "protocols",
         "resampling",
+        "whole_numbers",
     },
     2: {"cache", "labels", "scenes", "stitching"},
     3: {"backbones", "controls"},
@@ -29,7 +30,7 @@ FLOORS = {
     },
     5: {
         *("analysis", "breakdowns", "difficulty", "emergence", "model_table", "paired_gains", "pretraining", "repair"),
-        *("scene_tables", "sweeping", "verdicts"),
+        *("scene_tables", "sweep_arguments", "sweeping", "verdicts"),
     },
     6: {"choices", "cli", "explorer", "figures", "parameters", "pipeline", "viewer", "workspace"}
     | {"notebook_engine", "notebook_execution"},

@@ -1,5 +1,6 @@
 """A sweep's table is what its fits say, and a fit is read again only if nothing that it depends on has changed."""
 
+import inspect
 import json
 from dataclasses import replace
 
@@ -273,6 +274,42 @@ def test_caches_whose_probes_would_overwrite_one_another_are_refused(cache, fitt
         sweep([slash, dash], [2], ["linear"], protocol=BRIEF, root=tmp_path / "probes")
     assert not fitted
     assert list(sweep([slash, dash], [2], ["linear"], protocol=BRIEF)["backbone"]) == ["a/b", "a-b"]
+
+
+def test_one_cache_layer_probe_or_task_needs_no_list(cache):
+    one = sweep(cache, 2, "linear", "pairwise", BRIEF)
+    pd.testing.assert_frame_equal(
+        one.drop(columns="seconds"),
+        sweep([cache], [2], ["linear"], ["pairwise"], BRIEF).drop(columns="seconds"),
+    )
+
+
+def test_whatever_can_be_gone_through_will_do(cache, fitted):
+    sweep(iter([cache]), iter([1, 2.0]), iter(["linear"]), {"pairwise": 1}, BRIEF, seeds=range(2))
+    assert fitted == [(1, "linear", 0), (1, "linear", 1), (2, "linear", 0), (2, "linear", 1)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seeds": 3}, r"seeds is a sequence such as \[0, 1, 2\], or range\(3\); got 3"),
+        ({"seeds": "012"}, r"seeds is a sequence such as \[0, 1, 2\], or range\(3\); got '012'"),
+        ({"seeds": [0, 1.5]}, "each of seeds is a whole number such as 3, got 1.5"),
+        ({"layers": 2.7}, "each of layers is a whole number such as 3, got 2.7"),
+        ({"layers": ["a"]}, "each of layers is a whole number such as 3, got 'a'"),
+        ({"layers": "0,3"}, r'layers is "all", a number, or a sequence such as \[0, 3, 5\]; got .0,3.'),
+        ({"layers": None}, "each of layers is a whole number such as 3, got None"),
+        ({"probes": 3}, "probes are names, one or several in a list; got 3"),
+        ({"tasks": [None]}, "tasks are names, one or several in a list; got None"),
+        ({"caches": "cache/planted"}, "bk.ActivationCache.open gives, one or several in a list; got 'cache/planted'"),
+        ({"caches": []}, "at least one cache"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(cache, fitted, given, message):
+    with pytest.raises(InvalidParameterError, match=message):
+        # Without the types that are checked under pytest alone.
+        inspect.unwrap(sweep)(**{"caches": [cache], "probes": ["linear"], "protocol": BRIEF} | given)
+    assert not fitted
 
 
 def test_what_cannot_be_fitted_is_refused_before_anything_is(cache, fitted, tmp_path):
