@@ -36,7 +36,8 @@ def check_choices(values: Mapping[str, Any]) -> None:
     ProbeError
         For an unknown probe or task, and for a probe that goes with none of the tasks.
     InvalidParameterError
-        For an unknown control, a ``random-init:`` that cannot be read, and for no probe or no task.
+        For an unknown control, a ``random-init:`` that cannot be read, for no probe or no task, and for tasks without
+        ``pairwise``.
     """
     named = {name: value for name, value in values.items() if isinstance(value, str)}
     _check_backbones(named.get("backbones", ""), named.get("layers", "all"))
@@ -71,3 +72,8 @@ def _check_probes(probes: list[str], tasks: list[str]) -> None:
     if not probes or not tasks:
         raise InvalidParameterError("a run needs at least one probe and one task, such as linear and pairwise")
     fitting_pairs(probes, tasks)
+    if "pairwise" not in tasks:
+        raise InvalidParameterError(
+            f"a run compares its fits by the task pairwise (notebooks 03 and 04), got {' '.join(tasks)} alone; add "
+            "pairwise, or fit other tasks alone with bk.sweep"
+        )

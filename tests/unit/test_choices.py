@@ -7,6 +7,7 @@ import pytest
 from bindkit.backbones import load_backbone
 from bindkit.backbones.shipped import depth_of, shipped_names
 from bindkit.choices import check_choices
+from bindkit.errors import InvalidParameterError
 from bindkit.pipeline import notebooks_directory, pipeline_parameters
 
 
@@ -27,6 +28,13 @@ def test_what_a_run_measures_by_default_passes():
 )
 def test_what_may_be_right_passes(values):
     check_choices(values)
+
+
+@pytest.mark.parametrize("tasks", ["shuffled_labels", "pointwise_class pointwise_identity"])
+def test_a_run_without_the_task_that_its_notebooks_compare_is_refused(tasks):
+    """It would fit everything and then die in notebook 03."""
+    with pytest.raises(InvalidParameterError, match=f"got {tasks} alone; add pairwise"):
+        check_choices({"probes": "linear", "tasks": tasks})
 
 
 def test_a_directory_of_a_shipped_backbones_kind_of_name_passes(tmp_path, monkeypatch):

@@ -276,6 +276,10 @@ def test_caches_whose_probes_would_overwrite_one_another_are_refused(cache, fitt
     assert list(sweep([slash, dash], [2], ["linear"], protocol=BRIEF)["backbone"]) == ["a/b", "a-b"]
 
 
+def test_a_task_can_be_fitted_without_pairwise(cache):
+    assert list(sweep([cache], [2], ["linear"], ["shuffled_labels"], BRIEF)["task"]) == ["shuffled_labels"]
+
+
 def test_one_cache_layer_probe_or_task_needs_no_list(cache):
     one = sweep(cache, 2, "linear", "pairwise", BRIEF)
     pd.testing.assert_frame_equal(
