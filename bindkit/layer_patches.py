@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from bindkit.cache import ActivationCache
 from bindkit.devices import device_of
+from bindkit.errors import NonFiniteActivationsError
 from bindkit.judging import JUDGED_FIRST
 from bindkit.patch_batches import SplitPatches
 from bindkit.probes import AttentionMaps, PairMoments
@@ -74,9 +76,22 @@ class LayerPatches:
 
     @property
     def moments(self) -> PairMoments:
-        """Of the training split, in raw units."""
+        """Of the training split, in raw units.
+
+        Raises
+        ------
+        NonFiniteActivationsError
+            If activations are finite but their products are not.
+        """
         if self._moments is None:
-            self._moments = measure_moments(self.splits["train"])
+            moments = measure_moments(self.splits["train"])
+            if not all(bool(part.isfinite().all()) for part in (moments.patches, moments.signal)):
+                raise NonFiniteActivationsError(
+                    f"the activations of layer {self.layer} in the cache {self.cache.path} are too large for float32 "
+                    f"statistics: sums of their products go beyond {torch.finfo(torch.float32).max:.1e}; look whether "
+                    "the backbone is broken at that layer, or take other layers"
+                )
+            self._moments = moments
         return self._moments
 
     def units(self, trained_in: str) -> Tensor | None:

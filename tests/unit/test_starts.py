@@ -5,10 +5,12 @@ import pytest
 import torch
 from planted import PlantedBackbone, PlantedScenes
 
+from bindkit.errors import NonFiniteActivationsError
 from bindkit.extraction import cache_activations
 from bindkit.patch_batches import SplitPatches
 from bindkit.protocols import PAPER, STRICT
 from bindkit.starts import measure_moments, whitening
+from bindkit.training import fit_probe
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +61,12 @@ def test_whitened_activations_have_about_the_identity_as_second_moment(cache):
     moments = measure_moments(patches)
     white = moments.in_units(whitening(moments, ridge=1e-6)).patches
     torch.testing.assert_close(white, torch.eye(24), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("probe", ["linear", "diag_quadratic", "quadratic"])
+def test_activations_whose_products_float32_cannot_hold_are_named(probe, tmp_path):
+    large = cache_activations(
+        PlantedBackbone(signal=3e19), PlantedScenes(6), root=tmp_path, layers=[2], dtype="float32"
+    )
+    with pytest.raises(NonFiniteActivationsError, match=r"of layer 2 in the cache .*planted.* too large for float32"):
+        fit_probe(large, 2, probe)
