@@ -16,7 +16,6 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbformat import NotebookNode
-from papermill.engines import NBClientEngine
 
 ENGINE = "bindkit"
 """Its name for papermill."""
@@ -41,25 +40,48 @@ class ThisPythonKernel(AsyncKernelManager):
         return KernelSpec(**quiet, env={"BINDKIT_PROGRESS": style, "OMP_WAIT_POLICY": waiting})
 
 
-class NotebookEngine(NBClientEngine):
-    """Executes with `ThisPythonKernel`, without widget state; text is left as a terminal shows it at the end."""
+class NotebookEngine:
+    """Executes with `ThisPythonKernel`, without widget state; text is left as a terminal shows it at the end.
 
-    @classmethod
-    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> None:
-        """Execute a notebook; called by papermill."""
+    papermill imports this module while it is imported itself, so that its own engine is met only when one is asked.
+    """
+
+    @staticmethod
+    def execute_notebook(nb: NotebookNode, kernel_name: str, **options: Any) -> NotebookNode:
+        """Execute a notebook; called by papermill, as are the others."""
         chosen = {"kernel_manager_class": ThisPythonKernel, "store_widget_state": False}
         try:
-            super().execute_managed_notebook(nb_man, kernel_name, **{**chosen, **options})
+            executed: NotebookNode = _own().execute_notebook(nb, kernel_name, **{**chosen, **options})
         finally:
-            _settle(nb_man.nb)
+            _settle(nb)
+        return _settle(executed)
+
+    @staticmethod
+    def nb_kernel_name(nb: NotebookNode, name: str | None = None) -> str:
+        """Name of the kernel that a notebook asks for."""
+        found: str = _own().nb_kernel_name(nb, name)
+        return found
+
+    @staticmethod
+    def nb_language(nb: NotebookNode, language: str | None = None) -> str:
+        """Language of a notebook."""
+        found: str = _own().nb_language(nb, language)
+        return found
 
 
-def _settle(notebook: NotebookNode) -> None:
+def _own() -> Any:
+    from papermill.engines import NBClientEngine
+
+    return NBClientEngine
+
+
+def _settle(notebook: NotebookNode) -> NotebookNode:
     """Settled progress bars, no widget state."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in map(_settled, _joined(cell.outputs)) if output is not None]
     notebook.metadata.pop("widgets", None)
+    return notebook
 
 
 def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:

@@ -159,6 +159,13 @@ def test_papermill_alone_leaves_clean_notebooks_with_the_engine_of_bindkit(tmp_p
     assert notebook.metadata.papermill.parameters == {"seed": 3}
 
 
+@pytest.mark.parametrize("first", ["papermill", "bindkit.notebook_engine", "bindkit.notebook_execution"])
+def test_papermill_and_the_engine_import_each_other_in_any_order(first):
+    code = f"import {first}, papermill.engines as e; print(e.papermill_engines.get_engine('bindkit').__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "bindkit.notebook_engine"
+
+
 def test_unknown_or_wrong_parameters_stop_it_before_anything_starts(run, tmp_path):
     with pytest.raises(UnknownParameterError) as caught:
         run(layer="0")
