@@ -24,8 +24,8 @@ INLINE_BYTES = 40_000
 """A figure larger than this is shown in a notebook by its picture only, so that the notebook stays small."""
 
 
-INLINE_PICTURE_BYTES = 42_000
-"""A picture larger than this is shown in a notebook with fewer pixels, at the least half of them a side."""
+INLINE_PICTURE_BYTES = 36_000
+"""A picture larger than this is shown in a notebook with fewer pixels, at least half of them a side, then coarser."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,11 @@ def compact(png: bytes) -> bytes:
     """A smaller picture for a notebook, which holds several, as JPEG."""
     with Image.open(io.BytesIO(png)) as image:
         picture = image.convert("RGB")
-    for shrink in (1.0, 1.5, 2.0):
+    for shrink, quality in ((1.0, 76), (1.5, 76), (2.0, 76), (2.0, 64)):
         size = (round(picture.width / shrink), round(picture.height / shrink))
         small = picture.resize(size, Image.Resampling.LANCZOS) if shrink > 1 else picture
         out = io.BytesIO()
-        small.save(out, "JPEG", quality=76, optimize=True, progressive=True)
+        small.save(out, "JPEG", quality=quality, optimize=True, progressive=True)
         if len(out.getvalue()) <= INLINE_PICTURE_BYTES:
             break
     return out.getvalue()

@@ -15,6 +15,7 @@ from PIL import Image
 from bindkit.errors import InvalidParameterError
 from bindkit.figures import layer_curves, probe_curves, save_figure, scene_figure, scene_table, training_curves
 from bindkit.figures import saving as saving_module
+from bindkit.figures.saving import INLINE_PICTURE_BYTES, compact
 from bindkit.figures.style import PALETTE
 from bindkit.geometry import WindowGeometry
 from bindkit.labels import label_patches
@@ -336,3 +337,20 @@ def test_a_table_without_a_figure_gives_a_panel_that_says_why(results, metric, s
     (note,) = figure.layout.annotations
     assert "nothing to draw" in note.text
     assert said in note.text
+
+
+def test_a_picture_of_much_small_print_is_drawn_coarser_for_a_notebook():
+    """As large as the table of six models and five others: nothing may make a notebook of five pictures too large."""
+    rng = np.random.default_rng(0)
+    page = np.full((1100, 2040, 3), 255, dtype=np.uint8)
+    for _ in range(1500):
+        row, col = rng.integers(0, 1080), rng.integers(0, 2000)
+        page[row : row + 14, col : col + 2] = rng.integers(0, 200, 3)
+    out = io.BytesIO()
+    Image.fromarray(page).save(out, "PNG")
+    half, plain = io.BytesIO(), Image.fromarray(page).resize((1020, 550), Image.Resampling.LANCZOS)
+    plain.save(half, "JPEG", quality=76, optimize=True, progressive=True)
+    assert len(half.getvalue()) > INLINE_PICTURE_BYTES
+    small = compact(out.getvalue())
+    assert len(small) < 0.88 * len(half.getvalue())
+    assert Image.open(io.BytesIO(small)).size == (1020, 550)
