@@ -31,7 +31,7 @@ from bindkit.protocols import protocol as protocol_of
 from bindkit.scenes import open_scenes, split_scenes
 from bindkit.scenes.synthetic import require_unseen
 from bindkit.scenes.variations import scene_variations
-from bindkit.sweeping import probe_directory, sweep
+from bindkit.sweeping import own_code, probe_directory, sweep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -257,6 +257,7 @@ class _Source:
             "patches_per_scene": asked.patches_per_scene,
             "transfer": base is not None,
             "bindkit": __version__,
+            **own_code(asked.probe),
         }
         found: dict[str, Any] = json.loads(json.dumps(content))
         return found
@@ -267,6 +268,6 @@ def _kept(record: Path, made_from: dict[str, Any]) -> dict[str, list[dict[str, A
     try:
         kept = json.loads(record.read_text(encoding="utf-8"))
         rows: dict[str, list[dict[str, Any]]] = kept["rows"]
-        return rows if kept["made_from"] == made_from else None
+        return rows if kept["made_from"] == made_from and made_from.get("code", "") is not None else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

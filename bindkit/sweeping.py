@@ -108,7 +108,7 @@ def sweep(
     pairs = fitting_pairs(probes, tasks)
     wanted = [(cache, layer) for cache in caches for layer in _layers_of(cache, asked_layers)]
     asked = [(cache, layer, pair) for cache, layer in wanted for pair in pairs if _can_be_asked(cache, layer, pair[0])]
-    own_code = {name: _own_code(name) for name in probes}
+    code_of = {name: own_code(name) for name in probes}
     rows: list[dict[str, Any]] = []
     n_read = 0
     with progress(len(asked) * len(seeds), "fit probes", "fit") as bar:
@@ -121,7 +121,7 @@ def sweep(
             }
             found: dict[tuple[str, str, int], dict[str, Any]] = {}
             here = [pair for at, number, pair in asked if at is cache and number == layer]
-            made = {pair: made_from | own_code[pair[0]] for pair in here}
+            made = {pair: made_from | code_of[pair[0]] for pair in here}
             for seed in seeds:
                 places = {pair: _place(root, cache, layer, pair, rules, seed) for pair in here}
                 read = {pair: _kept_row(place, made[pair]) for pair, place in places.items()}
@@ -204,10 +204,13 @@ def _can_be_asked(cache: ActivationCache, layer: int, probe: str) -> bool:
     return not is_control(cache.backbone["objective"]) and layer + 1 < cache.backbone["n_layers"]
 
 
-def _own_code(probe: str) -> dict[str, str | None]:
-    """What the record of a fit says of a class that does not come with bindkit, whose version tells of the others."""
+def own_code(probe: str) -> dict[str, str | None]:
+    """What the record of a fit says of a class that does not come with bindkit, whose version tells of the others.
+
+    ``{"code": None}`` where nobody can say whether it has changed: what was kept is not to be read.
+    """
     probe_class = PROBES[parse_probe(probe)[0]]
-    return {"probe": class_digest(probe_class)} if not is_shipped(probe_class) else {}
+    return {"code": class_digest(probe_class)} if not is_shipped(probe_class) else {}
 
 
 def _place(

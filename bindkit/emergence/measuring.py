@@ -162,6 +162,8 @@ class _Measuring:
         file = place.with_name(f"{place.name}.csv")
         kept = _kept_rows(file)
         rows = self._chosen(kept, layers)
+        if None in self._own_code.values():
+            kept, rows = kept.iloc[:0], None
         if rows is None:
             write_bytes(file, self._measured(kept, load(), layers, place).to_csv(index=False).encode())
             rows = self._chosen(_kept_rows(file), layers)
@@ -211,7 +213,14 @@ class _Measuring:
     def _made_from(self, digests: Mapping[str, str]) -> str:
         """Digest of what rows depend on besides layer, probe and seed."""
         scenes = {"scenes": self.scenes.uri, "ids": list(self.scenes.ids)}
-        return _digest({"files": dict(digests), **scenes, "rules": repr(self.rules), "bindkit": __version__})
+        content = {"files": dict(digests), **scenes, "rules": repr(self.rules), "bindkit": __version__}
+        return _digest(content | self._own_code)
+
+    @property
+    def _own_code(self) -> dict[str, str | None]:
+        from bindkit.sweeping import own_code
+
+        return own_code(self.probe)
 
 
 def _kept_rows(file: Path) -> pd.DataFrame:
