@@ -152,7 +152,7 @@ class Probe(nn.Module, ABC):
         return int(chosen)
 
 
-_UNITS = ("raw", "scaled", "whitened")
+_UNITS = ("normed", "scaled", "whitened", "raw")
 
 
 def is_shipped(probe_class: type[Probe]) -> bool:

@@ -27,7 +27,7 @@ def made(probe_class: type[Probe], d_model: int, options: Mapping[str, Any]) -> 
             f"{type(cause).__name__}: {cause}. A probe takes d_model and its options, calls "
             "super().__init__(d_model, ...) before anything else, and has a method pairwise(x, y)"
         ) from cause
-    if not all(hasattr(probe, name) for name in ("d_model", "options", "temperature", "fitted_on")):
+    if not all(hasattr(probe, name) for name in ("d_model", "options", "scale", "temperature", "fitted_on")):
         raise ProbeError(f"the __init__ of {_name(probe_class)} does not call Probe's; {_first_line(options)}")
     return probe
 

@@ -95,7 +95,7 @@ def test_only_a_subclass_of_probe_is_registered(thing):
 
 
 def test_units_that_there_are_not_are_refused():
-    with pytest.raises(ProbeError, match="trained_in = 'white'; it is one of raw, scaled, whitened"):
+    with pytest.raises(ProbeError, match="trained_in = 'white'; it is one of normed, scaled, whitened, raw"):
         mine(trained_in="white")
 
 
