@@ -60,11 +60,13 @@ class Protocol:
                 raise InvalidParameterError(f"a protocol's {name} is at least 1, got {getattr(self, name)}")
 
     def for_controls(self) -> Protocol:
-        """The same patches, pairs and loss, trained as under ``strict``.
+        """The same patches, pairs and loss, trained as under ``strict`` where training is in raw units.
 
         Controls are ours and no part of the reference, and what they are for is to read all there is without a model:
         raw coordinates hardly move a probe at the reference's learning rate.
         """
+        if self.precondition:
+            return self
         return replace(self, **{name: getattr(STRICT, name) for name in _TRAINING})
 
 
