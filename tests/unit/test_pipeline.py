@@ -224,7 +224,7 @@ def test_an_interrupted_run_resumes(tmp_path):
     code = "import sys\nfrom bindkit.pipeline import run_pipeline\nrun_pipeline(sys.argv[1], notebooks=sys.argv[2])"
     command = [sys.executable, "-c", code, str(tmp_path / "run"), str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    reader = threading.Timer(60, process.kill)  # the test must not wait for ever
+    reader = threading.Timer(240, process.kill)  # the test must not wait for ever, nor kill what a busy machine delays
     reader.start()
     kernel = next(int(line.split()[0]) for line in process.stderr if line.endswith("waits\n"))
     process.send_signal(signal.SIGINT)
