@@ -68,12 +68,9 @@ def _check_controls(names: str) -> None:
 
 def _check_probes(probes: list[str], tasks: list[str]) -> None:
     from bindkit.sweeping import fitting_pairs
+    from bindkit.tasks import require_pairwise
 
     if not probes or not tasks:
         raise InvalidParameterError("a run needs at least one probe and one task, such as linear and pairwise")
     fitting_pairs(probes, tasks)
-    if "pairwise" not in tasks:
-        raise InvalidParameterError(
-            f"a run compares its fits by the task pairwise (notebooks 03 and 04), got {' '.join(tasks)} alone; add "
-            "pairwise, or fit other tasks alone with bk.sweep"
-        )
+    require_pairwise(tasks)

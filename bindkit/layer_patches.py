@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bindkit.cache import ActivationCache
+from bindkit.control_names import is_control
 from bindkit.devices import device_of
 from bindkit.errors import NonFiniteActivationsError
 from bindkit.judging import JUDGED_FIRST
@@ -50,7 +51,7 @@ class LayerPatches:
         attention: Callable[[], AttentionMaps] | None = None,
     ) -> None:
         self.protocol = protocol_of(protocol)
-        if cache.backbone.get("objective") == "control":
+        if is_control(cache.backbone.get("objective")):
             self.protocol = self.protocol.for_controls()
         self.cache, self.layer, self._attention = cache, whole_number(layer, "layer"), attention
         mean = cache.backbone.get("preprocessing", {}).get("mean", _IMAGENET_MEAN)

@@ -45,28 +45,22 @@ def read_layers_asked(given: Any) -> list[int] | None:
     return list(dict.fromkeys(whole_number(layer, "each of layers") for layer in several))
 
 
-def require_rows_apart(caches: Sequence[ActivationCache]) -> None:
-    """Refuse two caches of one backbone: nothing would tell their rows apart. Raises InvalidParameterError."""
+def require_apart(caches: Sequence[ActivationCache], on_disk: bool) -> None:
+    """Refuse two caches of one backbone, and on disk of names that are spelled alike there.
+
+    Nothing would tell their rows apart, or one's probes would overwrite the other's.
+
+    Raises
+    ------
+    InvalidParameterError
+    """
     named: dict[str, ActivationCache] = {}
     for cache in caches:
         name = cache.backbone["name"]
-        other = named.setdefault(name, cache)
+        other = named.setdefault(slug(name) if on_disk else name, cache)
         if other is not cache:
+            why = "their probes would be kept in one directory" if on_disk else "nothing would tell their rows apart"
             raise InvalidParameterError(
-                f"the caches {other.path} and {cache.path} are both of the backbone {name!r}, which would name the "
-                "rows of both; sweep them one by one, each into its own root"
-            )
-
-
-def require_places_apart(caches: Sequence[ActivationCache]) -> None:
-    """Refuse caches whose probes would overwrite one another. Raises InvalidParameterError."""
-    places: dict[str, ActivationCache] = {}
-    for cache in caches:
-        name = cache.backbone["name"]
-        other = places.setdefault(slug(name), cache)
-        if other is not cache:
-            raise InvalidParameterError(
-                f"the caches {other.path} and {cache.path} would keep their probes in one directory, as the names "
-                f"{other.backbone['name']!r} and {name!r} of their backbones are spelled alike there; sweep them one "
-                "by one, each into its own root"
+                f"the caches {other.path} and {cache.path} are of the backbones {other.backbone['name']!r} and "
+                f"{name!r}: {why}; sweep them one by one, each into its own root"
             )

@@ -26,7 +26,7 @@ from bindkit.probes.code_digests import class_digest
 from bindkit.progress import progress
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
-from bindkit.sweep_arguments import each_of, read_layers_asked, read_seeds, require_places_apart, require_rows_apart
+from bindkit.sweep_arguments import each_of, read_layers_asked, read_seeds, require_apart
 from bindkit.tasks import TASKS, require_fitting, takes
 from bindkit.training import fit_probes
 
@@ -102,9 +102,7 @@ def sweep(
     seeds, asked_layers = read_seeds(seeds), read_layers_asked(layers)
     if not all(len(given) for given in (caches, probes, tasks, seeds)):
         raise InvalidParameterError("a sweep needs at least one cache, probe, task and seed")
-    require_rows_apart(caches)
-    if root is not None:
-        require_places_apart(caches)
+    require_apart(caches, on_disk=root is not None)
     pairs = fitting_pairs(probes, tasks)
     wanted = [(cache, layer) for cache in caches for layer in _layers_of(cache, asked_layers)]
     asked = [(cache, layer, pair) for cache, layer in wanted for pair in pairs if _can_be_asked(cache, layer, pair[0])]

@@ -100,7 +100,7 @@ def require_fitting(kind: str, task: str) -> None:
 
 
 def require_pairwise(tasks: Iterable[str]) -> None:
-    """Refuse tasks without ``pairwise``, which tables and figures are of.
+    """Refuse tasks without ``pairwise``, which tables and figures of the notebooks are of.
 
     >>> require_pairwise(["pointwise_class"])  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -114,7 +114,7 @@ def require_pairwise(tasks: Iterable[str]) -> None:
     if "pairwise" not in asked:
         raise InvalidParameterError(
             f"the tasks ({', '.join(asked) or 'none'}) lack pairwise, the measure that others stand beside; add it, "
-            f"as in tasks = '{' '.join(['pairwise', *asked])}'"
+            f"as in tasks = '{' '.join(['pairwise', *asked])}', or fit others alone with bk.sweep"
         )
 
 

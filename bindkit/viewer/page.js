@@ -1,7 +1,7 @@
 // What is shown, and everything that changes it.
 
 const $ = (id) => document.getElementById(id);
-const { images, backbones, start, version } = JSON.parse($("data").textContent);
+const { images, backbones, version, start = {} } = JSON.parse($("data").textContent);
 const state = { image: 0, backbone: 0, layer: 0, patch: 0 };
 let row = new Float32Array(), table = colourTable("viridis"), pointed = null;
 

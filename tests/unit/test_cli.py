@@ -150,7 +150,7 @@ def test_a_users_mistake_is_one_clean_message(notebooks, tmp_path, capsys, optio
         (["--probes", "cubic"], "unknown probe 'cubic'; there are self_attention"),
         (["--probes", "linear@3"], "unknown probe 'linear@3'"),
         (["--tasks", "pairwize"], "unknown task 'pairwize'; there are pairwise"),
-        (["--probes", "linear", "--tasks", "pointwise_class"], "got pointwise_class alone; add pairwise"),
+        (["--probes", "linear", "--tasks", "pointwise_class"], "the tasks (pointwise_class) lack pairwise"),
         (["--probes", "quadratic", "--tasks", "pointwise_class"], "the task pointwise_class takes the linear probe"),
         (["-p", "probes", ""], "at least one probe and one task"),
     ],

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from own_probes import probe_mine
 from PIL import Image
 from planted import PlantedBackbone
 
@@ -33,7 +34,7 @@ from bindkit.fits import RESULT_COLUMNS
 from bindkit.geometry import WindowGeometry
 from bindkit.judging import judge_probe
 from bindkit.pretraining import TRAINING_SEED
-from bindkit.probes import PROBES, Probe, load_probe, make_probe, register_probe
+from bindkit.probes import load_probe, make_probe
 from bindkit.protocols import STRICT
 from bindkit.scenes import open_scenes
 from bindkit.scenes.synthetic import SyntheticOptions
@@ -370,23 +371,13 @@ def test_rows_of_other_settings_are_not_taken_for_these(controls, changed, tmp_p
 
 
 def test_rows_of_a_probe_of_ones_own_are_made_again_once_it_computes_something_else(controls, fitted, tmp_path):
-    def measured(factor):
-        @register_probe("mine")
-        class Mine(Probe):
-            def __init__(self, d_model):
-                super().__init__(d_model)
-                self.bias = torch.nn.Parameter(torch.zeros(()))
-
-            def pairwise(self, x, y):
-                return factor * (x @ y.mT) + self.bias
-
-        vary_scenes(controls[:1], BASE, {"objects": [3]}, tmp_path, probe="mine", protocol=BRIEF)
-        return len(fitted)
-
-    try:
-        assert [measured(factor) for factor in (1, 1, 2)] == [1, 1, 2]
-    finally:
-        del PROBES["mine"]
+    made = []
+    with probe_mine() as register:
+        for factor in (1, 1, 2):
+            register(factor)
+            vary_scenes(controls[:1], BASE, {"objects": [3]}, tmp_path, probe="mine", protocol=BRIEF)
+            made.append(len(fitted))
+    assert made == [1, 1, 2]
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"made_from": 3, "rows": []}', "[1]"])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from own_probes import Odd, probe_mine
 
 import bindkit as bk
 from bindkit.emergence import (
@@ -22,7 +22,6 @@ from bindkit.emergence import (
 )
 from bindkit.errors import BackboneError, InvalidParameterError, LayerError
 from bindkit.pretraining import TRAINING_SEED, TrainingScenes, checkpoints_of, pretrain
-from bindkit.probes import PROBES, Probe, register_probe
 from bindkit.protocols import STRICT
 from bindkit.training import fit_probe, fit_probes
 
@@ -98,28 +97,14 @@ def test_only_what_is_missing_is_fitted(run, table, root, tmp_path, fitted):
 
 
 def test_a_probe_of_ones_own_is_measured_again_once_it_computes_something_else(run, tmp_path, fitted):
-    def measured(factor):
-        @register_probe("mine")
-        class Mine(Probe):
-            def __init__(self, d_model):
-                super().__init__(d_model)
-                self.bias = torch.nn.Parameter(torch.zeros(()))
-
-            def pairwise(self, x, y):
-                return float(factor) * (x @ y.mT) + self.bias
-
-        asked = {"layers": [1], "protocol": BRIEF, "checkpoints": [32], "probe": "mine"}
-        measure_checkpoints([run.directory], UNSEEN, tmp_path, **asked)
-        return [name for name, *_ in fitted].count(str(run.final))
-
-    class Odd:
-        def __float__(self):
-            return 1.0
-
-    try:
-        assert [measured(factor) for factor in (1, 1, 2, Odd(), Odd())] == [1, 1, 2, 3, 4]
-    finally:
-        del PROBES["mine"]
+    asked = {"layers": [1], "protocol": BRIEF, "checkpoints": [32], "probe": "mine"}
+    made = []
+    with probe_mine() as register:
+        for factor in (1, 1, 2, Odd(), Odd()):
+            register(factor)
+            measure_checkpoints([run.directory], UNSEEN, tmp_path, **asked)
+            made.append([name for name, *_ in fitted].count(str(run.final)))
+    assert made == [1, 1, 2, 3, 4]
 
 
 def test_a_call_that_was_stopped_goes_on_where_it_was(run, table, tmp_path, monkeypatch, fitted):

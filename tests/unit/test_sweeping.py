@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from own_probes import Odd, probe_mine
 from planted import PlantedBackbone, PlantedScenes
 
 from bindkit.cache import ActivationCache
@@ -15,7 +16,7 @@ from bindkit.errors import InvalidParameterError, LayerError, ProbeError
 from bindkit.extraction import cache_activations
 from bindkit.fits import RESULT_COLUMNS
 from bindkit.judging import judge_probe
-from bindkit.probes import PROBES, Probe, load_probe, register_probe
+from bindkit.probes import load_probe
 from bindkit.protocols import PAPER, STRICT
 from bindkit.scenes.scene import Scene
 from bindkit.sweeping import SWEEP_COLUMNS, judged_pairs_digest, layer_digest, probe_directory, sweep
@@ -180,20 +181,8 @@ def test_layers_added_to_a_cache_leave_the_fits_of_the_others_alone(fitted, tmp_
 
 @pytest.fixture
 def registered():
-    """Registers a probe of one's own, `mine`, that multiplies products by a factor, as a cell run again would."""
-
-    def again(factor):
-        @register_probe("mine")
-        class Mine(Probe):
-            def __init__(self, d_model):
-                super().__init__(d_model)
-                self.bias = torch.nn.Parameter(torch.zeros(()))
-
-            def pairwise(self, x, y):
-                return factor * (x @ y.mT) + self.bias
-
-    yield again
-    PROBES.pop("mine", None)
+    with probe_mine() as register:
+        yield register
 
 
 def test_a_probe_of_ones_own_is_fitted_again_once_its_class_computes_something_else(
@@ -211,11 +200,7 @@ def test_a_probe_of_ones_own_is_fitted_again_once_its_class_computes_something_e
 
 
 def test_a_probe_of_which_nobody_can_say_whether_it_has_changed_is_fitted_again(cache, fitted, registered, tmp_path):
-    class Factor:
-        def __mul__(self, products):
-            return products
-
-    registered(Factor())
+    registered(Odd())
     for _ in range(2):
         sweep([cache], [2], ["mine"], protocol=BRIEF, root=tmp_path)
     assert fitted == [(2, "mine", 0)] * 2
@@ -260,7 +245,7 @@ def test_a_kill_between_probe_and_row_leaves_no_row_of_another_probe(cache, monk
 def test_two_caches_of_one_backbone_are_refused(cache, fitted, with_root, tmp_path):
     other = cache_activations(PlantedBackbone(), OtherPlace(10), root=tmp_path / "cache")
     root = tmp_path / "probes" if with_root else None
-    with pytest.raises(InvalidParameterError, match=r"both of the backbone 'planted'.*one by one"):
+    with pytest.raises(InvalidParameterError, match=r"backbones 'planted' and 'planted'.*one by one"):
         sweep([cache, other], [2], ["linear"], protocol=BRIEF, root=root)
     assert not fitted
 
@@ -270,7 +255,7 @@ def test_caches_whose_probes_would_overwrite_one_another_are_refused(cache, fitt
         cache_activations(PlantedBackbone(name=name), PlantedScenes(10), root=tmp_path / str(k))
         for k, name in enumerate(["a/b", "a-b"])
     )
-    with pytest.raises(InvalidParameterError, match="would keep their probes in one directory"):
+    with pytest.raises(InvalidParameterError, match="would be kept in one directory"):
         sweep([slash, dash], [2], ["linear"], protocol=BRIEF, root=tmp_path / "probes")
     assert not fitted
     assert list(sweep([slash, dash], [2], ["linear"], protocol=BRIEF)["backbone"]) == ["a/b", "a-b"]
