@@ -192,6 +192,11 @@ class Ade20kScenes(SceneSequence):
         """``(height, width)`` in pixels, from the image's header only. Raises BrokenSceneError."""
         return image_size(self.root / self._files[self._position(position)].file)
 
+    def sources(self, position: int) -> tuple[Path, ...]:
+        """Picture and mask."""
+        image = self._files[self._position(position)]
+        return self.root / image.file, self.root / image.mask
+
     @cached_property
     def benchmark_classes(self) -> dict[int, int] | None:
         """Class id of the full release -> class of the 150-class benchmark, 0 for all others; None without the table.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from bindkit.errors import BrokenSceneError, InvalidParameterError
 from bindkit.scenes.scene import BrokenScene, Scene, SceneSet
@@ -34,6 +35,10 @@ class SceneSequence:
     def size_of(self, position: int) -> tuple[int, int]:
         """``(height, width)`` in pixels, from the file's header only. Raises BrokenSceneError."""
         return self[position].size
+
+    def sources(self, position: int) -> tuple[Path, ...]:
+        """Files that a scene is read from, its picture first; none of a scene that is computed."""
+        return ()
 
     def __iter__(self) -> Iterator[Scene]:
         for position in range(len(self)):
@@ -79,6 +84,10 @@ class SceneSubset(SceneSequence):
     def size_of(self, position: int) -> tuple[int, int]:
         """``(height, width)`` in pixels, from the file's header only. Raises BrokenSceneError."""
         return self._scenes.size_of(self._positions[self._position(position)])
+
+    def sources(self, position: int) -> tuple[Path, ...]:
+        """Files that a scene is read from, its picture first; none of a scene that is computed."""
+        return self._scenes.sources(self._positions[self._position(position)])
 
 
 def subset(scenes: SceneSet, positions: Iterable[int], broken: Sequence[BrokenScene] | None = None) -> SceneSet:

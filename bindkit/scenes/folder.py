@@ -157,6 +157,11 @@ class FolderScenes(SceneSequence):
         """``(height, width)`` in pixels, from the image's header only. Raises BrokenSceneError."""
         return image_size(self._files[self._position(position)].image)
 
+    def sources(self, position: int) -> tuple[Path, ...]:
+        """Picture, instance mask and, where there is one, class mask."""
+        files = self._files[self._position(position)]
+        return tuple(path for path in (files.image, files.instances, files.classes) if path is not None)
+
 
 def open_folder(directory: str, index_dir: Path | None = None) -> FolderScenes:
     """Open ``folder:DIR``; the layout is described above. `index_dir` is not needed here.

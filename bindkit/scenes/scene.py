@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -94,4 +95,8 @@ class SceneSet(Protocol):
 
     def size_of(self, position: int) -> tuple[int, int]:
         """``(height, width)`` in pixels, from the file's header only. Raises BrokenSceneError."""
+        ...
+
+    def sources(self, position: int) -> tuple[Path, ...]:
+        """Files that a scene is read from, its picture first; none of a scene that is computed."""
         ...
