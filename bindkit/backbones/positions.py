@@ -6,6 +6,7 @@ torch.Size([6, 8])
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -29,14 +30,15 @@ def sine_cosine_positions(rows: int, cols: int, width: int) -> Float[Tensor, "pa
     """
     if width % 4:
         raise BackboneError(f"sine-cosine positions need a width that is a multiple of four, got {width}")
-    rates = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    # Python's own sine: torch's differs in the last bit from one process to the next, and so would an untrained twin.
+    rates = [1.0 / 10000 ** (k / (width / 4)) for k in range(width // 4)]
 
-    def half(positions: Tensor) -> Tensor:
-        angles = positions.double()[:, None] * rates
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
+    def along(n_positions: int) -> Tensor:
+        angles = [[position * rate for rate in rates] for position in range(n_positions)]
+        return torch.tensor([[*map(math.sin, row), *map(math.cos, row)] for row in angles], dtype=torch.float32)
 
     row, col = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
-    return torch.cat([half(col.reshape(-1)), half(row.reshape(-1))], dim=1).float()
+    return torch.cat([along(cols)[col.reshape(-1)], along(rows)[row.reshape(-1)]], dim=1)
 
 
 def position_embeddings(model: nn.Module) -> nn.Parameter:
