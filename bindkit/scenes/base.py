@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bindkit.errors import BrokenSceneError, InvalidParameterError
-from bindkit.scenes.scene import BrokenScene, Scene, SceneSet
+from bindkit.scenes.scene import BrokenScene, ReadFromFiles, Scene, SceneSet
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,8 @@ class SceneSubset(SceneSequence):
 
     def sources(self, position: int) -> tuple[Path, ...]:
         """Files that a scene is read from, its picture first; none of a scene that is computed."""
-        return self._scenes.sources(self._positions[self._position(position)])
+        chosen = self._positions[self._position(position)]
+        return self._scenes.sources(chosen) if isinstance(self._scenes, ReadFromFiles) else ()
 
 
 def subset(scenes: SceneSet, positions: Iterable[int], broken: Sequence[BrokenScene] | None = None) -> SceneSet:

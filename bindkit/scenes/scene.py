@@ -97,6 +97,11 @@ class SceneSet(Protocol):
         """``(height, width)`` in pixels, from the file's header only. Raises BrokenSceneError."""
         ...
 
+
+@runtime_checkable
+class ReadFromFiles(Protocol):
+    """What a scene set may offer besides, so that what its scenes are made from is known without decoding them."""
+
     def sources(self, position: int) -> tuple[Path, ...]:
-        """Files that a scene is read from, its picture first; none of a scene that is computed."""
+        """Files that a scene is read from: picture, mask, class mask; none of a scene that is computed."""
         ...
