@@ -23,7 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from bindkit.cache import ActivationCache
 from bindkit.errors import InvalidParameterError
 from bindkit.judging import judging
-from bindkit.probes import Probe
+from bindkit.probes import Probe, require_probe
 from bindkit.protocols import Protocol
 from bindkit.resampling import resample_scenes
 
@@ -85,6 +85,7 @@ def calibrated(
     ProbeMismatchError, LayerError
         As `bindkit.judging.judge_probe`.
     """
+    require_probe(probe)
     plain = copy.deepcopy(probe)
     plain.temperature = 1.0
     with judging(plain, cache, split, protocol, layer, device) as judged:

@@ -1,4 +1,4 @@
-"""What a run is asked for by name, checked before it starts: a mistyped probe costs no caching.
+"""What a run is asked for, checked before it starts: a mistyped probe, window or seed costs no caching.
 
 >>> check_choices({"probes": "cubic"})
 Traceback (most recent call last):
@@ -12,15 +12,19 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from bindkit.errors import InvalidParameterError
+from bindkit.arguments import read_layers, read_seed, resolve_layers, whole_number
+from bindkit.errors import BackboneError, InvalidParameterError
+
+_AT_LEAST = {"patches_per_scene": 1, "seeds": 1, "window": 0, "page_scenes": 1, "page_layers": 1}
+"""Counts among the parameters of notebooks, and the least that each takes."""
 
 
 def check_choices(values: Mapping[str, Any]) -> None:
-    """Refuse names that no notebook of a run would take.
+    """Refuse what no notebook of a run would take, as far as that shows without loading a model.
 
-    Checked are ``backbones`` (as far as that needs no loading: those that come with bindkit, and how ``random-init:``
-    is written), ``layers``, ``controls``, ``probes`` and ``tasks``, where they are given. Whether there is a model
-    behind a hub id or in a directory, and how many layers it has, shows once it is loaded.
+    Checked are, where they are given, ``scenes`` (they are opened, ADE20K's directory is only looked for),
+    ``backbones``, ``layers``, ``window``, ``controls``, ``probes``, ``tasks``, ``protocol``, ``dtype``, ``seed`` and
+    counts. Depth and patch of a backbone are known where its config lies on this machine.
 
     Parameters
     ----------
@@ -29,34 +33,60 @@ def check_choices(values: Mapping[str, Any]) -> None:
 
     Raises
     ------
+    SceneSetError
+        For scenes that cannot be opened.
     BackboneError
-        For a name that begins with ``bindkit/`` and is not shipped.
+        For no backbone, an empty name, and a name that begins with ``bindkit/`` and is not shipped.
     LayerError
-        For layers that are no list of layers, or that a shipped backbone does not have.
+        For layers that are no list of layers, or that a backbone does not have.
+    GeometryError
+        For a window that is no multiple of a backbone's patch.
     ProbeError
         For an unknown probe or task, and for a probe that goes with none of the tasks.
     InvalidParameterError
-        For an unknown control, a ``random-init:`` that cannot be read, for no probe or no task, and for tasks without
-        ``pairwise``.
+        For a number out of range, an unknown protocol, dtype or control, a ``random-init:`` that cannot be read, for
+        no probe or no task, and for tasks without ``pairwise``.
     """
+    for name, least in _AT_LEAST.items():
+        if name in values:
+            whole_number(values[name], name, least)
+    if "seed" in values:
+        read_seed(values["seed"])
+    _check_names(values)
     named = {name: value for name, value in values.items() if isinstance(value, str)}
-    _check_backbones(named.get("backbones", ""), named.get("layers", "all"))
     _check_controls(named.get("controls", ""))
     if "probes" in named:
         _check_probes(named["probes"].split(), named.get("tasks", "pairwise").split())
+    read_layers(named.get("layers", "all"))
+    if "backbones" in named:
+        _check_backbones(shlex.split(named["backbones"]), named.get("layers", "all"), int(values.get("window", 0)))
+    if "scenes" in named:
+        _check_scenes(named["scenes"])
 
 
-def _check_backbones(names: str, layers: str) -> None:
-    from bindkit.backbones.layers import read_layers, resolve_layers
+def _check_names(values: Mapping[str, Any]) -> None:
+    from bindkit.cache.identity import DTYPES
+    from bindkit.protocols import PROTOCOLS
+
+    for name, known in (("protocol", tuple(PROTOCOLS)), ("dtype", DTYPES)):
+        if name in values and values[name] not in known:
+            raise InvalidParameterError(f"unknown {name} {values[name]!r}; choose one of {', '.join(known)}")
+
+
+def _check_backbones(names: list[str], layers: str, window: int) -> None:
     from bindkit.backbones.random_init import parse_random_init
-    from bindkit.backbones.shipped import depth_of, directory_of
+    from bindkit.backbones.shipped import depth_and_patch
+    from bindkit.geometry import PatchGrid
 
-    for name in shlex.split(names):
+    if not names or not all(name.strip() for name in names):
+        raise BackboneError(f"backbones are names with blanks between, at least one; got {shlex.join(names)!r}")
+    for name in names:
         untrained = parse_random_init(name)
-        source = untrained.source if untrained else name
-        if directory_of(source) != source:
-            resolve_layers(layers, depth_of(source), name)
-    read_layers(layers)
+        depth, patch = depth_and_patch(untrained.source if untrained else name)
+        if depth is not None:
+            resolve_layers(layers, depth, name)
+        if patch is not None and window:
+            PatchGrid.of_window(window, patch)
 
 
 def _check_controls(names: str) -> None:
@@ -74,3 +104,19 @@ def _check_probes(probes: list[str], tasks: list[str]) -> None:
         raise InvalidParameterError("a run needs at least one probe and one task, such as linear and pairwise")
     fitting_pairs(probes, tasks)
     require_pairwise(tasks)
+
+
+def _check_scenes(uri: str) -> None:
+    from bindkit.scenes import open_scenes
+    from bindkit.scenes.synthetic import require_unseen
+
+    scheme, _, rest = uri.partition(":")
+    if scheme == "ade20k" and rest.strip():
+        # Opening it reads a large index, which notebook 01 does once and keeps.
+        from pathlib import Path
+
+        from bindkit.scenes.ade20k import find_root
+
+        find_root(Path(rest.split(",")[0]).expanduser())
+    else:
+        require_unseen(open_scenes(uri))

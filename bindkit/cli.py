@@ -220,16 +220,16 @@ def format_results(results: pd.DataFrame) -> str:
 
     from bindkit.analysis import OVER_CONTROLS, best_layers
     from bindkit.control_names import CONTROL
+    from bindkit.probes import by_capability
     from bindkit.scenes.splits import FEW_SCENES
 
     if "task" in results:
         results = results[results["task"].isna() | (results["task"] == "pairwise")]
     best = best_layers(results[results["probe"] != "oracle"])
-    shown = next((name for name in ("quadratic", "diag_quadratic", "linear") if name in set(best["probe"])), None)
-    if shown is not None:
-        best = best[best["probe"] == shown]
     if best.empty:
         return "No fit has figures yet."
+    shown = min(best["probe"].astype(str), key=by_capability)
+    best = best[best["probe"].astype(str) == shown]
 
     def number(value: float, sign: str = "") -> str:
         return "-" if pd.isna(value) else f"{value:{sign}.3f}"
@@ -259,7 +259,7 @@ def format_results(results: pd.DataFrame) -> str:
     protocols = ", ".join(sorted(set(best["protocol"].dropna()))) or "unknown"
     chosen_on = ", ".join(sorted(set(best["chosen_on"].dropna()))) or "judged"
     title = (
-        f"Best layer of each backbone, chosen on the {chosen_on} scenes ({shown or 'any'} probe, {protocols} protocol, "
+        f"Best layer of each backbone, chosen on the {chosen_on} scenes ({shown} probe, {protocols} protocol, "
         f"judged on the {splits} scenes)"
     )
     lines = ["", title, "", table.to_string(index=False)]
@@ -331,9 +331,10 @@ def _caches_in(path: Path) -> list[Path]:
 def _pretrain(options: argparse.Namespace) -> int:
     import torch
 
+    from bindkit.arguments import whole_number
     from bindkit.pretraining import TRAINING_SCENES, pretrain
 
-    if options.threads:
+    if whole_number(options.threads, "--threads", least=0):
         torch.set_num_threads(options.threads)
     run = pretrain(
         options.objective,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from bindkit.arguments import require_kind
 from bindkit.errors import InvalidParameterError
 
 CONTROL = "control"
@@ -50,6 +51,7 @@ def parse_control(name: str) -> ControlName:
     InvalidParameterError
         For a kind that there is not.
     """
+    require_kind(name, str, f"a control is one of {', '.join(KINDS)}")
     kind, _, geometry = name.strip().removeprefix(PREFIX).partition("@")
     if kind not in KINDS or (("@" in name) != bool(geometry)):
         raise InvalidParameterError(f"unknown control {name!r}; there are {', '.join(KINDS)}")

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from bindkit.arguments import each_of
 from bindkit.control_names import CONTROL, KINDS, ControlName, parse_control
 from bindkit.errors import GeometryError, InvalidParameterError
 from bindkit.geometry import WindowGeometry
@@ -273,7 +274,7 @@ def load_controls(backbones: Sequence[HasGeometry], kinds: str | Sequence[str] =
     """
     wanted = [parse_control(kind).kind for kind in (kinds.split() if isinstance(kinds, str) else kinds)]
     first_of: dict[WindowGeometry, HasGeometry] = {}
-    for backbone in backbones:
+    for backbone in each_of(backbones, HasGeometry, "backbones are what bk.load_backbone(name) gives"):
         first_of.setdefault(backbone.geometry, backbone)
     return [
         load_control(ControlName(kind, geometry_name(geometry) if len(first_of) > 1 else "").full, like)

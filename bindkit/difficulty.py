@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindkit import __version__
-from bindkit.errors import InvalidParameterError, ProbeError
+from bindkit.arguments import each_of, read_seeds
+from bindkit.errors import InvalidParameterError
 from bindkit.extraction import cache_activations
 from bindkit.extraction.forward import ActivationSource
-from bindkit.files import slug, with_nan, without_nan, write_json
+from bindkit.files import parse_json, slug, with_nan, without_nan, write_json
 from bindkit.fits import RESULT_COLUMNS
 from bindkit.judging import judge_probe
-from bindkit.probes import PROBES, load_probe
+from bindkit.probes import load_probe, parse_probe
 from bindkit.progress import progress
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
@@ -133,7 +134,9 @@ def vary_scenes(
     variations, rules = scene_variations(base, options), protocol_of(protocol)
     for varied in variations:
         require_unseen(open_scenes(varied.uri))
-    asked = _Asked(probe, rules, tuple(map(int, seeds)), patches_per_scene, device, keep_caches)
+    backbones = each_of(backbones, ActivationSource, "backbones are what bk.load_backbone(name) gives")
+    parse_probe(probe)
+    asked = _Asked(probe, rules, tuple(read_seeds(seeds)), patches_per_scene, device, keep_caches)
     wanted = _checked_layers(backbones, layers, asked)
     place = Path(root) / slug(open_scenes(base).uri)
     # Two values may well name one set ("2" and "2-2"): it is measured once.
@@ -177,12 +180,8 @@ class _Asked:
 def _checked_layers(backbones: Sequence[ActivationSource], layers: Any, asked: _Asked) -> dict[str, tuple[int, ...]]:
     """Layers of every backbone, by name; refuses what could not be measured."""
     names = [backbone.name for backbone in backbones]
-    if not names or not asked.seeds or len(set(map(slug, names))) < len(names):
-        raise InvalidParameterError(
-            f"give at least one backbone and one seed, every name once, got {names} with seeds {asked.seeds}"
-        )
-    if asked.probe not in PROBES:
-        raise ProbeError(f"unknown probe {asked.probe!r}; there are {', '.join(PROBES)}")
+    if not names or len(set(map(slug, names))) < len(names):
+        raise InvalidParameterError(f"give at least one backbone, every name once, got {names}")
     of = layers if isinstance(layers, Mapping) else dict.fromkeys(names, layers)
     if strange := [name for name in of if name not in names]:
         raise InvalidParameterError(f"layers names {strange}, which are not among the backbones {names}")
@@ -266,7 +265,7 @@ class _Source:
 def _kept(record: Path, made_from: dict[str, Any]) -> dict[str, list[dict[str, Any]]] | None:
     """Rows of a set that are already there and made from the same things, else None."""
     try:
-        kept = json.loads(record.read_text(encoding="utf-8"))
+        kept = parse_json(record.read_text(encoding="utf-8"))
         rows: dict[str, list[dict[str, Any]]] = kept["rows"]
         return rows if kept["made_from"] == made_from and made_from.get("code", "") is not None else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -30,6 +30,14 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
+def parse_json(content: str | bytes) -> Any:
+    """Parse JSON; ValueError also where it is nested more deeply than Python's stack."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+
+
 def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
     """NaN and infinity, which JSON cannot hold, as None; `with_nan` reads them back (as NaN).
 

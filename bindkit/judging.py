@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bindkit.cache import ActivationCache
+from bindkit.arguments import read_device
+from bindkit.cache import ActivationCache, require_cache
 from bindkit.control_names import is_control
-from bindkit.devices import device_of
 from bindkit.metrics import JudgedPairs, judge
 from bindkit.patch_batches import PatchBatch, SplitPatches, flat_pairs
-from bindkit.probes import Probe
+from bindkit.probes import Probe, require_probe
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
 from bindkit.tasks import TASKS, own_figures
@@ -94,7 +94,9 @@ def judging(
 
     The probe is back on the CPU afterwards.
     """
-    where = device_of(device)
+    where = read_device(device)
+    require_probe(probe)
+    require_cache(cache)
     layer = probe.layer_for(cache.backbone, layer)
     probe.check_fits(cache.d_model, layer)
     fitted = probe.fitted_on

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from bindkit.arguments import require_kind
 from bindkit.geometry import PatchGrid, ScenePlan, WindowGeometry
 from bindkit.scenes.scene import Scene
 
@@ -122,6 +123,8 @@ def label_patches(scene: Scene, geometry: WindowGeometry) -> PatchLabels:
     >>> labels.instances
     array([0, 0, 0, 0, 0, 3, 0, 3], dtype=int32)
     """
+    require_kind(scene, Scene, "a scene is what scenes[0] gives")
+    require_kind(geometry, WindowGeometry, "a geometry is a bindkit.geometry.WindowGeometry, as backbone.geometry")
     plan = geometry.plan(scene.size)
     instances = resize_mask(scene.instances, plan.resized)
     classes = resize_mask(scene.classes, plan.resized)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bindkit.arguments import read_device, whole_number
 from bindkit.cache import ActivationCache
 from bindkit.control_names import is_control
-from bindkit.devices import device_of
 from bindkit.errors import NonFiniteActivationsError
 from bindkit.judging import JUDGED_FIRST
 from bindkit.patch_batches import SplitPatches
@@ -18,7 +18,6 @@ from bindkit.probes import AttentionMaps, PairMoments
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
 from bindkit.starts import measure_moments, scaling, whitening
-from bindkit.whole_numbers import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class LayerPatches:
                 'ImageNet\'s: load_backbone(..., normalization="imagenet")',
                 cache.backbone["name"],
             )
-        self.device = device_of(device)
+        self.device = read_device(device)
         self.splits = {
             split: SplitPatches(cache, split, self.layer, self.protocol, self.device)
             for split in ("train", "validation", "test")

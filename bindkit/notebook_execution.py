@@ -108,12 +108,13 @@ def execute_notebook(source: Path, target: Path, record: ExecutionRecord, worksp
         cause = f"{error.ename}: {_without_colours(error.evalue)}".rstrip(": ")
         where = f"cell [{error.exec_count}] ({_first_line(error.source)})"
         raise NotebookFailedError(
-            f"{source.stem} stopped in {where}\n{cause}\nthe notebook as far as it came: {target}"
+            f"{source.stem} stopped in {where}; the notebook as far as it came: {target}\n{cause}"
         ) from None
     except DeadKernelError:
         raise NotebookFailedError(
-            f"{source.stem} stopped in {_running_cell(target)}\nits Python process died, most often because the memory "
-            f"was full (try fewer layers, scenes or patches_per_scene)\nthe notebook as far as it came: {target}"
+            f"{source.stem} stopped in {_running_cell(target)}; the notebook as far as it came: {target}\n"
+            "its Python process died, most often because the memory was full (try fewer layers, scenes or "
+            "patches_per_scene)"
         ) from None
     left = sorted(name for name, state in _files(workspace).items() if files_before.get(name) != state)
     _complete(executed, target, {**asdict(record), "left": left})

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindkit import __version__
+from bindkit.arguments import each_of, read_layers, read_seeds
 from bindkit.cache import ActivationCache
 from bindkit.control_names import CONTROL, SAME_CLASS, is_control
 from bindkit.errors import InvalidParameterError, ProbeError
-from bindkit.files import slug, with_nan, without_nan, write_json
+from bindkit.files import parse_json, slug, with_nan, without_nan, write_json
 from bindkit.fits import RESULT_COLUMNS, Fit
 from bindkit.judging import judge_same_class
 from bindkit.layer_patches import LayerPatches
@@ -26,7 +27,6 @@ from bindkit.probes.code_digests import class_digest
 from bindkit.progress import progress
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
-from bindkit.sweep_arguments import each_of, read_layers_asked, read_seeds, require_apart
 from bindkit.tasks import TASKS, require_fitting, takes
 from bindkit.training import fit_probes
 
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 SWEEP_COLUMNS = (*RESULT_COLUMNS, "validation_accuracy", "judged_pairs")
 """Columns of ``results.csv``: those of a fit; accuracy on the validation scenes, by which a layer can be chosen without
 looking at the judged ones; and a digest that rows share which are judged on the very same pairs."""
+
+_CACHES_ARE = "caches are what bk.cache_activations or bk.ActivationCache.open gives, one or several in a list"
 
 
 def sweep(
@@ -96,10 +98,10 @@ def sweep(
     """
     rules = protocol_of(protocol)
     # What is named twice is fitted once: two rows of one fit would pass for two seeds.
-    caches = list({cache.path.resolve(): cache for cache in each_of(caches, "caches", ActivationCache)}.values())
-    probes = list(dict.fromkeys(each_of(probes, "probes", str)))
-    tasks = list(dict.fromkeys(each_of(tasks, "tasks", str)))
-    seeds, asked_layers = read_seeds(seeds), read_layers_asked(layers)
+    caches = list({cache.path.resolve(): cache for cache in each_of(caches, ActivationCache, _CACHES_ARE)}.values())
+    probes = list(dict.fromkeys(each_of(probes, str, "probes are names, one or several in a list")))
+    tasks = list(dict.fromkeys(each_of(tasks, str, "tasks are names, one or several in a list")))
+    seeds, asked_layers = read_seeds(seeds), read_layers(layers)
     if not all(len(given) for given in (caches, probes, tasks, seeds)):
         raise InvalidParameterError("a sweep needs at least one cache, probe, task and seed")
     require_apart(caches, on_disk=root is not None)
@@ -174,9 +176,30 @@ def same_class_rows(caches: Sequence[ActivationCache], protocol: str | Protocol 
     return rows
 
 
-def _layers_of(cache: ActivationCache, layers: Sequence[int] | None) -> tuple[int, ...]:
+def require_apart(caches: Sequence[ActivationCache], on_disk: bool) -> None:
+    """Refuse two caches of one backbone, and on disk of names that are spelled alike there.
+
+    Nothing would tell their rows apart, or one's probes would overwrite the other's.
+
+    Raises
+    ------
+    InvalidParameterError
+    """
+    named: dict[str, ActivationCache] = {}
+    for cache in caches:
+        name = cache.backbone["name"]
+        other = named.setdefault(slug(name) if on_disk else name, cache)
+        if other is not cache:
+            why = "their probes would be kept in one directory" if on_disk else "nothing would tell their rows apart"
+            raise InvalidParameterError(
+                f"the caches {other.path} and {cache.path} are of the backbones {other.backbone['name']!r} and "
+                f"{name!r}: {why}; sweep them one by one, each into its own root"
+            )
+
+
+def _layers_of(cache: ActivationCache, layers: str | Sequence[int]) -> tuple[int, ...]:
     """Those asked for; of a control its only one. Raises LayerError for one that the cache lacks."""
-    if layers is None or is_control(cache.backbone["objective"]):
+    if isinstance(layers, str) or is_control(cache.backbone["objective"]):
         return cache.layers
     return tuple(check_layer(layer, cache.layers, f"the cache {cache.path}") for layer in layers)
 
@@ -280,7 +303,7 @@ def _kept_row(place: Path | None, made_from: dict[str, str | None]) -> dict[str,
     if place is None:
         return None
     try:
-        kept = json.loads((place / "row.json").read_text(encoding="utf-8"))
+        kept = parse_json((place / "row.json").read_text(encoding="utf-8"))
         if None in made_from.values() or kept["made_from"] != made_from or set(kept["row"]) != set(SWEEP_COLUMNS):
             return None
         load_probe(place)

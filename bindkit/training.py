@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
-from bindkit.cache import ActivationCache
+from bindkit.arguments import read_seed, whole_number
+from bindkit.cache import ActivationCache, require_cache
 from bindkit.errors import LayerError, NonFiniteActivationsError, OneAnswerError, ProbeError
 from bindkit.files import without_nan
 from bindkit.fits import Fit
@@ -19,7 +20,6 @@ from bindkit.probes import parse_probe
 from bindkit.protocols import Protocol
 from bindkit.side_by_side import Training, prepared, train_side_by_side
 from bindkit.tasks import TASKS, require_fitting
-from bindkit.whole_numbers import whole_number
 
 _SMALL_STEP = 100_000_000
 """Multiplications of a training step below which one thread is as fast as two (measured at width 128: 17 million)."""
@@ -86,8 +86,9 @@ def fit_probe(
         fit.metrics["auroc"], fit.metrics["auroc_low"], fit.metrics["auroc_high"]
     """
     require_fitting(parse_probe(probe)[0], task)
-    seed = whole_number(seed, "seed")
+    seed = read_seed(seed)
     if not isinstance(cache, LayerPatches):
+        require_cache(cache)
         if layer is None:
             raise ProbeError(f"say which layer to fit on; the cache has {', '.join(map(str, cache.layers))}")
         cache = LayerPatches(cache, whole_number(layer, "layer"), protocol, device)
@@ -121,7 +122,7 @@ def fit_probes(patches: LayerPatches, wanted: Sequence[tuple[str, str]], seed: i
     BindkitError
         As `fit_probe`.
     """
-    rules, seed = patches.protocol, whole_number(seed, "seed")
+    rules, seed = patches.protocol, read_seed(seed)
     train = patches.splits["train"]
     _require_two_answers(patches)
     train.require_differences()

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bindkit.arguments import read_path
 from bindkit.errors import InvalidParameterError, WorkspaceMismatchError, WorkspaceStepMissingError
-from bindkit.files import write_json
+from bindkit.files import parse_json, write_json
 
 SETTINGS_FILE = "workspace.json"
 FORMAT = 1
@@ -176,7 +177,7 @@ def writing_into(root: Path) -> Iterator[None]:
 
 def workspace_root(path: str | Path) -> Path:
     """Absolute path of a workspace, ``~`` and ``..`` resolved."""
-    return Path(path).expanduser().resolve()
+    return read_path(path, "a workspace").resolve()
 
 
 def recorded_settings(root: Path) -> dict[str, Any]:
@@ -187,6 +188,8 @@ def recorded_settings(root: Path) -> dict[str, Any]:
     WorkspaceMismatchError
         If it is a file, a directory with other things in it, or a workspace that this version cannot read.
     """
+    if above := next((parent for parent in root.parents if parent.exists() and not parent.is_dir()), None):
+        raise WorkspaceMismatchError(f"{root} cannot be a directory: {above} is a file; give another workspace")
     if not root.exists():
         return {}
     if not root.is_dir():
@@ -202,7 +205,7 @@ def recorded_settings(root: Path) -> dict[str, Any]:
             )
         return {}
     try:
-        content = json.loads(record.read_text(encoding="utf-8"))
+        content = parse_json(record.read_text(encoding="utf-8"))
         version, settings = content["format"], dict(content["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorkspaceMismatchError(

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from bindkit.backbones.layers import resolve_layers
+from bindkit.arguments import resolve_layers
 from bindkit.backbones.preprocessing import Preprocessing
 from bindkit.backbones.tower import VisionTower, patch_tokens
 from bindkit.errors import GeometryError, InvalidParameterError

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from bindkit.arguments import read_device, require_kind
 from bindkit.backbones.backbone import Backbone
 from bindkit.backbones.checkpoint import find_preprocessing, load_weights, read_config
 from bindkit.backbones.contract import ContractReport, check_contract
@@ -15,8 +16,7 @@ from bindkit.backbones.random_init import build_seeded, embedded_config, parse_r
 from bindkit.backbones.shape import EncoderShape
 from bindkit.backbones.shipped import directory_of
 from bindkit.backbones.tower import VisionTower
-from bindkit.devices import device_of
-from bindkit.errors import InvalidParameterError
+from bindkit.errors import BackboneError, InvalidParameterError
 from bindkit.geometry import TokenLayout, WindowGeometry
 
 NORMALIZATIONS = ("checkpoint", "imagenet")
@@ -75,9 +75,10 @@ def load_backbone(
         For options that do not exist.
     """
     # From cheap to costly: whatever is wrong should show before any weights are downloaded.
-    target = device_of(device)
+    target = read_device(device)
     if normalization not in NORMALIZATIONS:
         raise InvalidParameterError(f"unknown normalization {normalization!r}; choose one of {NORMALIZATIONS}")
+    require_kind(name, str, "a backbone is named by a hub id or a directory's path as text", BackboneError)
     random_init = parse_random_init(name)
     source = name if random_init is None else random_init.source
     embedded = random_init is not None and random_init.is_embedded

@@ -8,7 +8,6 @@ tensor(1.)
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from bindkit.errors import BackboneError, InvalidParameterError
+from bindkit.files import parse_json
 
 # Pillow's numbers, as image processors write them.
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -115,7 +115,7 @@ def read_preprocessing(path: Path) -> Preprocessing:
         used: they differ from the checkpoints' settings.
     """
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BackboneError(f"{path} cannot be read as JSON ({error}); download the checkpoint again") from error
     if isinstance(settings, dict) and isinstance(settings.get("image_processor"), dict):

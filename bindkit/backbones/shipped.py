@@ -8,10 +8,10 @@ True
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from bindkit.errors import BackboneError
+from bindkit.files import parse_json
 
 PREFIX = "bindkit/"
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -41,16 +41,25 @@ def directory_of(name: str) -> str:
     return str(ASSETS / name.removeprefix(PREFIX))
 
 
-def depth_of(name: str) -> int:
-    """How many layers a shipped backbone has, read from its config: nothing is loaded.
+def depth_and_patch(name: str) -> tuple[int | None, int | None]:
+    """Number of layers and side of a patch in pixels, read from a config on this machine: nothing is loaded.
 
-    >>> depth_of("bindkit/scenes-mae")
-    6
+    >>> depth_and_patch("bindkit/scenes-mae"), depth_and_patch("facebook/dinov2-small")
+    ((6, 8), (None, None))
+
+    None where there is no config here, or it does not say.
 
     Raises
     ------
     BackboneError
-        For a name that is not shipped.
+        For a name that begins with ``bindkit/`` and is not shipped.
     """
-    config = json.loads((Path(directory_of(name)) / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("vision_config", config)["num_hidden_layers"])
+    file = Path(directory_of(name)).expanduser() / "config.json"
+    try:
+        config = parse_json(file.read_text(encoding="utf-8"))
+        vision = config.get("vision_config") or config
+        found = [vision.get(key) for key in ("num_hidden_layers", "patch_size")]
+    except (OSError, ValueError, AttributeError):
+        return None, None
+    depth, patch = (number if type(number) is int and number > 0 else None for number in found)
+    return depth, patch

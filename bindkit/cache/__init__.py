@@ -14,7 +14,7 @@ from it, and a skipped scene has none; nothing is ever padded.
 from bindkit.cache.identity import Identity, Making
 from bindkit.cache.layout import ShardRecord, Skipped
 from bindkit.cache.manifest import Manifest
-from bindkit.cache.store import ActivationCache, CachedActivations, CachedLabels
+from bindkit.cache.store import ActivationCache, CachedActivations, CachedLabels, require_cache
 from bindkit.cache.verifying import Damage
 
 __all__ = [
@@ -27,4 +27,5 @@ __all__ = [
     "Manifest",
     "ShardRecord",
     "Skipped",
+    "require_cache",
 ]

@@ -24,6 +24,7 @@ from bindkit.cache.layout import (
     labels_file,
 )
 from bindkit.errors import CacheError
+from bindkit.files import parse_json
 
 FORMAT = "bindkit activation cache"
 FORMAT_VERSION = 1
@@ -198,7 +199,7 @@ class Manifest:
         except OSError as error:
             raise CacheError(f"cannot read {file}: {error.strerror or error}; check its permissions") from error
         try:
-            payload = json.loads(content)
+            payload = parse_json(content)
         except ValueError as error:
             raise CacheError(f"{file} is not JSON ({error}); {again}") from None
         if not isinstance(payload, dict) or payload.get("format") != FORMAT:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from bindkit.cache.layout import FileRecord
 from bindkit.errors import CacheDamagedError, InvalidParameterError
+from bindkit.files import parse_json
 
 BYTES_PER_ROW = 4 * 4 + 4 + 2 * 4
 """Labels of one row: instance, class, purity, window, patch and a corner."""
@@ -125,7 +125,7 @@ def map_activations(file: Path, record: FileRecord, rows: int, d_model: int) -> 
             raise CacheDamagedError(f"{file} has {size:,} bytes, the manifest says {record.n_bytes:,}; {REPAIR}")
         with file.open("rb") as stream:
             start = 8 + int.from_bytes(stream.read(8), "little")
-            described = json.loads(stream.read(start - 8))["activations"]
+            described = parse_json(stream.read(start - 8))["activations"]
         dtype, shape = _TORCH_DTYPES[described["dtype"]], tuple(described["shape"])
     except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
         raise CacheDamagedError(f"{file} cannot be read as activations ({error!r}); {REPAIR}") from error

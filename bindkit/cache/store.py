@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bindkit.arguments import read_path, require_kind
 from bindkit.cache import verifying
 from bindkit.cache.layout import SPLITS, Skipped, activations_file, labels_file
 from bindkit.cache.manifest import Manifest
@@ -186,7 +187,8 @@ class ActivationCache:
         CacheError
             If there is no manifest, or it is not JSON, damaged, or of an unknown format version.
         """
-        return cls(Path(path), Manifest.read(Path(path)))
+        place = read_path(path, "a cache's directory")
+        return cls(place, Manifest.read(place))
 
     def __repr__(self) -> str:
         layers = ", ".join(map(str, self.layers)) or "none"
@@ -353,6 +355,13 @@ class ActivationCache:
     def _check_split(self, split: str) -> None:
         if split not in SPLITS:
             raise InvalidParameterError(f"unknown split {split!r}; a cache has {', '.join(SPLITS)}")
+
+
+def require_cache(given: Any) -> ActivationCache:
+    """Refuse what is no cache, such as a backbone or a path. Raises CacheError."""
+    told = "a cache is what bk.cache_activations or bk.ActivationCache.open gives"
+    require_kind(given, ActivationCache, told, CacheError)
+    return given
 
 
 def _runs(shard_of: np.ndarray) -> Iterator[tuple[int, int]]:

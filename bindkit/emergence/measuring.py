@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindkit import __version__
-from bindkit.backbones.layers import read_layers
+from bindkit.arguments import read_layers, read_seeds
 from bindkit.control_names import KINDS
 from bindkit.emergence.runs import TrainingRun, read_runs
 from bindkit.errors import InvalidParameterError
@@ -105,10 +105,8 @@ def measure_checkpoints(
     known = read_runs(runs)
     scene_set, asked = open_scenes(scenes) if isinstance(scenes, str) else scenes, read_layers(layers)
     require_unseen(scene_set)
-    if not seeds:
-        raise InvalidParameterError("give at least one seed of probes")
     wanted = [(run, seen) for run in known for seen in _chosen(run, checkpoints)]
-    fixed_seeds = tuple(map(int, seeds))
+    fixed_seeds = tuple(read_seeds(seeds))
     measuring = _Measuring(scene_set, Path(root), protocol_of(protocol), probe, fixed_seeds, keep_caches, device)
     measuring.root.mkdir(parents=True, exist_ok=True)
     import pandas as pd

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bindkit.arguments import read_path
 from bindkit.errors import BackboneError, InvalidParameterError
+from bindkit.files import parse_json
 from bindkit.pretraining.loop import RUN_FILE, STATE_FILE, checkpoints_of
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def find_runs(places: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def read_runs(directories: Iterable[str | Path]) -> list[TrainingRun]:
+def read_runs(directories: str | Path | Iterable[str | Path]) -> list[TrainingRun]:
     """Read what was trained in each directory, and which checkpoints there are.
 
     Raises
@@ -72,13 +73,16 @@ def read_runs(directories: Iterable[str | Path]) -> list[TrainingRun]:
     InvalidParameterError
         If none is given, or one training with one seed is there twice.
     """
-    places = [Path(directory) for directory in directories]
+    given = (
+        [directories] if isinstance(directories, str | Path) or not isinstance(directories, Iterable) else directories
+    )
+    places = [read_path(directory, "a run's directory") for directory in given]
     if not places:
         raise InvalidParameterError("give at least one directory of a pretrain() run")
     plans = []
     for place in places:
         try:
-            plan = json.loads((place / RUN_FILE).read_text(encoding="utf-8"))["plan"]
+            plan = parse_json((place / RUN_FILE).read_text(encoding="utf-8"))["plan"]
             plans.append({**plan, "objective": str(plan["objective"]), "seed": int(plan["seed"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BackboneError(

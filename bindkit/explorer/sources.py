@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from bindkit.affinities import Picture, layer_of
+from bindkit.arguments import each_of, require_kind
 from bindkit.control_names import control_title
 from bindkit.errors import BindkitError, BrokenSceneError, InvalidParameterError, LayerError, ProbeError
 from bindkit.explorer.outlines import Coverage, Line, mask_outline
@@ -30,6 +31,8 @@ MOST_IMAGES = 500
 
 Probes = Probe | str | Path | Sequence[Probe | str | Path] | None
 """Fitted probes, directories of fitted probes, or directories that hold such; None for none."""
+
+_BACKBONES_ARE = "a backbone is what bk.load_backbone gives, or a name"
 
 
 class Shelf:
@@ -195,13 +198,12 @@ def shown_backbones(
             raise InvalidParameterError("several backbones bring their probes with them: leave out probes=")
         pairs = list(backbone.items())
     else:
-        several = [backbone] if isinstance(backbone, str | ActivationSource) else list(backbone)
+        several = each_of(backbone, ActivationSource | str, _BACKBONES_ARE)
         pairs = [(entry, probes) for entry in several]
     if not pairs:
         raise InvalidParameterError("give at least one backbone, such as bk.load_backbone(...) or its name")
     for entry, _ in pairs:
-        if not isinstance(entry, str | ActivationSource):
-            raise InvalidParameterError(f"a backbone is what bk.load_backbone gives, or a name, got {entry!r:.80}")
+        require_kind(entry, ActivationSource | str, _BACKBONES_ARE)
     return [ShownBackbone(*pair) for pair in pairs]
 
 

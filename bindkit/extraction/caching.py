@@ -10,6 +10,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from bindkit.arguments import read_path, whole_number
 from bindkit.cache.identity import Identity
 from bindkit.cache.layout import SPLITS, ShardRecord, activations_file, labels_file
 from bindkit.cache.manifest import Manifest
@@ -24,7 +25,7 @@ from bindkit.cache.writing import (
     write_file,
     write_manifest,
 )
-from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameterError, SceneSetError
+from bindkit.errors import CacheMismatchError, EmptySplitError
 from bindkit.extraction.drawing import DrawnScene, ahead, draw_scene
 from bindkit.extraction.forward import ActivationSource, ShardContent, compute_shard, require_source
 from bindkit.extraction.planning import (
@@ -44,7 +45,7 @@ from bindkit.extraction.sizing import (
 from bindkit.files import slug
 from bindkit.progress import progress
 from bindkit.scenes import Split, split_scenes
-from bindkit.scenes.scene import SceneSet
+from bindkit.scenes.scene import SceneSet, require_scenes
 from bindkit.scenes.synthetic import require_unseen
 
 logger = logging.getLogger(__name__)
@@ -123,12 +124,11 @@ def cache_activations(
         For arguments outside what they take, and for synthetic scenes of a seed that is kept for training.
     """
     backbone = require_source(backbone)
-    if not hasattr(scenes, "ids"):
-        raise SceneSetError(f"a scene set is what bk.open_scenes(uri) gives, got {scenes!r:.80}")
+    require_scenes(scenes)
     require_unseen(scenes)
-    for name, count, least in (("windows_per_batch", windows_per_batch, 1), ("workers", workers, 0)):
-        if count is not None and count < least:
-            raise InvalidParameterError(f"{name} must be at least {least}, got {count}")
+    if windows_per_batch is not None:
+        windows_per_batch = whole_number(windows_per_batch, "windows_per_batch", least=1)
+    workers = whole_number(workers, "workers", least=0)
     if split is None:
         split = split_scenes(scenes)
         for notice in split.notices:
@@ -149,7 +149,7 @@ def cache_activations(
             f"{scenes.uri} has no scene to cache ({len(scenes.broken)} left out on opening); check the scene set"
         )
     job = Job(backbone, scenes, positions, identity, backbone.resolve_layers(layers), windows_per_batch, workers)
-    path = cache_path(root, scenes.uri, backbone.name)
+    path = cache_path(read_path(root, "root"), scenes.uri, backbone.name)
     manifest = read_matching(path, identity)
     if manifest is None or job.missing(job.undamaged(path, manifest)):
         manifest = _complete(path, job)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bindkit.cache import ActivationCache
+from bindkit.cache import ActivationCache, require_cache
 from bindkit.errors import CacheMismatchError, EmptySplitError
-from bindkit.extraction.forward import ActivationSource, activations_of
+from bindkit.extraction.forward import ActivationSource, activations_of, require_source
 from bindkit.labels import label_patches
-from bindkit.scenes.scene import SceneSet
+from bindkit.scenes.scene import SceneSet, require_scenes
 
 # float16 rounds to 2**-11 of a value; what is left is for other batch sizes, which change the last bits in float32.
 _ALLOWED = {"float16": 1e-3, "float32": 1e-4}
@@ -63,7 +63,9 @@ def compare_with_model(cache: ActivationCache, backbone: ActivationSource, scene
     EmptySplitError
         If the cache holds no scene.
     """
-    described = backbone.describe()
+    require_cache(cache)
+    require_scenes(scenes)
+    described = require_source(backbone).describe()
     if described["weights_digest"] != cache.backbone["weights_digest"]:
         raise CacheMismatchError(
             f"the cache {cache.path} was filled by {cache.backbone['name']} with other weights than "

@@ -10,9 +10,9 @@ from functools import partial
 from bindkit.cache.identity import Identity
 from bindkit.cache.shards import BYTES_PER_ROW, BYTES_PER_SCENE
 from bindkit.errors import BrokenSceneError, GeometryError
-from bindkit.extraction.forward import ActivationSource
+from bindkit.extraction.forward import ActivationSource, require_source
 from bindkit.geometry import WindowGeometry
-from bindkit.scenes.scene import SceneSet
+from bindkit.scenes.scene import SceneSet, require_scenes
 
 _SHARD_BYTES = 2**30
 _LARGEST_SHARD = 128
@@ -98,6 +98,8 @@ def estimate_bytes(
     InvalidParameterError
         For a dtype or patches_per_scene that there is not.
     """
+    require_source(backbone)
+    require_scenes(scenes)
     identity = Identity({}, scenes.uri, {}, {}, patches_per_scene, dtype, 0)
     sizes = scene_sizes(scenes, range(len(scenes)), backbone.geometry, patches_per_scene)
     n_rows = sum(size.n_rows for size in sizes.values() if isinstance(size, SceneSize))

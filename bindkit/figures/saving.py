@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
+from bindkit.arguments import read_path, require_kind
 from bindkit.errors import InvalidParameterError
 from bindkit.figures.pictures import browser
 from bindkit.files import slug, write_bytes
@@ -100,11 +101,14 @@ def save_figure(figure: go.Figure, name: str, directory: str | Path, data: pd.Da
     InvalidParameterError
         For a name that is no file name.
     """
+    require_kind(name, str, "a figure's name is text")
+    if not hasattr(figure, "to_html"):
+        raise InvalidParameterError(f"a figure is one of Plotly's, got {figure!r:.80}")
     if not name or slug(name) != name:
         raise InvalidParameterError(
             f"a figure's name becomes a file name, got {name!r}; use for example {slug(name)!r}"
         )
-    place = Path(directory).expanduser()
+    place = read_path(directory, "the figures' directory")
     place.mkdir(parents=True, exist_ok=True)
     _write_library(place)
     config = {"displaylogo": False, "responsive": False}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from bindkit.errors import BackboneError
-from bindkit.files import write_bytes, write_json
+from bindkit.files import parse_json, write_bytes, write_json
 from bindkit.pretraining.architecture import GRID, HEADS, LAYERS, PATCH, SIDE, WIDTH
 from bindkit.pretraining.loop import RUN_FILE, STATE_FILE, checkpoints_of
 from bindkit.pretraining.objectives import objective_loss, read_objective
@@ -56,7 +55,7 @@ def ship(run: str | Path, directory: str | Path) -> Path:
     """
     run, directory = Path(run), Path(directory)
     try:
-        record = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+        record = parse_json((run / RUN_FILE).read_text(encoding="utf-8"))
         plan, machine = record["plan"], record["machine"]
         state = torch.load(run / STATE_FILE, weights_only=True)
         history = state["history"]

@@ -9,7 +9,7 @@ import os
 import pickle
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from bindkit import __version__
+from bindkit.arguments import positive_number, read_device, read_path, read_seed, whole_number
 from bindkit.backbones.positions import position_embeddings
-from bindkit.devices import device_of
 from bindkit.errors import BackboneError, InvalidParameterError, NonFiniteActivationsError
-from bindkit.files import write_json
+from bindkit.files import parse_json, write_json
 from bindkit.pretraining.architecture import FADE_IN_STEPS, POSITION_SCALE, POSITION_SCALE_LATER
 from bindkit.pretraining.objectives import Objective, make_objective
 from bindkit.pretraining.training_scenes import TRAINING_SCENES, TrainingScenes
@@ -142,9 +142,12 @@ def pretrain(
     NonFiniteActivationsError
         If the loss is no longer a number.
     """
-    for name, count in (("scenes_seen", scenes_seen), ("scenes_per_step", scenes_per_step)):
-        if count < 1:
-            raise InvalidParameterError(f"{name} must be at least 1, got {count}")
+    scenes_seen = whole_number(scenes_seen, "scenes_seen", least=1)
+    scenes_per_step = whole_number(scenes_per_step, "scenes_per_step", least=1)
+    seed = read_seed(seed)
+    if learning_rate is not None:
+        learning_rate = positive_number(learning_rate, "learning_rate")
+    directory, target = read_path(directory, "the run's directory"), read_device(device)
     model = make_objective(objective, seed, **settings)
     plan = Plan(
         objective=objective,
@@ -156,9 +159,7 @@ def pretrain(
         seed=seed,
         checkpoints=_checkpoint_scenes(checkpoints, scenes_seen),
     )
-    directory = Path(directory)
     _claim(directory, plan)
-    target = device_of(device)
     trainer = _Trainer(plan, model.to(target), directory)
     trainer.resume()
     if trainer.step < plan.steps or not (directory / _CHECKPOINT.format(plan.scenes_seen)).exists():
@@ -181,8 +182,12 @@ def checkpoints_of(directory: str | Path) -> dict[int, Path]:
 
 
 def _checkpoint_scenes(checkpoints: int | Sequence[float], scenes_seen: int) -> tuple[int, ...]:
-    shares = [k / checkpoints for k in range(1, checkpoints + 1)] if isinstance(checkpoints, int) else list(checkpoints)
-    if any(not 0 <= share <= 1 for share in shares):
+    if isinstance(checkpoints, Iterable):
+        shares = list(checkpoints)
+    else:
+        n_checkpoints = whole_number(checkpoints, "checkpoints", least=1)
+        shares = [k / n_checkpoints for k in range(1, n_checkpoints + 1)]
+    if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares):
         raise InvalidParameterError(f"checkpoints are shares of the run between 0 and 1, got {checkpoints!r}")
     return tuple(sorted({0, scenes_seen, *(round(share * scenes_seen) for share in shares)}))
 
@@ -191,7 +196,7 @@ def _claim(directory: Path, plan: Plan) -> None:
     """Record the plan in a new directory; refuse one that holds another."""
     record = json.loads(json.dumps(asdict(plan)))
     try:
-        kept = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))["plan"]
+        kept = parse_json((directory / RUN_FILE).read_text(encoding="utf-8"))["plan"]
     except FileNotFoundError:
         directory.mkdir(parents=True, exist_ok=True)
         machine = {

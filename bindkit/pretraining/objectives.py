@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from bindkit.arguments import require_kind
 from bindkit.backbones.checkpoint import quiet
 from bindkit.backbones.positions import fill_positions
 from bindkit.errors import BackboneError, InvalidParameterError
-from bindkit.files import write_bytes, write_json
+from bindkit.files import parse_json, write_bytes, write_json
 from bindkit.pretraining.architecture import POSITION_SCALE, write_preprocessing
 from bindkit.pretraining.training_scenes import SceneBatch, TrainingScenes
 
@@ -147,6 +147,7 @@ def make_objective(name: str, seed: int = 0, **settings: Any) -> Objective:
     InvalidParameterError
         For a name or an option that does not exist; lists those that do.
     """
+    require_kind(name, str, f"an objective is one of {', '.join(sorted(OBJECTIVES))}")
     if name not in OBJECTIVES:
         raise InvalidParameterError(f"unknown objective {name!r}; choose one of {', '.join(sorted(OBJECTIVES))}")
     return OBJECTIVES[name](seed, **settings)
@@ -162,7 +163,7 @@ def read_objective(directory: str | Path) -> Objective:
     """
     directory = Path(directory)
     try:
-        described = json.loads((directory / OBJECTIVE_FILE).read_text(encoding="utf-8"))
+        described = parse_json((directory / OBJECTIVE_FILE).read_text(encoding="utf-8"))
         objective = make_objective(described["objective"], **described["settings"])
     except (OSError, ValueError, KeyError, TypeError, InvalidParameterError) as error:
         raise BackboneError(

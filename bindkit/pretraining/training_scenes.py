@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 
@@ -138,10 +139,17 @@ class TrainingScenes:
         with progress(len(scenes), "draw training scenes", "scene") as bar:
             if workers > 1 and len(spans) > 8:
                 # "spawn": a forked copy of a process whose torch threads run can hang.
-                with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
-                    for part in pool.map(_draw_span, spans):
-                        parts.append(part)
-                        bar.update(len(part[0]))
+                try:
+                    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
+                        for part in pool.map(_draw_span, spans):
+                            parts.append(part)
+                            bar.update(len(part[0]))
+                except BrokenProcessPool as error:
+                    raise InvalidParameterError(
+                        "the processes that draw training scenes ended at once. A script that trains must stand behind "
+                        "`if __name__ == '__main__':`, since each of them reads the script again; or draw in this "
+                        "process: TrainingScenes.open(uri, workers=1). (Was the memory full?)"
+                    ) from error
             else:
                 for span in spans:
                     parts.append(_draw_span(span))

@@ -24,7 +24,16 @@ torch.Size([1, 2])
 """
 
 from bindkit.probes.attention import AttentionMaps, SelfAttention
-from bindkit.probes.base import PROBES, Probe, check_layer, make_probe, parse_probe, register_probe
+from bindkit.probes.base import (
+    PROBES,
+    Probe,
+    by_capability,
+    check_layer,
+    make_probe,
+    parse_probe,
+    register_probe,
+    require_probe,
+)
 from bindkit.probes.baselines import CosineSimilarity, DotProduct
 from bindkit.probes.bilinear import DiagonalQuadratic, Linear, Quadratic, QuadraticFixedRank
 from bindkit.probes.maps import ClassMap, IdentityMap, PointwiseMap, Softmax
@@ -49,11 +58,13 @@ __all__ = [
     "SelfAttention",
     "Softmax",
     "add_symmetric_product",
+    "by_capability",
     "check_layer",
     "load_probe",
     "make_probe",
     "mirrored",
     "parse_probe",
     "register_probe",
+    "require_probe",
     "save_probe",
 ]

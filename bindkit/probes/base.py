@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from bindkit.arguments import require_kind
 from bindkit.errors import LayerError, ProbeError, ProbeMismatchError
 from bindkit.probes.moments import PairMoments
 
@@ -152,6 +153,27 @@ class Probe(nn.Module, ABC):
         return int(chosen)
 
 
+def require_probe(given: Any) -> Probe:
+    """Refuse what is no probe, such as a fit or a directory. Raises ProbeError."""
+    require_kind(given, Probe, "a probe is what fit.probe or bk.load_probe(directory) gives", ProbeError)
+    return given
+
+
+_FROM_THE_MOST_CAPABLE = ("quadratic", "quadratic_fixed_rank", "diag_quadratic", "linear")
+"""Kinds that contain those behind them, as good as; all others come behind in alphabetical order."""
+
+
+def by_capability(name: str) -> tuple[int, int, str]:
+    """Sort key of probes' names, the most capable first; of one kind the highest number (a rank) first.
+
+    >>> sorted(["softmax", "linear", "quadratic_fixed_rank@4", "quadratic_fixed_rank@16"], key=by_capability)
+    ['quadratic_fixed_rank@16', 'quadratic_fixed_rank@4', 'linear', 'softmax']
+    """
+    kind, _, number = name.partition("@")
+    place = _FROM_THE_MOST_CAPABLE.index(kind) if kind in _FROM_THE_MOST_CAPABLE else len(_FROM_THE_MOST_CAPABLE)
+    return place, -int(number) if number.isdigit() else 0, name
+
+
 _UNITS = ("normed", "scaled", "whitened", "raw")
 
 
@@ -214,6 +236,7 @@ def parse_probe(name: str) -> tuple[str, dict[str, int]]:
     ProbeError
         For a kind that is not in the registry, or a number where it takes none.
     """
+    require_kind(name, str, "a probe is asked for by its name, such as 'quadratic'", ProbeError)
     kind, at, number = name.partition("@")
     if kind not in PROBES:
         raise ProbeError(f"unknown probe {name!r}; there are {', '.join(PROBES)}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from bindkit.arguments import read_path
 from bindkit.errors import ProbeError
-from bindkit.files import sha256_of, write_bytes, write_json
+from bindkit.files import parse_json, sha256_of, write_bytes, write_json
 from bindkit.probes.base import PROBES, Probe, make_probe
 
 FORMAT = 3
@@ -60,9 +60,9 @@ def load_probe(directory: str | Path, d_model: int | None = None, layer: int | N
     ...     load_probe(directory, d_model=4).kind
     'linear'
     """
-    directory = Path(directory)
+    directory = read_path(directory, "a probe's directory")
     try:
-        description = json.loads((directory / "probe.json").read_text(encoding="utf-8"))
+        description = parse_json((directory / "probe.json").read_text(encoding="utf-8"))
         kind, width, digest = description["probe"], description["d_model"], description["sha256"]
         version, fitted_on = description["format"], description["fitted_on"]
         options = description.get("options", {})

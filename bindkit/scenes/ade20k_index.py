@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bindkit.errors import SceneSetError
-from bindkit.files import write_bytes
+from bindkit.files import parse_json, write_bytes
 from bindkit.progress import progress
 from bindkit.scenes.safe_pickle import load_plain_pickle, plain
 
@@ -79,7 +79,7 @@ def _kept(place: Path | None, source: dict[str, Any]) -> Any:
     if place is None:
         return None
     try:
-        kept = json.loads(place.read_text(encoding="utf-8"))
+        kept = parse_json(place.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return kept.get("content") if isinstance(kept, dict) and kept.get("source") == source else None
@@ -140,7 +140,7 @@ def read_annotation(path: Path) -> dict[str, Any] | None:
             text = raw.decode("utf-8-sig")
         except UnicodeDecodeError:
             text = raw.decode("latin-1")
-        annotation = json.loads(text)["annotation"]
+        annotation = parse_json(text)["annotation"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return annotation if isinstance(annotation, dict) else None

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bindkit.errors import BrokenSceneError, InvalidParameterError, OneAnswerError
+from bindkit.arguments import whole_number
+from bindkit.errors import BrokenSceneError, OneAnswerError
 from bindkit.files import write_bytes
 from bindkit.progress import progress
 from bindkit.scenes.base import subset
-from bindkit.scenes.scene import BrokenScene, Scene, SceneSet
+from bindkit.scenes.scene import BrokenScene, Scene, SceneSet, require_scenes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -203,8 +204,8 @@ def check_scenes(scenes: SceneSet, workers: int = 2) -> SceneReport:
     InvalidParameterError
         For fewer than one worker.
     """
-    if workers < 1:
-        raise InvalidParameterError(f"workers must be at least 1, got {workers}")
+    require_scenes(scenes)
+    workers = whole_number(workers, "workers", least=1)
 
     def check(position: int) -> SceneStatistics | BrokenScene:
         try:

@@ -19,7 +19,6 @@ different objects counts as twins.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from bindkit.errors import BrokenSceneError, SceneSetError
+from bindkit.files import parse_json
 from bindkit.scenes.base import SceneSequence
 from bindkit.scenes.decoding import image_size, read_image, read_label_mask, require_same_size, why_unusable
 from bindkit.scenes.scene import BrokenScene, Scene
@@ -92,7 +92,7 @@ def _read_names(path: Path) -> dict[int, str] | None:
     if not path.is_file():
         return None
     try:
-        return {int(class_id): str(name) for class_id, name in json.loads(path.read_text(encoding="utf-8")).items()}
+        return {int(class_id): str(name) for class_id, name in parse_json(path.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, AttributeError) as error:
         raise SceneSetError(
             f'{path} cannot be read ({error}); expected JSON such as {{"1": "cat", "2": "dog"}}, or remove it'

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from bindkit.arguments import require_kind
 from bindkit.errors import SceneSetError
 from bindkit.scenes.ade20k import open_ade20k
 from bindkit.scenes.folder import open_folder
@@ -54,6 +55,7 @@ def open_scenes(uri: str, index_dir: str | Path | None = None) -> SceneSet:
     InvalidParameterError
         For an unknown or malformed option of synthetic scenes.
     """
+    require_kind(uri, str, f"a scene set is named by a URI such as {FORMS['synthetic']}", SceneSetError)
     scheme, colon, rest = uri.partition(":")
     if scheme not in OPENERS or (not colon and scheme != "synthetic"):
         forms = ", ".join(FORMS[name] for name in OPENERS)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from bindkit.errors import BrokenSceneError
+from bindkit.errors import BrokenSceneError, SceneSetError
 
 
 @dataclass(frozen=True)
@@ -105,3 +105,10 @@ class ReadFromFiles(Protocol):
     def sources(self, position: int) -> tuple[Path, ...]:
         """Files that a scene is read from: picture, mask, class mask; none of a scene that is computed."""
         ...
+
+
+def require_scenes(given: Any) -> None:
+    """Refuse what is no scene set, such as its URI. Raises SceneSetError."""
+    # Only what all sets have had from the start: a set of one's own may lack what came later.
+    if not all(hasattr(given, name) for name in ("ids", "uri", "broken", "__getitem__")):
+        raise SceneSetError(f"a scene set is what bk.open_scenes(uri) gives, got {given!r:.80}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from bindkit.errors import EmptySplitError, InvalidParameterError
+from bindkit.errors import EmptySplitError, InvalidParameterError, SceneSetError
 
 SPLITS = ("train", "validation", "test")
 FEW_SCENES = 20
@@ -128,6 +128,8 @@ def split_scenes(scenes: _Identified) -> Split:
     EmptySplitError
         If there is no scene.
     """
+    if not hasattr(scenes, "ids") or not hasattr(scenes, "official_splits"):
+        raise SceneSetError(f"a scene set is what bk.open_scenes(uri) gives, got {scenes!r:.80}")
     n_scenes = len(scenes.ids)
     if n_scenes == 0:
         raise EmptySplitError("there is no scene to train on; check the report of broken scenes, or add scenes")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bindkit.arguments import require_kind
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes.opening import open_scenes
 from bindkit.scenes.synthetic import SyntheticOptions, SyntheticScenes
@@ -86,6 +87,7 @@ def scene_variations(base: str, options: Mapping[str, Sequence[Any]] | str) -> l
     scenes = open_scenes(base)
     if not isinstance(scenes, SyntheticScenes):
         raise InvalidParameterError(f'only synthetic scenes are varied, got {base!r}; write "synthetic:n=...,seed=..."')
+    require_kind(options, (str, Mapping), "options are a mapping such as {'twins': [0, 0.5]}")
     values_of = read_variations(options) if isinstance(options, str) else options
     empty = [option for option, values in values_of.items() if isinstance(values, str) or not len(values)]
     if empty or not values_of:

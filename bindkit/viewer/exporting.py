@@ -9,6 +9,7 @@ from typing import Any
 
 from bindkit import __version__
 from bindkit.affinities import Picture, image_activations, layer_of, pair_logits
+from bindkit.arguments import read_path, require_kind
 from bindkit.control_names import control_title
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.extraction.forward import ActivationSource
@@ -94,9 +95,10 @@ def export_viewer(
         bk.export_viewer("viewer.html", backbone, "workspace/probes", scenes_or_photos)
         bk.export_viewer("viewer.html", {"facebook/dinov2-small": "probes", "random-init:vit": "probes"}, images=photos)
     """
-    place = Path(path).expanduser()
+    place = read_path(path, "the page")
     if place.is_dir():
         raise InvalidParameterError(f"{place} is a directory; give the page's file name, such as {place}/viewer.html")
+    require_kind(backbone, str | ActivationSource | Mapping, "a backbone is what bk.load_backbone gives, or a name")
     shown = backbone if isinstance(backbone, Mapping) else {backbone: probes}
     if isinstance(backbone, Mapping) and probes is not None:
         raise InvalidParameterError("several backbones bring their probes with them: leave out probes=")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bindkit.errors import ProbeError
-
-PREFERRED = ("quadratic", "quadratic_fixed_rank", "diag_quadratic", "linear")
-"""Kinds from the most capable on; others come behind in alphabetical order."""
+from bindkit.files import parse_json
+from bindkit.probes import by_capability
 
 
 def find_probes(
@@ -60,7 +58,7 @@ def find_probes(
     kinds = {kind for _, kind, _ in found}
     if probe is None and kinds:
         n_layers = {kind: len({fitted.get("layer") for _, k, fitted in found if k == kind}) for kind in kinds}
-        probe = min((kind for kind in kinds if n_layers[kind] == max(n_layers.values())), key=_rank_of_kind)
+        probe = min((kind for kind in kinds if n_layers[kind] == max(n_layers.values())), key=by_capability)
     chosen = _one_a_layer(entry for entry in found if entry[1] == probe)
     missing = sorted(set(layers or ()) - set(chosen))
     if missing or not chosen:
@@ -87,7 +85,7 @@ def probes_by_kind(
     """
     found = _probes_of(Path(directory).expanduser(), backbone, weights_digest)
     by_kind = {}
-    for kind in sorted({kind for _, kind, _ in found}, key=_rank_of_kind):
+    for kind in sorted({kind for _, kind, _ in found}, key=by_capability):
         by_kind[kind] = {layer: entry[0] for layer, entry in _one_a_layer(e for e in found if e[1] == kind).items()}
     return by_kind
 
@@ -141,7 +139,7 @@ def _one_a_layer(entries: Iterable[tuple[Path, str, dict[str, Any]]]) -> dict[An
 def _described(record: Path) -> tuple[str, dict[str, Any]]:
     """Kind of a saved probe and what it was fitted on. Raises ProbeError for a file that does not say."""
     try:
-        content = json.loads(record.read_text(encoding="utf-8"))
+        content = parse_json(record.read_text(encoding="utf-8"))
         return str(content["probe"]), dict(content["fitted_on"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ProbeError(f"{record} cannot be read ({error}); remove that directory or fit the probe again") from error
@@ -151,10 +149,6 @@ def _is_of(fitted: dict[str, Any], backbone: str, digest: str | None) -> bool:
     if digest is not None and "weights_digest" in fitted:
         return bool(fitted["weights_digest"] == digest)
     return fitted.get("backbone") == backbone
-
-
-def _rank_of_kind(kind: str) -> tuple[int, str]:
-    return (PREFERRED.index(kind) if kind in PREFERRED else len(PREFERRED), kind)
 
 
 def _preference(entry: tuple[Path, str, dict[str, Any]]) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bindkit.backbones import load_backbone
-from bindkit.backbones.shipped import depth_of, shipped_names
+from bindkit.backbones.shipped import depth_and_patch, shipped_names
 from bindkit.choices import check_choices
 from bindkit.errors import InvalidParameterError
 from bindkit.pipeline import notebooks_directory, pipeline_parameters
@@ -45,4 +45,5 @@ def test_a_directory_of_a_shipped_backbones_kind_of_name_passes(tmp_path, monkey
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_the_depth_read_from_the_config_is_that_of_the_loaded_backbone(name):
-    assert depth_of(name) == load_backbone(name).n_layers
+    backbone = load_backbone(name)
+    assert depth_and_patch(name) == (backbone.n_layers, backbone.geometry.patch_size)

@@ -10,8 +10,8 @@ import pytest
 
 FLOORS = {
     1: {
+        "arguments",
         "control_names",
-        "devices",
         "errors",
         "files",
         "geometry",
@@ -20,7 +20,6 @@ FLOORS = {
         "progress",
         "protocols",
         "resampling",
-        "whole_numbers",
     },
     2: {"cache", "labels", "scenes", "stitching"},
     3: {"backbones", "controls"},
@@ -30,7 +29,7 @@ FLOORS = {
     },
     5: {
         *("analysis", "breakdowns", "difficulty", "emergence", "model_table", "paired_gains", "pretraining", "repair"),
-        *("scene_tables", "sweep_arguments", "sweeping", "verdicts"),
+        *("scene_tables", "sweeping", "verdicts"),
     },
     6: {"choices", "cli", "explorer", "figures", "parameters", "pipeline", "viewer", "workspace"}
     | {"notebook_engine", "notebook_execution"},

@@ -65,8 +65,9 @@ def test_a_file_is_refused(tmp_path):
 
 def test_a_place_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InvalidParameterError, match="cannot make the workspace"):
-        open_workspace(tmp_path / "file" / "below")
+    for place in (tmp_path / "file" / "below", tmp_path / "file" / "far" / "below"):
+        with pytest.raises(WorkspaceMismatchError, match=r"cannot be a directory: .*file is a file"):
+            open_workspace(place)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 1}', '{"format": 1, "settings": 3}'])
