@@ -22,6 +22,12 @@ AVERAGED = [
     "twins_auroc",
     "twins_auroc_low",
     "twins_auroc_high",
+    "matched_auroc",
+    "matched_auroc_low",
+    "matched_auroc_high",
+    "matched_twins_auroc",
+    "matched_twins_auroc_low",
+    "matched_twins_auroc_high",
     "majority_accuracy",
     "validation_accuracy",
     "n_scenes",
@@ -38,8 +44,23 @@ JUDGED_ALIKE = ["probe", "task", "protocol", "split", "n_scenes", "n_pairs", "ju
 OF_PATCHES = ("class_accuracy", "matched_iou")
 """Figures of the pointwise tasks, which are of patches and not of pairs."""
 
-OVER_CONTROLS = {"auroc": "auroc_over_controls", "twins_auroc": "twins_auroc_over_controls"}
+OVER_CONTROLS = {
+    figure: f"{figure}_over_controls" for figure in ("auroc", "twins_auroc", "matched_auroc", "matched_twins_auroc")
+}
 """Figures that are compared with those of the controls, and the columns with the difference."""
+
+
+PLAIN, MATCHED = ("auroc", "twins_auroc"), ("matched_auroc", "matched_twins_auroc")
+"""How well pairs are ranked, over all pairs and on twins: as they are, and among pairs that lie equally far apart."""
+
+
+def ranked_by(table: pd.DataFrame) -> tuple[str, str]:
+    """The two figures that a table is read by: those at equal distance, or the plain ones where it has no others.
+
+    >>> ranked_by(pd.DataFrame({"auroc": [0.9], "matched_auroc": [0.7]})), ranked_by(pd.DataFrame({"auroc": [0.9]}))
+    (('matched_auroc', 'matched_twins_auroc'), ('auroc', 'twins_auroc'))
+    """
+    return MATCHED if "matched_auroc" in table and table["matched_auroc"].notna().any() else PLAIN
 
 
 def best_layers(results: pd.DataFrame) -> pd.DataFrame:
@@ -63,7 +84,7 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         One row a group in order of first appearance, with the layer, the figures averaged over seeds (of the 95 %
         interval each bound; missing values left out), ``gain`` (accuracy above always saying the more frequent
-        answer), ``auroc_over_controls`` and ``twins_auroc_over_controls`` (see `strongest_controls`; NaN for
+        answer), ``auroc_over_controls`` and the like (see `strongest_controls`; NaN for
         controls and where there is none), the standard deviation over seeds (``accuracy_spread``,
         ``auroc_spread``, ``twins_auroc_spread``; NaN for a single seed), ``n_seeds``, and in ``chosen_on`` the split
         whose accuracy chose the layer. Of layers of equal accuracy, the lowest. The layer of a control is NaN.

@@ -218,7 +218,7 @@ def format_results(results: pd.DataFrame) -> str:
     """
     import pandas as pd
 
-    from bindkit.analysis import OVER_CONTROLS, best_layers
+    from bindkit.analysis import OVER_CONTROLS, best_layers, ranked_by
     from bindkit.control_names import CONTROL
     from bindkit.probes import by_capability
     from bindkit.scenes.splits import FEW_SCENES
@@ -246,15 +246,17 @@ def format_results(results: pd.DataFrame) -> str:
             ],
             "majority": best["majority_accuracy"].map(number),
             "gain": [number(gain, "+") for gain in best["gain"]],
-            "AUROC": best["auroc"].map(number),
-            "twins AUROC": best["twins_auroc"].map(number),
         }
     )
     has_controls = bool((best["objective"] == CONTROL).any())
-    if has_controls:
-        for at, column in zip((8, 10), OVER_CONTROLS.values(), strict=True):
-            over = [number(value, "+") for value in best[column]]
-            table.insert(at, "over controls", over, allow_duplicates=True)
+    figures = ranked_by(best)
+    plain = {"auroc": "AUROC", "twins_auroc": "twins AUROC"}
+    matched = {"matched_auroc": "at equal distance", "matched_twins_auroc": "twins at equal distance"}
+    for figure, head in (plain if figures[0] in plain else plain | matched).items():
+        table[head] = best[figure].map(number)
+        if has_controls and figure in figures:
+            over = [number(value, "+") for value in best[OVER_CONTROLS[figure]]]
+            table.insert(table.shape[1], "over controls", over, allow_duplicates=True)
     splits = ", ".join(sorted(set(best["split"].dropna()))) or "unknown"
     protocols = ", ".join(sorted(set(best["protocol"].dropna()))) or "unknown"
     chosen_on = ", ".join(sorted(set(best["chosen_on"].dropna()))) or "judged"
@@ -274,6 +276,8 @@ def format_results(results: pd.DataFrame) -> str:
             "",
             "over controls: AUROC minus that of the strongest control, which reads the same pairs without a model.",
         ]
+    if figures[0] not in plain:
+        lines += ["", "at equal distance: AUROC among pairs that lie equally far apart, where proximity tells nothing."]
     return "\n".join(lines)
 
 

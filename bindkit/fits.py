@@ -15,8 +15,10 @@ RESULT_COLUMNS = (
     *("accuracy", "accuracy_low", "accuracy_high", "auroc", "average_precision", "balanced_accuracy"),
     *("twins_accuracy", "twins_auroc", "majority_accuracy", "n_scenes", "n_pairs", "seed", "seconds"),
     *("auroc_low", "auroc_high", "twins_auroc_low", "twins_auroc_high", "class_accuracy", "matched_iou"),
+    *("matched_auroc", "matched_auroc_low", "matched_auroc_high"),
+    *("matched_twins_auroc", "matched_twins_auroc_low", "matched_twins_auroc_high"),
 )
-"""Columns of ``results.csv``, one row a fit; the last two for the pointwise tasks that have them."""
+"""Columns of ``results.csv``, one row a fit; ``class_accuracy`` and ``matched_iou`` for the tasks that have them."""
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,13 @@ class: the hard negatives that similarity alone cannot tell from pairs on one ob
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.stats import rankdata
 
 from bindkit.errors import InvalidParameterError, NonFiniteActivationsError
+from bindkit.matching import Strata
 from bindkit.resampling import N_BOOTSTRAP, UNKNOWN, interval, resample_scenes
 
 FIGURES = (
@@ -33,6 +35,8 @@ FIGURES = (
     "average_precision",
     "twins_accuracy",
     "twins_auroc",
+    "matched_auroc",
+    "matched_twins_auroc",
 )
 """Names of the figures that `judge` gives, each with ``_low`` and ``_high`` beside it."""
 
@@ -57,6 +61,9 @@ class JudgedPairs:
         Number of the scene, 0-based; the unit of the bootstrap.
     said : bool array of shape (pair,), optional
         Which pairs are called *same*, where that is not decided by the logit.
+    stratum : int array of shape (pair,), optional
+        Pairs of one number lie equally far apart (`bindkit.matching.distance_strata`); without it there are no
+        distance-matched figures.
     """
 
     logits: np.ndarray
@@ -64,6 +71,7 @@ class JudgedPairs:
     twins_question: np.ndarray
     scene: np.ndarray
     said: np.ndarray | None = None
+    stratum: np.ndarray | None = None
 
     @property
     def said_same(self) -> np.ndarray:
@@ -71,7 +79,8 @@ class JudgedPairs:
         return self.logits > 0 if self.said is None else self.said
 
     def __post_init__(self) -> None:
-        columns = (self.logits, self.same, self.twins_question, self.scene, self.said_same)
+        columns = [self.logits, self.same, self.twins_question, self.scene, self.said_same]
+        columns += [] if self.stratum is None else [self.stratum]
         shapes = {np.shape(column) for column in columns}
         if len(shapes) != 1 or len(next(iter(shapes))) != 1:
             raise InvalidParameterError(f"judged pairs are arrays of one shape (pair,), got {sorted(shapes)}")
@@ -82,6 +91,15 @@ class JudgedPairs:
 
     def __len__(self) -> int:
         return len(self.logits)
+
+    @cached_property
+    def matched(self) -> dict[str, Strata]:
+        """Strata of equal distance by the figure that they are for; empty where nobody said how far pairs lie apart."""
+        if self.stratum is None:
+            return {}
+        chosen = {"matched_auroc": None, "matched_twins_auroc": self.twins_question.astype(bool)}
+        same = self.same.astype(bool)
+        return {name: Strata.of(self.logits, same, self.stratum, asked) for name, asked in chosen.items()}
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -148,6 +166,9 @@ def judge(pairs: JudgedPairs, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0) -> 
         - ``twins_accuracy``: share of twins judged different. Saying "different" to everything gives 1: read it beside
           ``twins_auroc``, which ranks pairs on one object against twins, classes with several instances in the
           scene only.
+        - ``matched_auroc``, ``matched_twins_auroc``: the same two among pairs that lie equally far apart: AUROC within
+          strata of equal patch distance, averaged with weights ``n_same * n_different / (n_same + n_different)``;
+          strata with fewer than 5 of either are left out. A probe that knows distances alone is at 0.5.
 
     Raises
     ------
@@ -169,6 +190,8 @@ def judge(pairs: JudgedPairs, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0) -> 
         "twins_accuracy": _share(right[twins]),
         "twins_auroc": auroc(pairs.logits[asked], same[asked]),
     }
+    for name in ("matched_auroc", "matched_twins_auroc"):
+        figures[name] = pairs.matched[name].auroc() if name in pairs.matched else float("nan")
     drawn = resampled(pairs, n_bootstrap, seed)
     for name in FIGURES:
         figures[f"{name}_low"], figures[f"{name}_high"] = interval(drawn[name]) if drawn else UNKNOWN
@@ -219,10 +242,15 @@ def resampled(pairs: JudgedPairs, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0)
     if (scenes.counts(~same & asked) > 0).sum() < 2:
         # Twins of a single scene: no resample could differ from it, which would look like certainty.
         asked = np.zeros_like(asked)
+    unknown = np.full(n_bootstrap, np.nan)
+    matched = {name: unknown for name in ("matched_auroc", "matched_twins_auroc")}
+    matched |= {name: strata.resampled(scenes.scene, scenes.draws) for name, strata in pairs.matched.items()}
+    if not asked.any():
+        matched["matched_twins_auroc"] = unknown
     positive, negative = histograms(same), histograms(~same)
     share_same = scenes.share(same, np.ones_like(same))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return {
+        return matched | {
             "accuracy": scenes.share(right, np.ones_like(same)),
             "majority_accuracy": np.maximum(share_same, 1 - share_same),
             "balanced_accuracy": (scenes.share(right, same) + scenes.share(right, ~same)) / 2,

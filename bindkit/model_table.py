@@ -14,8 +14,17 @@ from bindkit.errors import InvalidParameterError
 UNTRAINED = "random-init"
 """Objective of an untrained backbone, and what its name begins with."""
 
-COMPARED_FIGURES = ("accuracy", "auroc", "twins_auroc")
+COMPARED_FIGURES = ("accuracy", "auroc", "twins_auroc", "matched_auroc", "matched_twins_auroc")
 """Figures in which models are set against controls."""
+
+FIGURE_TITLES = {
+    "accuracy": "accuracy",
+    "matched_auroc": "AUROC at equal distance",
+    "matched_twins_auroc": "AUROC at equal distance, twins",
+    "auroc": "AUROC",
+    "twins_auroc": "AUROC, twins",
+}
+"""Heads of what is compared, as a reader sees them."""
 
 KINDS_OF_ROWS = ("trained", "untrained", "control", "oracle")
 """In this order they stand in the table, told by the column ``kind``."""
@@ -91,7 +100,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         ("", "model"): table["backbone"],
         ("", "layer"): table["layer"].map(lambda layer: "-" if pd.isna(layer) else f"{layer:.0f}"),
     }
-    for figure, title in (("accuracy", "accuracy"), ("auroc", "AUROC"), ("twins_auroc", "AUROC, twins")):
+    for figure, title in FIGURE_TITLES.items():
         heads[title, "is"] = table.get(figure)
         if figure == "accuracy" and "accuracy_low" in table:
             heads[title, "95 % interval"] = _texts(table, lambda row: bounds_text(row, "accuracy"))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bindkit.cache import ActivationCache
 from bindkit.errors import ConstantActivationsError, EmptySplitError, NonFiniteActivationsError
+from bindkit.matching import distance_strata
 from bindkit.metrics import JudgedPairs
 from bindkit.probes import check_layer
 from bindkit.protocols import Protocol
@@ -328,5 +329,8 @@ def flat_pairs(judged: Iterable[tuple[PatchBatch, Tensor, Tensor]]) -> JudgedPai
             *(logits[counted].float(), batch.same[counted], batch.twins_question[counted], scene[counted]),
             said_same[counted],
         )
-        columns.append(tuple(part.cpu().numpy() for part in parts))
+        number, first, second = counted.nonzero(as_tuple=True)
+        ends = (batch.corners[number, place].cpu().numpy() for place in (first, second))
+        stratum = distance_strata(*ends, patch_size=batch.patch_size)
+        columns.append((*(part.cpu().numpy() for part in parts), stratum))
     return JudgedPairs(*(np.concatenate(column) for column in zip(*columns, strict=True)))

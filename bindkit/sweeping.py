@@ -151,12 +151,19 @@ def sweep(
 def same_class_rows(caches: Sequence[ActivationCache], protocol: str | Protocol = "strict") -> list[dict[str, Any]]:
     """Judge an oracle that knows the class of every patch and nothing else: it calls pairs of one class *same*.
 
-    What it reads is all that similarity could ever tell: on twins it is at chance. One row for each geometry among the
+    What it reads is all that similarity could ever tell: on twins it is at chance. Where no class is known there is no
+    such row. One row for each geometry among the
     caches, whose pairs are the ones judged; backbone ``control:same-class``, probe ``oracle``.
     """
     rules = protocol_of(protocol)
     first_of: dict[str, ActivationCache] = {}
     for cache in caches:
+        if not any((cache.labels(split).classes > 0).any() for split in cache.splits):
+            logger.info(
+                "no class is known in %s: figures of twins and the oracle that knows classes are left out",
+                cache.manifest.scenes_uri,
+            )
+            continue
         first_of.setdefault(json.dumps(cache.backbone["geometry"], sort_keys=True), cache)
     rows = []
     for cache in first_of.values():

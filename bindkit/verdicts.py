@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from bindkit.analysis import OVER_CONTROLS, strongest_controls
+from bindkit.analysis import OVER_CONTROLS, ranked_by, strongest_controls
 from bindkit.control_names import control_title, is_control
 from bindkit.scenes.splits import FEW_SCENES
 
@@ -15,7 +15,8 @@ from bindkit.scenes.splits import FEW_SCENES
 def verdicts(best: pd.DataFrame) -> list[str]:
     """Say of every backbone at its best layer whether its probe beats the majority baseline and the controls.
 
-    Over all pairs and on twins, AUROC is set against the control that is strongest there. Where the difference has an
+    Over all pairs and on twins, AUROC is set against the control that is strongest there: AUROC among pairs that lie
+    equally far apart where the table has it (`bindkit.analysis.ranked_by`), with the plain one beside it. Where the difference has an
     interval, the sentence follows from that; else the difference is stated as it is, rounded to two digits.
 
     Parameters
@@ -42,13 +43,16 @@ def verdicts(best: pd.DataFrame) -> list[str]:
     >>> print(alone)
     control (position), read without any model: AUROC 0.70; on twins 0.66.
     """  # noqa: E501
-    against = {figure: strongest_controls(best, figure) for figure in ("auroc", "twins_auroc")}
+    figures = ranked_by(best)
+    against = {figure: strongest_controls(best, figure) for figure in figures}
     sentences = []
     for number, row in enumerate(best.to_dict("records")):
-        rivals = {figure: _rival(row, controls.iloc[number], figure) for figure, controls in against.items()}
-        sentences.append(_control_sentence(row) if is_control(row["objective"]) else _sentence(row, rivals))
+        rivals = [_rival(row, controls.iloc[number], figure) for figure, controls in against.items()]
+        sentences.append(_control_sentence(row, figures) if is_control(row["objective"]) else _sentence(row, rivals))
     return sentences
 
+
+_NAMES = {"auroc": "AUROC", "matched_auroc": "AUROC among pairs at equal distance"}
 
 _ROLES = {
     "random-init": ": never trained, a control",
@@ -58,8 +62,10 @@ _ROLES = {
 
 
 class _Rival(NamedTuple):
-    """The strongest control in one figure, and the interval of the difference; NaN what there is not."""
+    """A row's figure, the strongest control in it, and the interval of the difference; NaN what there is not."""
 
+    measure: str
+    value: float
     name: str | float
     figure: float
     low: float
@@ -84,23 +90,32 @@ class _Rival(NamedTuple):
         interval = "" if pd.isna(self.low) else f" [{self.low:+.2f}, {self.high:+.2f}]"
         return f"the strongest control ({self.title}){interval}"
 
-    def behind(self, figure: float) -> float:
+    @property
+    def behind(self) -> float:
         """By how much it is beaten: rounded as it is said, so that words and figures agree; 0 if unsure."""
-        return 0.0 if self.is_unsure else round(figure - self.figure, 2)
+        return 0.0 if self.is_unsure else round(self.value - self.figure, 2)
 
 
 def _rival(row: dict, control: pd.Series, figure: str) -> _Rival:
     low, high = (row.get(f"{OVER_CONTROLS[figure]}_{end}", math.nan) for end in ("low", "high"))
-    return _Rival(control["backbone"], control[figure], low, high)
+    return _Rival(figure, row.get(figure, math.nan), control["backbone"], control[figure], low, high)
 
 
-def _control_sentence(row: dict) -> str:
-    over_all = "all pairs have one answer" if pd.isna(row["auroc"]) else f"AUROC {row['auroc']:.2f}"
-    twins = "no twins to tell apart" if pd.isna(row["twins_auroc"]) else f"on twins {row['twins_auroc']:.2f}"
-    return f"control ({control_title(row['backbone'])}), read without any model: {over_all}; {twins}."
+def _plain(row: dict, measure: str) -> str:
+    """The plain figure behind one that is matched for distance."""
+    plain = row.get(measure.removeprefix("matched_"))
+    return f" ({plain:.2f} at any distance)" if measure.startswith("matched_") and not pd.isna(plain) else ""
 
 
-def _sentence(row: dict, rivals: dict[str, _Rival]) -> str:
+def _control_sentence(row: dict, figures: tuple[str, str]) -> str:
+    pairs, twins = (row.get(figure, math.nan) for figure in figures)
+    over_all = "all pairs have one answer" if pd.isna(pairs) else f"{_NAMES[figures[0]]} {pairs:.2f}"
+    over_all += _plain(row, figures[0])
+    on_twins = "no twins to tell apart" if pd.isna(twins) else f"on twins {twins:.2f}{_plain(row, figures[1])}"
+    return f"control ({control_title(row['backbone'])}), read without any model: {over_all}; {on_twins}."
+
+
+def _sentence(row: dict, rivals: list[_Rival]) -> str:
     role = row["objective"] + _ROLES.get(row["objective"], "")
     low, high, majority = row["accuracy_low"], row["accuracy_high"], row["majority_accuracy"]
     judged = f"{100 * row['accuracy']:.1f} % of the pairs are judged right"
@@ -114,7 +129,7 @@ def _sentence(row: dict, rivals: dict[str, _Rival]) -> str:
     text = (
         f"{row['backbone']} ({role}): best at layer {row['layer']:.0f}, where {judged}{against} the "
         f"{100 * majority:.1f} % of always giving the more frequent answer. "
-        f"{_over_all(row, rivals['auroc'])}; {_on_twins(row, rivals['twins_auroc'])}."
+        f"{_over_all(row, rivals[0])}; {_on_twins(row, rivals[1])}."
     )
     n_scenes = row.get("n_scenes")
     if n_scenes is not None and n_scenes < FEW_SCENES:
@@ -123,32 +138,26 @@ def _sentence(row: dict, rivals: dict[str, _Rival]) -> str:
 
 
 def _over_all(row: dict, rival: _Rival) -> str:
-    auroc = row["auroc"]
-    if pd.isna(auroc):
+    if pd.isna(rival.value):
         return "All pairs have one answer, nothing to rank"
+    told = f"{_NAMES[rival.measure]} {rival.value:.2f}{_plain(row, rival.measure)}"
     if not rival.is_there:
-        return f"AUROC {auroc:.2f}"
-    ahead = rival.behind(auroc)
-    if ahead == 0:
-        return f"AUROC {auroc:.2f}, {'not distinguishable from' if rival.is_unsure else 'no more than'} {rival.said}"
-    way = "above" if ahead > 0 else "below"
-    return f"AUROC {auroc:.2f}, {abs(ahead):.2f} {way} {rival.said}"
+        return told
+    if rival.behind == 0:
+        return f"{told}, {'not distinguishable from' if rival.is_unsure else 'no more than'} {rival.said}"
+    return f"{told}, {abs(rival.behind):.2f} {'above' if rival.behind > 0 else 'below'} {rival.said}"
 
 
 def _on_twins(row: dict, rival: _Rival) -> str:
-    twins = row["twins_auroc"]
-    if pd.isna(twins):
+    if pd.isna(rival.value):
         return "no twins to tell apart"
-    if twins < 0.55:
-        return f"on twins {twins:.2f}, no better than chance"
+    told = f"on twins {rival.value:.2f}{_plain(row, rival.measure)}"
+    if rival.value < 0.55:
+        return f"{told}, no better than chance"
     if not rival.is_there:
-        return f"on twins {twins:.2f}, so it tells apart objects that look alike"
-    ahead = rival.behind(twins)
+        return f"{told}, so it tells apart objects that look alike"
     if rival.is_unsure:
-        return f"on twins {twins:.2f}, not distinguishable from {rival.said}, which needs no model"
-    if ahead <= 0:
-        return f"on twins {twins:.2f}, no more than a control has without a model ({rival.title}, {rival.figure:.2f})"
-    return (
-        f"on twins {twins:.2f}, {ahead:.2f} above {rival.said}, so it tells apart objects that look alike by more than "
-        "that"
-    )
+        return f"{told}, not distinguishable from {rival.said}, which needs no model"
+    if rival.behind <= 0:
+        return f"{told}, no more than a control has without a model ({rival.title}, {rival.figure:.2f})"
+    return f"{told}, {rival.behind:.2f} above {rival.said}, so it tells apart objects that look alike by more than that"

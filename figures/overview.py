@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-ABOVE, BELOW = "05_affinity", ("04_auroc_by_layer", "04_twins_auroc_by_layer")
+ABOVE, BELOW = "05_affinity", ("04_matched_auroc_by_layer", "04_matched_twins_auroc_by_layer")
 
 
 def main(workspace: str) -> None:

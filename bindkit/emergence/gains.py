@@ -7,12 +7,17 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from bindkit.analysis import require_one_kind
+from bindkit.analysis import PLAIN, ranked_by, require_one_kind
 from bindkit.control_names import is_control
 from bindkit.errors import InvalidParameterError
 
-FIGURES = {"auroc": "AUROC", "twins_auroc": "twins AUROC"}
-"""What is compared, with its name in sentences."""
+FIGURES = {
+    "auroc": "AUROC",
+    "twins_auroc": "twins AUROC",
+    "matched_auroc": "AUROC at equal distance",
+    "matched_twins_auroc": "twins AUROC at equal distance",
+}
+"""What may be compared, with its name in sentences."""
 
 FEW_SEEDS = 3
 """Below this many training seeds there is no interval, only what each seed gave."""
@@ -29,8 +34,8 @@ def emergence_gains(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row an objective (``pretraining``) and ``figure`` (auroc, twins_auroc): ``scenes_seen`` at the last
-        checkpoint that all its seeds have; the ``layer`` that is best there, averaged over seeds, and its ``value``;
+        One row an objective (``pretraining``) and ``figure`` (of `bindkit.analysis.ranked_by`): ``scenes_seen`` at the
+        last checkpoint that all its seeds have; the ``layer`` that is best there, averaged over seeds, and its ``value``;
         the same at 0 scenes in ``untrained_layer`` and ``untrained``; the strongest ``control`` and its
         ``control_value``; ``over_untrained`` and ``over_control``, the mean differences, each with bounds ``_low`` and
         ``_high``; ``value_low`` and ``value_high``, the least and the greatest of a training seed; ``n_seeds`` of
@@ -68,7 +73,7 @@ def emergence_gains(table: pd.DataFrame) -> pd.DataFrame:
         if not shared.any():
             raise InvalidParameterError(f"the runs of {label} have no checkpoint at the same number of scenes seen")
         last = float(shared[shared].index.max())
-        for figure in FIGURES:
+        for figure in ranked_by(table):
             at_end, at_start = _best(own, last, figure), _best(own, 0.0, figure)
             control, control_value = _strongest(controls, figure)
             gained = at_end.by_seed - at_start.by_seed.reindex(at_end.by_seed.index)
@@ -131,7 +136,7 @@ def _bounded(name: str, differences: pd.Series) -> dict[str, float]:
 
 
 def _require_comparable(table: pd.DataFrame) -> None:
-    needed = ["backbone", "objective", "layer", "pretraining", "training_seed", "scenes_seen", "n_scenes", *FIGURES]
+    needed = ["backbone", "objective", "layer", "pretraining", "training_seed", "scenes_seen", "n_scenes", *PLAIN]
     missing = [name for name in needed if name not in table.columns]
     if missing or table["pretraining"].isna().all():
         raise InvalidParameterError(

@@ -112,7 +112,7 @@ class _Figure(NamedTuple):
         if not self.is_there:
             return [f"there is no {name}"]
         found = []
-        if self.row["figure"] == "twins_auroc" and self.row["value"] < _NO_BETTER_THAN_CHANCE:
+        if self.row["figure"].endswith("twins_auroc") and self.row["value"] < _NO_BETTER_THAN_CHANCE:
             found.append("twins are told apart no better than by chance")
         if not self.over_untrained.is_there:
             found.append(f"{name} has no random init to be set against")
@@ -159,8 +159,8 @@ class _Judged(NamedTuple):
 
 
 def _figures(own: pd.DataFrame) -> tuple[_Figure, _Figure]:
-    pairs, twins = (own[own["figure"] == figure].iloc[0] for figure in FIGURES)
-    return _figure(pairs), _figure(twins)
+    on_twins = own["figure"].str.endswith("twins_auroc")
+    return _figure(own[~on_twins].iloc[0]), _figure(own[on_twins].iloc[0])
 
 
 def _figure(row: pd.Series) -> _Figure:

@@ -23,6 +23,8 @@ METRICS = {
     "average_precision": "average precision, same-object pairs",
     "twins_accuracy": "accuracy on pairs of twins",
     "twins_auroc": "AUROC, same object against twins",
+    "matched_auroc": "AUROC among pairs at equal distance",
+    "matched_twins_auroc": "AUROC against twins at equal distance",
 }
 """Metrics that can be drawn, with the title of their axis."""
 
@@ -30,6 +32,8 @@ _QUESTION = "Which layer knows what belongs together?"
 _QUESTIONS = {
     "twins_auroc": "Which layer tells apart objects that look alike?",
     "twins_accuracy": "Which layer tells apart objects that look alike?",
+    "matched_auroc": "Which layer knows what belongs together, wherever it lies?",
+    "matched_twins_auroc": "Which layer tells apart objects that look alike, wherever they lie?",
 }
 
 _WHISKER_GAP = 0.013
@@ -38,7 +42,7 @@ _WHISKER_GAP = 0.013
 _LEAST_SPAN = 0.12
 """An axis shows at least so much, so that small differences look small."""
 
-_CHANCE = {"balanced_accuracy": 0.5, "auroc": 0.5, "twins_auroc": 0.5}
+_CHANCE = {"balanced_accuracy": 0.5, "auroc": 0.5, "twins_auroc": 0.5, "matched_auroc": 0.5, "matched_twins_auroc": 0.5}
 
 
 def layer_curves(results: pd.DataFrame, metric: str = "accuracy", probe: str = "quadratic") -> go.Figure:

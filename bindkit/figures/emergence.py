@@ -40,7 +40,10 @@ _SHALLOW_TO_DEEP, _FROM, _TO = "Plasma_r", 0.22, 1.0
 """The scale of layers, and the part of it that stands out on white; its lightness alone tells layers apart."""
 
 _TITLE = "Does training teach what belongs together?"
-_TITLES = dict.fromkeys(("twins_auroc", "twins_accuracy"), "Does training teach to tell apart objects that look alike?")
+_TITLES = dict.fromkeys(
+    ("twins_auroc", "twins_accuracy", "matched_twins_auroc"),
+    "Does training teach to tell apart objects that look alike?",
+)
 
 
 def emergence_figure(table: pd.DataFrame, metric: str | Sequence[str] = "auroc") -> go.Figure:

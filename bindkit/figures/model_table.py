@@ -8,19 +8,23 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from bindkit.analysis import require_one_kind
+from bindkit.analysis import OVER_CONTROLS, ranked_by, require_one_kind
 from bindkit.control_names import SAME_CLASS, control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.figures.looks import line_looks
 from bindkit.figures.style import FAINT, GRID, INK, subtitle_lines, titled, translucent, whiskers
 from bindkit.model_table import bounds_text, differences
 
-_PANELS = {
-    "accuracy": ("accuracy", "gain", "the more frequent answer"),
-    "auroc": ("AUROC, all pairs", "auroc_over_controls", "the strongest control"),
-    "twins_auroc": ("AUROC, twins", "twins_auroc_over_controls", "the strongest control"),
+_PANELS = {"accuracy": ("accuracy", "gain", "the more frequent answer")} | {
+    figure: (title, OVER_CONTROLS[figure], "the strongest control")
+    for figure, title in (
+        ("auroc", "AUROC, all pairs"),
+        ("twins_auroc", "AUROC, twins"),
+        ("matched_auroc", "AUROC at equal distance"),
+        ("matched_twins_auroc", "twins at equal distance"),
+    )
 }
-"""Title of each panel, the column that says what is added, and to what."""
+"""Title of each panel there may be, the column that says what is added, and to what."""
 
 _CHANCE = 0.5
 _ROW_HEIGHT, _WIDTH, _NUMBERS = 40, 860, 0.27
@@ -53,7 +57,8 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
     InvalidParameterError
         For an empty table, one without the columns needed, or rows of several protocols or splits.
     """
-    missing = [name for name in ("kind", "backbone", "layer", *_PANELS) if name not in table]
+    panels = {figure: _PANELS[figure] for figure in ("accuracy", *ranked_by(table))}
+    missing = [name for name in ("kind", "backbone", "layer", *panels) if name not in table]
     if missing or table.empty:
         raise InvalidParameterError(
             f"nothing to draw: the table has no {', '.join(missing) or 'rows'}; give what model_table() returns"
@@ -62,15 +67,15 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
     rows = table.reset_index(drop=True)
     looks = line_looks(rows[rows["kind"] != "oracle"], "backbone")
     colours = [looks[name].colour if name in looks else FAINT for name in rows["backbone"]]
-    bounded = any(f"{added}_low" in rows and rows[f"{added}_low"].notna().any() for _, added, _ in _PANELS.values())
+    bounded = any(f"{added}_low" in rows and rows[f"{added}_low"].notna().any() for _, added, _ in panels.values())
     labels = [_label(row) for row in rows.to_dict("records")]
     row_height, width, share = _ROW_HEIGHT, _WIDTH, _NUMBERS
     if bounded:
         row_height, width = _ROW_HEIGHT_BOUNDED, _WIDTH_BOUNDED
         share = _share_of_intervals(labels)
     titles = []
-    figure = make_subplots(rows=1, cols=3, shared_yaxes=True, horizontal_spacing=_SPACING, column_titles=[*_PANELS])
-    for panel, (metric, (title, added, over)) in enumerate(_PANELS.items(), 1):
+    figure = make_subplots(rows=1, cols=3, shared_yaxes=True, horizontal_spacing=_SPACING, column_titles=[*panels])
+    for panel, (metric, (title, added, over)) in enumerate(panels.items(), 1):
         start, known = _starts(rows, metric, added)
         titles.append(
             f"{title}<br><span style='color:{FAINT};font-size:12px'>line: {over if known else 'chance'}</span>"

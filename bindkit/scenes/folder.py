@@ -13,8 +13,8 @@ Masks are gray of 8, 16 or 32 bits, or palette images, whose palette indices cou
 VOC's border value 255 would be an object of its own). Instance masks may also be RGB: ``R + 256 G + 65536 B`` is the
 id, as in COCO's panoptic format, so that one colour an object works too. Ids mean something within one image only.
 
-Without ``classes/``, every labelled pixel has class 1, "object": all objects are then of one class, so every pair of
-different objects counts as twins.
+Without ``classes/`` nobody knows which objects are of one class: every pixel has class 0, so that there are no twins
+and no figures of twins.
 """
 
 from __future__ import annotations
@@ -133,8 +133,7 @@ class FolderScenes(SceneSequence):
         self.ids = tuple(files.id for files in usable)
         splits_found = [files.split for files in usable if files.split is not None]
         self.official_splits = tuple(splits_found) if splits_found else None
-        with_classes = any(files.classes is not None for files in usable)
-        self.class_names = _read_names(root / NAMES_NAME) or ({} if with_classes else {1: "object"})
+        self.class_names = _read_names(root / NAMES_NAME) or {}
         if broken:
             logger.warning("%s: scenes left out: %d; the first: %s", self.uri, len(broken), broken[0].reason)
 
@@ -144,7 +143,7 @@ class FolderScenes(SceneSequence):
         instances = read_label_mask(files.instances, rgb_ids=True)
         require_same_size(instances, files.instances, image, files.image)
         if files.classes is None:
-            classes = (instances != 0).astype(np.int32)
+            classes = np.zeros_like(instances)
         else:
             classes = read_label_mask(files.classes, rgb_ids=False)
             require_same_size(classes, files.classes, image, files.image)

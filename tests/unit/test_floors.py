@@ -15,6 +15,7 @@ FLOORS = {
         "errors",
         "files",
         "geometry",
+        "matching",
         "metrics",
         "probes",
         "progress",

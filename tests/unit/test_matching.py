@@ -1,0 +1,126 @@
+"""AUROC at equal distance: by hand, beside a slow plain version, and for a probe that knows nothing but distance."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bindkit.matching import LEAST, Strata, distance_strata
+from bindkit.metrics import JudgedPairs, auroc, judge, resampled
+from bindkit.resampling import resample_scenes
+
+
+def plainly(scores, same, stratum, weight=None, least=LEAST):
+    """Pair by pair within each stratum; strata are chosen on all pairs, weights (of a resample) count afterwards."""
+    weight = np.ones(len(scores)) if weight is None else weight
+    total = norm = 0.0
+    for number in np.unique(stratum):
+        here = stratum == number
+        yes, no = np.flatnonzero(here & same), np.flatnonzero(here & ~same)
+        if min(len(yes), len(no)) < least:
+            continue
+        won = (scores[yes][:, None] > scores[no][None]) + 0.5 * (scores[yes][:, None] == scores[no][None])
+        n_yes, n_no = weight[yes].sum(), weight[no].sum()
+        if n_yes and n_no:
+            ranked = (won * weight[yes][:, None] * weight[no][None]).sum() / (n_yes * n_no)
+            total, norm = total + ranked * n_yes * n_no / (n_yes + n_no), norm + n_yes * n_no / (n_yes + n_no)
+    return total / norm if norm else np.nan
+
+
+def test_two_strata_by_hand():
+    """Stratum 1: 2 x 2 pairs, 3 of 4 ranked right. Stratum 2: 1 x 2, one tie and one wrong. Weights 1 and 2/3."""
+    scores = np.array([3.0, 1.0, 2.0, 0.0, 5.0, 5.0, 6.0])
+    same = np.array([True, True, False, False, True, False, False])
+    stratum = np.array([1, 1, 1, 1, 2, 2, 2])
+    found = Strata.of(scores, same, stratum, least=1).auroc()
+    assert found == pytest.approx((0.75 * 1 + 0.25 * 2 / 3) / (1 + 2 / 3))
+
+
+def test_strata_with_fewer_than_five_of_either_kind_are_left_out():
+    scores = np.arange(19.0)
+    stratum = np.repeat([0, 1], [10, 9])
+    same = np.tile([True, False], 10)[:19]  # 5 and 5, then 5 and 4
+    assert Strata.of(scores, same, stratum).n_strata == 1
+    assert np.isnan(Strata.of(scores[10:], same[10:], stratum[10:]).auroc())
+    assert np.isnan(Strata.of(scores[:0], same[:0], stratum[:0]).auroc())
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_it_is_the_plain_version(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 120))
+    scores, same = rng.integers(0, rng.integers(2, 40), n).astype(float), rng.random(n) < rng.random()
+    stratum = rng.integers(0, 4, n)
+    strata = Strata.of(scores, same, stratum)
+    assert strata.auroc() == pytest.approx(plainly(scores, same, stratum), nan_ok=True)
+    scenes = resample_scenes(rng.integers(0, 5, n), n_bootstrap=7)
+    drawn = strata.resampled(scenes.scene, scenes.draws)
+    # With at most 64 different scores a stratum, its bins are exact.
+    if n <= 64:
+        wanted = [plainly(scores, same, stratum, draw[scenes.scene]) for draw in scenes.draws]
+        np.testing.assert_allclose(drawn, wanted, atol=1e-12)
+
+
+def test_resampling_large_strata_is_exact_to_a_hundredth_and_parts_do_not_matter(monkeypatch):
+    rng = np.random.default_rng(0)
+    n = 6_000
+    stratum, scene, same = rng.integers(0, 5, n), rng.integers(0, 12, n), rng.random(n) < 0.4
+    scores = rng.normal(same + 0.3 * stratum)
+    scenes = resample_scenes(scene, n_bootstrap=20)
+    strata = Strata.of(scores, same, stratum)
+    drawn = strata.resampled(scenes.scene, scenes.draws)
+    wanted = [plainly(scores, same, stratum, draw[scenes.scene]) for draw in scenes.draws]
+    np.testing.assert_allclose(drawn, wanted, atol=2e-3)
+    monkeypatch.setattr("bindkit.matching._CELLS_AT_ONCE", 1)
+    np.testing.assert_allclose(strata.resampled(scenes.scene, scenes.draws), drawn, atol=1e-12)
+
+
+def test_what_depends_on_distance_alone_changes_nothing():
+    rng = np.random.default_rng(1)
+    stratum, same = rng.integers(0, 6, 500), rng.random(500) < 0.5
+    scores = rng.normal(same)
+    found = Strata.of(scores, same, stratum).auroc()
+    assert Strata.of(scores - 7.0 * stratum, same, stratum).auroc() == found
+    assert Strata.of(scores**3 * (1 + stratum), same, stratum).auroc() == found
+    assert Strata.of(-scores, same, stratum).auroc() == pytest.approx(1 - found)
+
+
+def test_a_probe_that_knows_only_distance_is_at_chance_on_grids_and_across_windows():
+    rng = np.random.default_rng(2)
+    for shift in (0, 5):
+        columns = []
+        for scene in range(24):
+            corners = rng.integers(0, 12, (60, 2)) * 8 + shift * rng.integers(0, 2, (60, 1))
+            objects = (corners // 32 * [1, 4]).sum(1) + rng.integers(0, 2, 60) * 100
+            first, second = np.triu_indices(60, 1)
+            distance = np.hypot(*(corners[first] - corners[second]).T)
+            strata = distance_strata(corners[first], corners[second], patch_size=8)
+            columns.append((-distance, objects[first] == objects[second], strata, np.full(len(first), scene)))
+        logits, same, stratum, scene = (np.concatenate(column) for column in zip(*columns, strict=True))
+        figures = judge(JudgedPairs(logits, same, np.zeros_like(same), scene, stratum=stratum))
+        assert figures["auroc"] > 0.8
+        assert abs(figures["matched_auroc"] - 0.5) < (1e-12 if shift == 0 else 0.02)
+        if shift == 0:
+            assert figures["matched_auroc_low"] <= 0.5 <= figures["matched_auroc_high"]
+
+
+def test_distances_are_exact_on_a_grid_and_rounded_to_a_quarter_of_a_patch_elsewhere():
+    here = np.zeros((4, 2), int)
+    there = np.array([[14, 0], [0, -28], [14, 14], [3, 0]])
+    np.testing.assert_array_equal(distance_strata(here, there, 14), [16, 64, 32, 1])
+
+
+def test_twins_are_matched_among_twinned_classes_and_without_distances_there_is_nothing():
+    rng = np.random.default_rng(3)
+    n = 400
+    same, asked, scene, stratum = rng.random(n) < 0.4, rng.random(n) < 0.5, rng.integers(0, 8, n), rng.integers(0, 3, n)
+    logits = rng.normal(same)
+    pairs = JudgedPairs(logits, same, asked, scene, stratum=stratum)
+    figures = judge(pairs, n_bootstrap=50)
+    assert figures["matched_twins_auroc"] == pytest.approx(plainly(logits[asked], same[asked], stratum[asked]))
+    one = JudgedPairs(logits, same, asked, scene, stratum=np.zeros(n, int))
+    assert judge(one, n_bootstrap=0)["matched_auroc"] == pytest.approx(auroc(logits, same))
+    without = JudgedPairs(logits, same, asked, scene)
+    assert np.isnan(judge(without, n_bootstrap=20)["matched_auroc"])
+    assert np.isnan(resampled(without, 20)["matched_auroc"]).all()
