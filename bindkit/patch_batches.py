@@ -330,7 +330,7 @@ def flat_pairs(judged: Iterable[tuple[PatchBatch, Tensor, Tensor]]) -> JudgedPai
             said_same[counted],
         )
         number, first, second = counted.nonzero(as_tuple=True)
-        ends = (batch.corners[number, place].cpu().numpy() for place in (first, second))
-        stratum = distance_strata(*ends, patch_size=batch.patch_size)
+        corners, others = (batch.corners[number, place].cpu().numpy() for place in (first, second))
+        stratum = distance_strata(corners, others, batch.patch_size)
         columns.append((*(part.cpu().numpy() for part in parts), stratum))
     return JudgedPairs(*(np.concatenate(column) for column in zip(*columns, strict=True)))

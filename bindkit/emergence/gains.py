@@ -35,8 +35,8 @@ def emergence_gains(table: pd.DataFrame) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row an objective (``pretraining``) and ``figure`` (of `bindkit.analysis.ranked_by`): ``scenes_seen`` at the
-        last checkpoint that all its seeds have; the ``layer`` that is best there, averaged over seeds, and its ``value``;
-        the same at 0 scenes in ``untrained_layer`` and ``untrained``; the strongest ``control`` and its
+        last checkpoint that all its seeds have; the ``layer`` that is best there, averaged over seeds, and its
+        ``value``; the same at 0 scenes in ``untrained_layer`` and ``untrained``; the strongest ``control`` and its
         ``control_value``; ``over_untrained`` and ``over_control``, the mean differences, each with bounds ``_low`` and
         ``_high``; ``value_low`` and ``value_high``, the least and the greatest of a training seed; ``n_seeds`` of
         training and ``n_scenes`` judged. What does not apply is NaN.

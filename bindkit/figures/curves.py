@@ -197,7 +197,7 @@ def _curves(rows: pd.DataFrame, metric: str, line_of: str) -> go.Figure:
         spare = max(0.01, (_LEAST_SPAN - max(drawn) + min(drawn)) / 2)
         figure.update_yaxes(range=[min(drawn) - spare, max(drawn) + spare])
     if rows.empty:
-        why = "no twins were judged" if metric.startswith("twins") else "all judged pairs have one answer"
+        why = "no twins were judged" if "twins" in metric else "all judged pairs have one answer"
         figure.add_annotation(text=f"nothing to draw: {why}", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
     return figure
 

@@ -178,7 +178,7 @@ def _draw_panel(
     for at, value in enumerate(values):
         if rows.loc[rows["value"] == value, metric].isna().all():
             faint = {"size": 12, "color": FAINT}
-            why = "no twins" if metric.startswith("twins") else "undefined"
+            why = "no twins" if "twins" in metric else "undefined"
             figure.add_annotation(
                 x=at, y=0.5, yref="y domain", text=why, textangle=-90, showarrow=False, font=faint, **where
             )

@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted import PlantedBackbone, PlantedScenes
 
+import bindkit as bk
+from bindkit.extraction import cache_activations
+from bindkit.judging import judging
 from bindkit.matching import LEAST, Strata, distance_strata
 from bindkit.metrics import JudgedPairs, auroc, judge, resampled
+from bindkit.patch_batches import flat_pairs
 from bindkit.resampling import resample_scenes
 
 
@@ -124,3 +130,46 @@ def test_twins_are_matched_among_twinned_classes_and_without_distances_there_is_
     without = JudgedPairs(logits, same, asked, scene)
     assert np.isnan(judge(without, n_bootstrap=20)["matched_auroc"])
     assert np.isnan(resampled(without, 20)["matched_auroc"]).all()
+
+
+@pytest.mark.parametrize("width", [48, 42], ids=["windows side by side on the grid", "windows off the grid"])
+def test_on_a_cache_distance_alone_is_at_chance_and_a_fitted_probe_gains_nothing_by_it(tmp_path, width):
+    """Two overlapping windows a scene: 48 px give offsets of whole patches, 42 px of half ones."""
+    cache = cache_activations(PlantedBackbone(signal=0.3), PlantedScenes(40, width=width), root=tmp_path)
+    fit = bk.fit_probe(cache, 2)
+    with judging(fit.probe, cache) as judged:
+        said = list(judged.said())
+        nearness = []
+        for batch, *_ in said:
+            corners = batch.corners.float()
+            nearness.append(-torch.cdist(corners, corners) / batch.patch_size)
+            assert width == 48 or (batch.corners % batch.patch_size).any()
+        alone = judge(flat_pairs((batch, near, same) for (batch, _, same), near in zip(said, nearness, strict=True)))
+        added = judge(
+            flat_pairs(
+                (batch, logits + 9 * near, same) for (batch, logits, same), near in zip(said, nearness, strict=True)
+            )
+        )
+    assert alone["auroc"] > 0.6
+    for name in ("matched_auroc", "matched_twins_auroc"):
+        assert alone[f"{name}_low"] <= alone[name] <= alone[f"{name}_high"]
+        assert alone[name] == pytest.approx(0.5, abs=1e-9)
+        assert added[name] == pytest.approx(fit.metrics[name], abs=1e-3)
+    assert added["auroc"] != pytest.approx(fit.metrics["auroc"], abs=1e-3)
+
+
+def test_where_no_class_is_known_figures_of_twins_are_empty_and_there_is_no_oracle(tmp_path):
+    class Unclassed(PlantedScenes):
+        uri = "unclassed:"
+
+        def __getitem__(self, position):
+            scene = super().__getitem__(position)
+            return bk.Scene(scene.id, scene.image, scene.instances, np.zeros_like(scene.classes))
+
+    cache = cache_activations(PlantedBackbone(), Unclassed(40), root=tmp_path)
+    table = bk.sweep([cache], [2], ["linear"], oracle=True)
+    assert list(table["probe"]) == ["linear"]
+    assert np.isfinite(table[["auroc", "matched_auroc", "matched_auroc_low"]].to_numpy(float)).all()
+    assert (
+        table[["twins_accuracy", "twins_auroc", "matched_twins_auroc", "matched_twins_auroc_low"]].isna().all(axis=None)
+    )

@@ -43,7 +43,8 @@ def judged(seed, n_scenes=40, n_pairs=200, shift=1.0):
     same = rng.random(n_scenes * n_pairs) < 0.3
     scene = np.repeat(np.arange(n_scenes), n_pairs)
     logits = rng.normal(size=same.size) + shift * (2 * same - 1) + rng.normal(size=n_scenes)[scene] * 0.5
-    return JudgedPairs(logits, same, rng.random(same.size) < 0.5, scene)
+    stratum = np.arange(same.size) % 5
+    return JudgedPairs(logits, same, rng.random(same.size) < 0.5, scene, stratum=stratum)
 
 
 def test_figures_by_hand():
@@ -65,8 +66,15 @@ def test_figures_by_hand():
     assert math.isnan(figures["accuracy_low"]), "one scene has no interval over scenes"
 
 
-def by_definition(pairs):
-    """Every figure as the docstring of `judge` words it, pair by pair."""
+def enough(pairs, asked_only):
+    """Strata of equal distance with 5 pairs on one object and 5 on two."""
+    listed = zip(pairs.stratum, pairs.same, pairs.twins_question, strict=True)
+    kinds = [(stratum, bool(same)) for stratum, same, asked in listed if asked or not asked_only]
+    return {stratum for stratum, _ in kinds if min(kinds.count((stratum, same)) for same in (True, False)) >= 5}
+
+
+def by_definition(pairs, whole=None):
+    """Every figure as the docstring of `judge` words it, pair by pair; `whole` decides which strata count."""
     right, twins_right = [], []
     by_kind = {True: [], False: []}
     ranked = {(same, asked): [] for same in (True, False) for asked in (True, False)}
@@ -84,7 +92,19 @@ def by_definition(pairs):
     def order(positive, negative):
         return mean([(p > n) + (p == n) / 2 for p in positive for n in negative])
 
+    def at_equal_distance(asked_only):
+        weights, orders = [], []
+        for stratum in enough(whole or pairs, asked_only):
+            here = (pairs.stratum == stratum) & (pairs.twins_question | (not asked_only))
+            positive, negative = pairs.logits[here & pairs.same], pairs.logits[here & ~pairs.same]
+            if len(positive) and len(negative):
+                weights.append(len(positive) * len(negative) / (len(positive) + len(negative)))
+                orders.append(order(positive, negative))
+        return np.average(orders, weights=weights)
+
     return {
+        "matched_auroc": at_equal_distance(asked_only=False),
+        "matched_twins_auroc": at_equal_distance(asked_only=True),
         "accuracy": mean(right),
         "majority_accuracy": max(len(by_kind[True]), len(by_kind[False])) / len(right),
         "balanced_accuracy": (mean(by_kind[True]) + mean(by_kind[False])) / 2,
@@ -104,7 +124,8 @@ def lopsided(seed, n_scenes=6, n_pairs=30, share=0.7):
     logits = (
         rng.normal(size=scene.size) + 0.8 * same + 0.9 * (twins_question & ~same) + rng.normal(size=n_scenes)[scene]
     )
-    return JudgedPairs(logits.round(1), same, twins_question, scene)
+    stratum = np.where(rng.random(scene.size) < 0.05, 2, np.arange(scene.size) % 2)  # the last is too thin to count
+    return JudgedPairs(logits.round(1), same, twins_question, scene, stratum=stratum)
 
 
 @pytest.mark.parametrize("share", [0.7, 0.2])
@@ -116,14 +137,15 @@ def test_every_figure_equals_its_definition(share):
 
 
 @pytest.mark.parametrize("share", [0.7, 0.2])
-def test_every_interval_equals_judging_each_resample_by_definition(share):
+def test_every_interval_equals_judging_each_resample_by_definition(share, monkeypatch):
     """With fewer pairs than bins no two logits share one, so that the histograms must give the very same figures."""
+    monkeypatch.setattr("bindkit.matching._BINS", 256)
     pairs = lopsided(5, share=share)
     drawn = []
     for times in np.random.default_rng(0).multinomial(6, np.full(6, 1 / 6), size=60):
         chosen = np.concatenate([np.flatnonzero(pairs.scene == k) for k in np.repeat(np.arange(6), times)])
-        columns = (pairs.logits, pairs.same, pairs.twins_question, pairs.scene)
-        drawn.append(by_definition(JudgedPairs(*(column[chosen] for column in columns))))
+        columns = (pairs.logits, pairs.same, pairs.twins_question, pairs.scene, pairs.said_same, pairs.stratum)
+        drawn.append(by_definition(JudgedPairs(*(column[chosen] for column in columns)), whole=pairs))
     figures = judge(pairs, n_bootstrap=60, seed=0)
     for name in FIGURES:
         low, high = np.percentile([figure[name] for figure in drawn], [2.5, 97.5])
@@ -171,7 +193,8 @@ def test_auroc_interval_agrees_with_resampling_the_pairs_themselves():
 def test_resampling_ignores_the_order_of_scenes_within_the_list_of_pairs():
     pairs = judged(3)
     order = np.random.default_rng(0).permutation(len(pairs))
-    shuffled = JudgedPairs(pairs.logits[order], pairs.same[order], pairs.twins_question[order], pairs.scene[order])
+    columns = (pairs.logits, pairs.same, pairs.twins_question, pairs.scene, pairs.said_same, pairs.stratum)
+    shuffled = JudgedPairs(*(column[order] for column in columns))
     first, second = judge(pairs), judge(shuffled)
     assert all(math.isclose(first[name], second[name], rel_tol=1e-9) for name in first)
 

@@ -43,11 +43,12 @@ def test_images_instances_and_classes_are_read_as_they_stand(tmp_path):
     assert scene.instances.dtype == scene.classes.dtype == np.int32
 
 
-def test_without_classes_every_labelled_pixel_is_an_object(tmp_path):
+def test_without_classes_no_class_is_known(tmp_path):
     add(tmp_path, "a", suffix=".jpeg")
     scenes = open_scenes(f"folder:{tmp_path}")
-    assert scenes.class_names == {1: "object"}
-    assert (scenes[0].classes == (INSTANCES > 0)).all()
+    assert scenes.class_names == {}
+    assert not scenes[0].classes.any()
+    assert (scenes[0].instances == INSTANCES).all()
 
 
 def palette(array: np.ndarray) -> Image.Image:
