@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from bindkit.analysis import OVER_CONTROLS, ranked_by, strongest_controls
+from bindkit.analysis import OVER_CONTROLS, PLAIN, ranked_by, strongest_controls
 from bindkit.control_names import control_title, is_control
 from bindkit.scenes.splits import FEW_SCENES
 
@@ -35,11 +35,11 @@ def verdicts(best: pd.DataFrame) -> list[str]:
     >>> row = dict(backbone="vit", objective="random-init", layer=2, accuracy=0.81, accuracy_low=0.79,
     ...            accuracy_high=0.83, majority_accuracy=0.78, auroc=0.8, twins_auroc=0.51, n_scenes=80)
     >>> print(verdicts(pd.DataFrame([row]))[0])
-    vit (random-init: never trained, a control): best at layer 2, where 81.0 % of the pairs are judged right [79.0, 83.0], above the 78.0 % of always giving the more frequent answer. AUROC 0.80; on twins 0.51, no better than chance.
+    vit (random-init: never trained, a control): best at layer 2, where 81.0 % of the pairs are judged right [79.0, 83.0], above the 78.0 % of always giving the more frequent answer. AUROC 0.80; on twins 0.51, no better than chance. All this at any distance: the table has no figures at equal distance.
     >>> control = dict(row, backbone="control:position", objective="control", layer=None, auroc=0.7, twins_auroc=0.66)
     >>> above, alone = verdicts(pd.DataFrame([dict(row, objective="self-supervised", twins_auroc=0.86), control]))
     >>> print(above.split("answer. ")[1])
-    AUROC 0.80, 0.10 above the strongest control (position); on twins 0.86, 0.20 above the strongest control (position), so it tells apart objects that look alike by more than that.
+    AUROC 0.80, 0.10 above the strongest control (position); on twins 0.86, 0.20 above the strongest control (position), so it tells apart objects that look alike by more than that. All this at any distance: the table has no figures at equal distance.
     >>> print(alone)
     control (position), read without any model: AUROC 0.70; on twins 0.66.
     """  # noqa: E501
@@ -107,11 +107,18 @@ def _plain(row: dict, measure: str) -> str:
     return f" ({plain:.2f} at any distance)" if measure.startswith("matched_") and not pd.isna(plain) else ""
 
 
+def _no_twins(plain: str) -> str:
+    return f"too few twins at equal distance{plain}" if plain else "no twins to tell apart"
+
+
 def _control_sentence(row: dict, figures: tuple[str, str]) -> str:
     pairs, twins = (row.get(figure, math.nan) for figure in figures)
-    over_all = "all pairs have one answer" if pd.isna(pairs) else f"{_NAMES[figures[0]]} {pairs:.2f}"
-    over_all += _plain(row, figures[0])
-    on_twins = "no twins to tell apart" if pd.isna(twins) else f"on twins {twins:.2f}{_plain(row, figures[1])}"
+    plain, plain_twins = (_plain(row, figure) for figure in figures)
+    if pd.isna(pairs):
+        over_all = f"too few pairs at equal distance{plain}" if plain else "all pairs have one answer"
+    else:
+        over_all = f"{_NAMES[figures[0]]} {pairs:.2f}{plain}"
+    on_twins = _no_twins(plain_twins) if pd.isna(twins) else f"on twins {twins:.2f}{plain_twins}"
     return f"control ({control_title(row['backbone'])}), read without any model: {over_all}; {on_twins}."
 
 
@@ -131,6 +138,8 @@ def _sentence(row: dict, rivals: list[_Rival]) -> str:
         f"{100 * majority:.1f} % of always giving the more frequent answer. "
         f"{_over_all(row, rivals[0])}; {_on_twins(row, rivals[1])}."
     )
+    if rivals[0].measure in PLAIN:
+        text += " All this at any distance: the table has no figures at equal distance."
     n_scenes = row.get("n_scenes")
     if n_scenes is not None and n_scenes < FEW_SCENES:
         text += f" Judged on {n_scenes:.0f} scene{'' if n_scenes == 1 else 's'}: a demonstration, not a measurement."
@@ -139,7 +148,8 @@ def _sentence(row: dict, rivals: list[_Rival]) -> str:
 
 def _over_all(row: dict, rival: _Rival) -> str:
     if pd.isna(rival.value):
-        return "All pairs have one answer, nothing to rank"
+        plain = _plain(row, rival.measure)
+        return f"Too few pairs at equal distance{plain}" if plain else "All pairs have one answer, nothing to rank"
     told = f"{_NAMES[rival.measure]} {rival.value:.2f}{_plain(row, rival.measure)}"
     if not rival.is_there:
         return told
@@ -150,7 +160,7 @@ def _over_all(row: dict, rival: _Rival) -> str:
 
 def _on_twins(row: dict, rival: _Rival) -> str:
     if pd.isna(rival.value):
-        return "no twins to tell apart"
+        return _no_twins(_plain(row, rival.measure))
     told = f"on twins {rival.value:.2f}{_plain(row, rival.measure)}"
     if rival.value < 0.55:
         return f"{told}, no better than chance"

@@ -50,6 +50,39 @@ def test_the_interval_of_the_gain_decides_where_there_is_one(bounds, said):
     assert said in verdicts(pd.DataFrame([ROW | change]))[0]
 
 
+MATCHED = {"matched_auroc": 0.8, "matched_twins_auroc": 0.65}
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "unsaid"),
+    [
+        ({}, "AUROC 0.90; on twins 0.70, so it tells", "0.90 at any distance"),
+        ({}, "no figures at equal distance", "among pairs"),
+        (MATCHED, "AUROC among pairs at equal distance 0.80 (0.90 at any distance); on twins 0.65 (0.70", "no figures"),
+        (
+            MATCHED | {"matched_auroc": float("nan")},
+            "Too few pairs at equal distance (0.90 at any distance)",
+            "one answer",
+        ),
+        (MATCHED | {"matched_twins_auroc": float("nan")}, "too few twins at equal distance (0.70", "no twins"),
+        (MATCHED | dict.fromkeys(("matched_auroc", "auroc"), float("nan")), "All pairs have one answer", "Too few"),
+    ],
+)
+def test_figures_at_equal_distance_decide_and_what_is_missing_is_called_missing(change, said, unsaid):
+    other = ROW | MATCHED | {"backbone": "other"}  # of a table that has such figures, though this row may lack them
+    sentence = verdicts(pd.DataFrame([ROW | change, *([other] if change else [])]))[0]
+    assert said in sentence
+    assert unsaid not in sentence
+
+
+def test_the_strongest_control_at_equal_distance_is_the_rival():
+    control = ROW | {"backbone": "control:position", "objective": "control", "layer": None, "auroc": 0.95}
+    control |= {"matched_auroc": 0.63, "matched_twins_auroc": 0.64}
+    sentence, alone = verdicts(pd.DataFrame([ROW | MATCHED, control]))
+    assert "0.17 above the strongest control (position); on twins 0.65 (0.70 at any distance), 0.01 above" in sentence
+    assert "AUROC among pairs at equal distance 0.63 (0.95 at any distance); on twins 0.64 (0.70" in alone
+
+
 def said_beside(controls, **change):
     """Sentences for the backbone above, changed, and for controls given as name -> (AUROC, twins AUROC)."""
     rows = [ROW | {"backbone": f"control:{name}", "objective": "control", "layer": None} for name in controls]
