@@ -84,20 +84,23 @@ def breakdown(
         sizes = dict(_sizes_by_scene(labels.scene_ids, labels.scene_offsets, labels.instances))
         for batch, logits, said in judged.said():
             counted = batch.counted
-            scene = batch.scenes.to(counted.device)[:, None, None].expand_as(counted)
+            scene, unit = (
+                of.to(counted.device)[:, None, None].expand_as(counted)
+                for of in (batch.scenes, batch.scenes if batch.groups is None else batch.groups)
+            )
             shown = [sizes[patches.scene_ids[k]] for k in batch.scenes.tolist()]
             groups = [_GROUPERS[name](batch, shown)[counted.cpu()] for name in asked]
-            parts = (logits.float(), said == batch.same, batch.same, scene)
+            parts = (logits.float(), said == batch.same, batch.same, scene, unit)
             columns.append((*(part[counted].cpu().numpy() for part in parts), *(group.numpy() for group in groups)))
-    logits_, right, same, scene_, *found = (np.concatenate(column) for column in zip(*columns, strict=True))
+    logits_, right, same, scene_, unit_, *found = (np.concatenate(column) for column in zip(*columns, strict=True))
     # The same resamples for every group, so that groups can be compared.
-    resamples = resample_scenes(scene_)
+    resamples = resample_scenes(unit_)
     rows = []
     for name, values in zip(asked, found, strict=True):
         edges = name in ("distance", "object_size")
         groups_ = np.searchsorted(_DOUBLING, values, side="right") - 1 if edges else values.astype(int)
         for group in np.unique(groups_):
-            figures = _figures(groups_ == group, logits_, right, same, resamples)
+            figures = _figures(groups_ == group, logits_, right, same, scene_, resamples)
             rows.append({"by": name, **_named(name, int(group)), **figures})
     table = pd.DataFrame(rows)
     table.attrs |= described
@@ -115,14 +118,19 @@ def _named(name: str, group: int) -> dict[str, object]:
 
 
 def _figures(
-    here: np.ndarray, logits: np.ndarray, right: np.ndarray, same: np.ndarray, resamples: SceneResamples
+    here: np.ndarray,
+    logits: np.ndarray,
+    right: np.ndarray,
+    same: np.ndarray,
+    scene: np.ndarray,
+    resamples: SceneResamples,
 ) -> dict[str, float]:
     """Figures of the pairs that are here, all given as arrays of shape (pair,)."""
     low, high = resamples.share_interval(right, here)
     share = float(same[here].mean())
     return {
         "n_pairs": int(here.sum()),
-        "n_scenes": int((resamples.counts(here) > 0).sum()),
+        "n_scenes": len(np.unique(scene[here])),
         "share_same": share,
         "accuracy": float(right[here].mean()),
         "accuracy_low": low,

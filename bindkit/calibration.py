@@ -135,7 +135,7 @@ def reliability(
     logits, same = pairs.logits.astype(np.float64), pairs.same.astype(bool)
     affinity = 1 / (1 + np.exp(-np.clip(logits, -700, 700)))
     place = np.minimum((affinity * n_bins).astype(int), n_bins - 1)
-    resamples = resample_scenes(pairs.scene)
+    resamples = resample_scenes(pairs.unit)
     rows = []
     for number in np.unique(place):
         here = place == number

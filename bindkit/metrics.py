@@ -58,12 +58,14 @@ class JudgedPairs:
     twins_question : bool array of shape (pair,)
         Pairs of one class of which the scene shows several instances: pairs on one of them, and twins.
     scene : int array of shape (pair,)
-        Number of the scene, 0-based; the unit of the bootstrap.
+        Number of the scene, 0-based.
     said : bool array of shape (pair,), optional
         Which pairs are called *same*, where that is not decided by the logit.
     stratum : int array of shape (pair,), optional
         Pairs of one number lie equally far apart (`bindkit.matching.distance_strata`); without it there are no
         distance-matched figures.
+    group : int array of shape (pair,), optional
+        Number of the scene's group, where scenes belong together (frames of one video).
     """
 
     logits: np.ndarray
@@ -72,6 +74,12 @@ class JudgedPairs:
     scene: np.ndarray
     said: np.ndarray | None = None
     stratum: np.ndarray | None = None
+    group: np.ndarray | None = None
+
+    @property
+    def unit(self) -> np.ndarray:
+        """What is drawn by the bootstrap: scenes, or whole groups of them where there are any."""
+        return self.scene if self.group is None else self.group
 
     @property
     def said_same(self) -> np.ndarray:
@@ -79,7 +87,7 @@ class JudgedPairs:
         return self.logits > 0 if self.said is None else self.said
 
     def __post_init__(self) -> None:
-        columns = [self.logits, self.same, self.twins_question, self.scene, self.said_same]
+        columns = [self.logits, self.same, self.twins_question, self.scene, self.said_same, self.unit]
         columns += [] if self.stratum is None else [self.stratum]
         shapes = {np.shape(column) for column in columns}
         if len(shapes) != 1 or len(next(iter(shapes))) != 1:
@@ -217,9 +225,9 @@ def resampled(pairs: JudgedPairs, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0)
         Arrays of shape (resample,) by the names of `FIGURES`, NaN where a resample has none of the pairs that are
         asked for; of twins, always NaN unless two scenes have some. Empty with a single scene or without resamples.
     """
-    if n_bootstrap < 1 or len(np.unique(pairs.scene)) < 2:
+    if n_bootstrap < 1 or len(np.unique(pairs.unit)) < 2:
         return {}
-    scenes = resample_scenes(pairs.scene, n_bootstrap, seed)
+    scenes = resample_scenes(pairs.unit, n_bootstrap, seed)
     rng = np.random.default_rng(seed)
     same, asked = pairs.same.astype(bool), pairs.twins_question.astype(bool)
 

@@ -43,6 +43,8 @@ class PatchBatch:
     scenes: Int[Tensor, " scene"]
     patch_size: int
     protocol: Protocol
+    groups: Int[Tensor, " scene"] | None = None
+    """Numbers of the scenes' groups; None where every scene is alone in its own."""
 
     @cached_property
     def same(self) -> Bool[Tensor, "scene patch patch"]:
@@ -121,6 +123,9 @@ class SplitPatches:
         self.patch_size = labels.patch_size
         self.n_left_out = len(counts) - len(usable)
         self.scene_ids = tuple(labels.scene_ids[k] for k in usable)
+        grouped, first_of = cache.groups, dict[str, int]()
+        numbers = [first_of.setdefault(grouped.get(name, name), k) for k, name in enumerate(self.scene_ids)]
+        self._groups = torch.tensor(numbers, dtype=torch.int64) if grouped else None
         self._rows = torch.from_numpy(rows)
         self._counts = torch.from_numpy(counts[usable])
         self._starts = torch.from_numpy(starts[usable])
@@ -305,6 +310,7 @@ class SplitPatches:
             scenes=scenes,
             patch_size=self.patch_size,
             protocol=self.protocol,
+            groups=None if self._groups is None else self._groups[scenes],
         )
 
     def _with_activations(self, batch: PatchBatch, into: Tensor | None = None) -> PatchBatch:
@@ -324,10 +330,11 @@ def flat_pairs(judged: Iterable[tuple[PatchBatch, Tensor, Tensor]]) -> JudgedPai
     columns: list[tuple[np.ndarray, ...]] = []
     for batch, logits, said_same in judged:
         counted = batch.counted
-        scene = batch.scenes.to(counted.device)[:, None, None].expand_as(counted)
+        numbers = (batch.scenes,) if batch.groups is None else (batch.scenes, batch.groups)
+        scene, *group = (of.to(counted.device)[:, None, None].expand_as(counted)[counted] for of in numbers)
         parts = (
-            *(logits[counted].float(), batch.same[counted], batch.twins_question[counted], scene[counted]),
-            said_same[counted],
+            *(logits[counted].float(), batch.same[counted], batch.twins_question[counted], scene),
+            *(said_same[counted], *group),
         )
         number, first, second = counted.nonzero(as_tuple=True)
         corners, others = (batch.corners[number, place].cpu().numpy() for place in (first, second))

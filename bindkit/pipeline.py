@@ -47,7 +47,7 @@ RUN_DEFAULTS: Mapping[str, Any] = {
 }
 """What a run measures unless told otherwise; the notebooks' own defaults are a smaller smoke configuration."""
 
-FIXED_SETTINGS = ("scenes", "protocol", "seed", "patches_per_scene", "window", "dtype")
+FIXED_SETTINGS = ("scenes", "groups", "protocol", "seed", "patches_per_scene", "window", "dtype")
 """Parameters that all figures of a workspace must share, since its table has no column for most of them."""
 
 

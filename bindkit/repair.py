@@ -64,7 +64,7 @@ def _compute_again(cache: ActivationCache, layers: list[int]) -> None:
     from bindkit.backbones import load_backbone
     from bindkit.controls import control_of
     from bindkit.extraction import cache_activations
-    from bindkit.scenes import open_scenes
+    from bindkit.scenes import open_scenes, split_scenes
 
     identity, making = cache.manifest.identity, cache.manifest.making
     described = cache.backbone
@@ -92,4 +92,5 @@ def _compute_again(cache: ActivationCache, layers: list[int]) -> None:
         dtype=identity.dtype,
         seed=identity.seed,
         windows_per_batch=making.windows_per_batch,
+        split=split_scenes(scenes, identity.groups),
     )

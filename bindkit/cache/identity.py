@@ -32,6 +32,8 @@ class Identity:
     dtype : "float16" or "float32"
     seed : int
         Of the draw of patches.
+    groups : dict
+        Scene id -> first scene id of its group, for scenes that belong together; empty where none do.
     """
 
     backbone: Mapping[str, Any]
@@ -42,6 +44,7 @@ class Identity:
     dtype: str
     seed: int
     benchmark_classes: Mapping[int, int] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = self.patches_per_scene
@@ -68,6 +71,8 @@ class Identity:
         flat["class_names"] = {int(key): value for key, value in self.class_names.items()}
         if self.benchmark_classes:
             flat["benchmark_classes"] = dict(self.benchmark_classes)
+        if self.groups:
+            flat["groups"] = dict(sorted(self.groups.items()))
         flat |= {"patches_per_scene": self.patches_per_scene, "dtype": self.dtype, "seed": self.seed}
         return flat
 

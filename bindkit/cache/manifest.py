@@ -160,6 +160,7 @@ class Manifest:
                 "class_names": {str(key): value for key, value in identity.class_names.items()},
                 "broken": [[skipped.id, skipped.reason] for skipped in self.broken],
                 **({"benchmark_classes": benchmark} if benchmark else {}),
+                **({"groups": dict(identity.groups)} if identity.groups else {}),
             },
             "patches_per_scene": identity.patches_per_scene,
             "dtype": identity.dtype,
@@ -233,6 +234,7 @@ class Manifest:
             dtype=payload["dtype"],
             seed=payload["seed"],
             benchmark_classes={int(key): int(number) for key, number in scenes.get("benchmark_classes", {}).items()},
+            groups=scenes.get("groups", {}),
         )
         return cls(
             identity=identity,

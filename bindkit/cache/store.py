@@ -230,6 +230,11 @@ class ActivationCache:
         return dict(self.manifest.identity.benchmark_classes)
 
     @property
+    def groups(self) -> dict[str, str]:
+        """Scene id -> first scene id of its group, for scenes that belong together; empty where none do."""
+        return dict(self.manifest.identity.groups)
+
+    @property
     def skipped(self) -> tuple[Skipped, ...]:
         """Scenes without rows and why: those left out on opening the scene set, then those met on the way."""
         return (*self.manifest.broken, *self.manifest.skipped)

@@ -100,7 +100,7 @@ def cache_activations(
     workers : int
         Threads that read and label scenes ahead of the model; 0 for none.
     split : Split, optional
-        Which scenes train, validate and test. Default: `split_scenes`.
+        Which scenes train, validate and test, and which belong together. Default: `split_scenes`, without groups.
 
     Returns
     -------
@@ -143,6 +143,7 @@ def cache_activations(
         dtype=dtype,
         seed=seed,
         benchmark_classes=getattr(scenes, "benchmark_classes", None) or {},
+        groups={scenes.ids[k]: scenes.ids[members[0]] for members in split.groups for k in members},
     )
     if not any(positions.values()):
         raise EmptySplitError(

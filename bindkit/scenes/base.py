@@ -25,6 +25,8 @@ class SceneSequence:
     broken: Sequence[BrokenScene]
     official_splits: Sequence[str] | None
     class_names: Mapping[int, str]
+    scenes_csv: Path | None = None
+    """Where a table of the scenes may lie, with a column ``id``; None where the format has none."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,6 +74,7 @@ class SceneSubset(SceneSequence):
         splits = scenes.official_splits
         self.official_splits = None if splits is None else tuple(splits[k] for k in self._positions)
         self.class_names = scenes.class_names
+        self.scenes_csv = getattr(scenes, "scenes_csv", None)
 
     @property
     def benchmark_classes(self) -> Mapping[int, int] | None:

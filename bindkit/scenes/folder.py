@@ -6,6 +6,7 @@
     DIR/instances/NAME.png              instance id per pixel, 0 = unlabelled
     DIR/classes/NAME.png                class id per pixel, 0 = unlabelled (optional)
     DIR/class_names.json                {"1": "cat", "2": "dog"} (optional)
+    DIR/scenes.csv                      columns id (NAME) and others, such as video (optional)
 
 or the same three folders inside ``DIR/training`` and ``DIR/validation``, which then are official splits.
 
@@ -105,6 +106,7 @@ class FolderScenes(SceneSequence):
     def __init__(self, root: Path) -> None:
         self.root = root
         self.uri = f"folder:{root.as_posix()}"
+        self.scenes_csv = root / "scenes.csv"
         layout = ("images", "instances")
         parts: list[tuple[Path, str | None]] = []
         if all((root / name).is_dir() for name in layout):
