@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from bindkit.cache import ActivationCache
+from bindkit.cache.choosing import labels_of
 from bindkit.errors import InvalidParameterError
 from bindkit.judging import judging
 from bindkit.metrics import auroc
@@ -80,7 +81,7 @@ def breakdown(
     columns: list[tuple[np.ndarray, ...]] = []
     with judging(probe, cache, split, protocol, layer, device) as judged:
         patches, described = judged.patches, judged.described
-        labels = cache.labels(patches.split)
+        labels = labels_of(cache, patches.scenes)
         sizes = dict(_sizes_by_scene(labels.scene_ids, labels.scene_offsets, labels.instances))
         for batch, logits, said in judged.said():
             counted = batch.counted

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bindkit.control_names import is_control
-from bindkit.probes import Probe, save_probe
+from bindkit.probes import Probe, load_probe, save_probe
 
 RESULT_COLUMNS = (
     *("backbone", "objective", "layer", "probe", "task", "protocol", "split"),
@@ -40,6 +40,9 @@ class Fit:
         The judged split: "test", or what there is where the scene set is too small to have one.
     seconds : float
         Training time, the judging not counted; of the probes trained side by side, an equal share each.
+    folds : tuple of Fit
+        Of a cross-validation one fit a fold, with its probe and history; probe and history above are the first one's,
+        the figures those of all. ``probe.fitted_on["fold"]`` says which scenes a probe never saw.
     """
 
     probe: Probe
@@ -47,6 +50,7 @@ class Fit:
     history: tuple[dict[str, float | None], ...]
     split: str
     seconds: float
+    folds: tuple[Fit, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """The fit as one row of ``results.csv``. A control has no layers: its layer is NaN."""
@@ -57,5 +61,17 @@ class Fit:
         return {column: known.get(column, math.nan) for column in RESULT_COLUMNS}
 
     def save(self, directory: str | Path) -> Path:
-        """Write probe, figures and history; `bindkit.load_probe` reads the probe back. Returns the directory."""
+        """Write probe, figures and history; `bindkit.load_probe` reads the probe back. Returns the directory.
+
+        The probes of further folds go into ``fold_2``, ``fold_3``, ... of the directory.
+        """
+        for fit in self.folds[1:]:
+            save_probe(fit.probe, Path(directory) / f"fold_{fit.probe.fitted_on['fold']['number']}")
         return save_probe(self.probe, directory)
+
+
+def load_folds(directory: str | Path) -> list[Probe]:
+    """All probes of a saved fit: one, or one a fold. Raises ProbeError as `bindkit.load_probe`."""
+    first = load_probe(directory)
+    numbers = first.fitted_on.get("fold", {}).get("saved", [1])
+    return [first, *(load_probe(Path(directory) / f"fold_{number}") for number in numbers[1:])]

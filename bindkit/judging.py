@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from bindkit.arguments import read_device
 from bindkit.cache import ActivationCache, require_cache
 from bindkit.control_names import is_control
+from bindkit.folds import Roles, judged_scenes, roles_for
 from bindkit.metrics import JudgedPairs, judge
 from bindkit.patch_batches import PatchBatch, SplitPatches, flat_pairs
 from bindkit.probes import Probe, require_probe
@@ -78,7 +79,7 @@ class Judged:
 
     def figures(self) -> dict[str, float]:
         """Those of `judge_pairs`, and the task's own."""
-        return judge_pairs(self.pairs()) | own_figures(TASKS[self.task], self.probe, self.batches())
+        return judge_together([self])
 
 
 @contextmanager
@@ -92,7 +93,8 @@ def judging(
 ) -> Iterator[Judged]:
     """Have a probe and what it is judged on side by side, without gradients; arguments and errors as `judge_probe`.
 
-    The probe is back on the CPU afterwards.
+    The probe is back on the CPU afterwards. Of a probe that was fitted on a fold of these scenes, "train", "validation"
+    and "test" are its own: it is judged on scenes that it never saw.
     """
     where = read_device(device)
     require_probe(probe)
@@ -101,7 +103,7 @@ def judging(
     probe.check_fits(cache.d_model, layer)
     fitted = probe.fitted_on
     rules = protocol_of(fitted.get("protocol", "strict") if protocol is None else protocol)
-    patches = _judged_patches(cache, split, layer, rules, where)
+    patches = _judged_patches(cache, split, layer, rules, where, roles_for(fitted, cache))
     # The activations are as they were cached: a fitted probe takes them in their own units.
     try:
         with torch.inference_mode():
@@ -113,6 +115,13 @@ def judging(
 def judge_pairs(pairs: JudgedPairs) -> dict[str, float]:
     """The figures of `bindkit.metrics.judge`, ``n_scenes`` and ``n_pairs``."""
     return judge(pairs) | {"n_scenes": len(np.unique(pairs.scene)), "n_pairs": len(pairs)}
+
+
+def judge_together(parts: Sequence[Judged]) -> dict[str, float]:
+    """Figures of all parts' pairs as one list, and the task's own; each part has scenes and a probe of its own."""
+    pairs = JudgedPairs.together([part.pairs() for part in parts])
+    told = ((part.probe, batch) for part in parts for batch in part.batches())
+    return judge_pairs(pairs) | own_figures(TASKS[parts[0].task], told)
 
 
 def judge_split(probe: Probe, patches: SplitPatches, task: str = "pairwise") -> dict[str, float]:
@@ -131,7 +140,9 @@ def same_class_pairs(
 
     Arguments and errors as `judge_same_class`.
     """
-    patches = _judged_patches(cache, split, cache.layers[0], protocol_of(protocol), torch.device("cpu"))
+    rules, cpu = protocol_of(protocol), torch.device("cpu")
+    named = judged_scenes(cache, split) if split is not None else None
+    patches = _judged_patches(cache, split, cache.layers[0], rules, cpu, {} if named is None else {str(split): named})
     same_class = ((batch, batch.classes[:, :, None] == batch.classes[:, None, :]) for batch in patches.judged())
     return patches.split, flat_pairs((batch, said.float() - 0.5, said) for batch, said in same_class)
 
@@ -211,11 +222,11 @@ def judge_probe(
 
 
 def _judged_patches(
-    cache: ActivationCache, split: str | None, layer: int, rules: Protocol, device: torch.device
+    cache: ActivationCache, split: str | None, layer: int, rules: Protocol, device: torch.device, roles: Roles
 ) -> SplitPatches:
     """Patches of a split; where none is said, of the first that has usable scenes. Raises EmptySplitError."""
     for name in JUDGED_FIRST if split is None else (split,):
-        patches = SplitPatches(cache, name, layer, rules, device)
+        patches = SplitPatches(cache, roles.get(name, name), layer, rules, device)
         if len(patches):
             break
     return patches.require()

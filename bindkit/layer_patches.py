@@ -12,6 +12,7 @@ from bindkit.arguments import read_device, whole_number
 from bindkit.cache import ActivationCache
 from bindkit.control_names import is_control
 from bindkit.errors import NonFiniteActivationsError
+from bindkit.folds import Roles
 from bindkit.judging import JUDGED_FIRST
 from bindkit.patch_batches import SplitPatches
 from bindkit.probes import AttentionMaps, PairMoments
@@ -39,6 +40,8 @@ class LayerPatches:
         ``"auto"`` takes CUDA where there is one.
     attention : callable, optional
         Gives the maps of the next layer, asked only by ``self_attention``.
+    roles : dict, optional
+        Scenes that train, validate and test. Default: the cache's splits.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class LayerPatches:
         protocol: str | Protocol = "strict",
         device: str = "auto",
         attention: Callable[[], AttentionMaps] | None = None,
+        roles: Roles | None = None,
     ) -> None:
         self.protocol = protocol_of(protocol)
         if is_control(cache.backbone.get("objective")):
@@ -62,7 +66,7 @@ class LayerPatches:
             )
         self.device = read_device(device)
         self.splits = {
-            split: SplitPatches(cache, split, self.layer, self.protocol, self.device)
+            split: SplitPatches(cache, split if roles is None else roles[split], self.layer, self.protocol, self.device)
             for split in ("train", "validation", "test")
         }
         self.splits["train"].require()

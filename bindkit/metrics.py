@@ -17,6 +17,7 @@ class: the hard negatives that similarity alone cannot tell from pairs on one ob
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -108,6 +109,26 @@ class JudgedPairs:
         chosen = {"matched_auroc": None, "matched_twins_auroc": self.twins_question.astype(bool)}
         same = self.same.astype(bool)
         return {name: Strata.of(self.logits, same, self.stratum, asked) for name, asked in chosen.items()}
+
+    @classmethod
+    def together(cls, parts: Sequence[JudgedPairs]) -> JudgedPairs:
+        """Lists of different scenes as one; scenes and groups are numbered through."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def through(name: str) -> np.ndarray:
+            starts = np.cumsum([0, *(getattr(part, name).max() + 1 for part in parts)])
+            return np.concatenate([getattr(part, name) + at for part, at in zip(parts, starts, strict=False)])
+
+        columns = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("logits", "same", "twins_question")
+        }
+        columns["said"] = np.concatenate([part.said_same for part in parts])
+        if all(part.stratum is not None for part in parts):
+            columns["stratum"] = np.concatenate([part.stratum for part in parts])
+        group = None if any(part.group is None for part in parts) else through("group")
+        return cls(**columns, scene=through("scene"), group=group)
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:

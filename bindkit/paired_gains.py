@@ -14,10 +14,11 @@ import pandas as pd
 from bindkit.analysis import JUDGED_ALIKE, OVER_CONTROLS, strongest_controls
 from bindkit.cache import ActivationCache
 from bindkit.errors import InvalidParameterError
+from bindkit.fits import load_folds
+from bindkit.folds import is_folds
 from bindkit.judging import judging, same_class_pairs
 from bindkit.metrics import JudgedPairs, resampled
 from bindkit.model_table import COMPARED_FIGURES, agreeing, comparisons, rival_of, shuffled_rows
-from bindkit.probes import load_probe
 from bindkit.protocols import Protocol
 from bindkit.resampling import UNKNOWN, interval
 from bindkit.sweeping import probe_directory
@@ -151,10 +152,12 @@ class _Resampling:
         """What one probe says now. Raises InvalidParameterError where that is not what its row says."""
         place = probe_directory(self._root, row)
         if str(place) not in self._known:
-            with judging(
-                load_probe(place), self._cache(row), row["split"], self._protocol, device=self._device
-            ) as judged:
-                pairs = judged.pairs()
+            parts = []
+            for probe in load_folds(place):
+                split = "test" if is_folds(row["split"]) else row["split"]
+                with judging(probe, self._cache(row), split, self._protocol, device=self._device) as judged:
+                    parts.append(judged.pairs())
+            pairs = JudgedPairs.together(parts)
             accuracy = float((pairs.said_same == pairs.same).mean())
             if abs(accuracy - row["accuracy"]) > _TOLERANCE:
                 raise InvalidParameterError(
@@ -184,7 +187,8 @@ class _Resampling:
 
 
 def _summary(pairs: JudgedPairs) -> _Resampled:
-    scenes = hashlib.sha256(np.ascontiguousarray(pairs.scene).tobytes())
+    # Numbered without gaps: a scene whose pairs all do not count leaves none.
+    scenes = hashlib.sha256(np.unique(pairs.scene, return_inverse=True)[1].tobytes())
     answers = scenes.copy()
     answers.update(np.packbits(pairs.same.astype(bool)).tobytes())
     return _Resampled(resampled(pairs), scenes.hexdigest(), answers.hexdigest())

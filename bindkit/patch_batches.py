@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bindkit.cache import ActivationCache
+from bindkit.cache.choosing import SceneChoice, activations_of, labels_of
 from bindkit.errors import ConstantActivationsError, EmptySplitError, NonFiniteActivationsError
 from bindkit.matching import distance_strata
 from bindkit.metrics import JudgedPairs
@@ -91,8 +92,8 @@ class SplitPatches:
     ----------
     cache : ActivationCache
         Where they lie.
-    split : str
-        "train", "validation" or "test".
+    split : str or SceneChoice
+        "train", "validation" or "test", or scenes chosen from all of them.
     layer : int
         Which activations.
     protocol : Protocol
@@ -107,10 +108,10 @@ class SplitPatches:
     """
 
     def __init__(
-        self, cache: ActivationCache, split: str, layer: int, protocol: Protocol, device: torch.device
+        self, cache: ActivationCache, split: str | SceneChoice, layer: int, protocol: Protocol, device: torch.device
     ) -> None:
         check_layer(layer, cache.layers, f"the cache {cache.path}")
-        labels = cache.labels(split)
+        labels = labels_of(cache, split)
         takes_part = labels.purity > protocol.min_purity
         if not protocol.pairs_with_unlabelled:
             takes_part &= labels.instances > 0
@@ -119,7 +120,8 @@ class SplitPatches:
         counts[np.diff(labels.scene_offsets) == 0] = 0
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
         usable = np.flatnonzero(counts >= 2)
-        self.split, self.layer, self.protocol, self.device = split, layer, protocol, device
+        self.split, self.layer, self.protocol, self.device = str(split), layer, protocol, device
+        self.scenes = split
         self.patch_size = labels.patch_size
         self.n_left_out = len(counts) - len(usable)
         self.scene_ids = tuple(labels.scene_ids[k] for k in usable)
@@ -133,7 +135,7 @@ class SplitPatches:
         self._classes = torch.from_numpy(labels.classes[rows].astype(np.int32)).to(device)
         self._corners = torch.from_numpy(labels.corners[rows].astype(np.int32)).to(device)
         self._window = torch.from_numpy(labels.window[rows].astype(np.int32)).to(device)
-        self._cached, self._cached_at = cache.activations(split, layer), cache.path
+        self._cached, self._cached_at = activations_of(cache, split, layer), cache.path
         self._table: Tensor | None = None
         self._judged: list[PatchBatch] = []
         self._other_patch: Tensor | None = None

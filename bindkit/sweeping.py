@@ -15,20 +15,22 @@ import numpy as np
 from bindkit import __version__
 from bindkit.arguments import each_of, read_layers, read_seeds
 from bindkit.cache import ActivationCache
+from bindkit.cache.choosing import labels_of
 from bindkit.control_names import CONTROL, SAME_CLASS, is_control
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.files import parse_json, slug, with_nan, without_nan, write_json
-from bindkit.fits import RESULT_COLUMNS, Fit
+from bindkit.fits import RESULT_COLUMNS, Fit, load_folds
+from bindkit.folds import is_folds, judged_scenes, said
 from bindkit.judging import judge_same_class
 from bindkit.layer_patches import LayerPatches
-from bindkit.probes import PROBES, check_layer, load_probe, parse_probe
+from bindkit.probes import PROBES, check_layer, parse_probe
 from bindkit.probes.base import is_shipped
 from bindkit.probes.code_digests import class_digest
 from bindkit.progress import progress
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
 from bindkit.tasks import TASKS, require_fitting, takes
-from bindkit.training import fit_probes
+from bindkit.training import fit_folds, fit_probes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +54,7 @@ def sweep(
     root: str | Path | None = None,
     device: str = "auto",
     oracle: bool = False,
+    folds: int | None = None,
 ) -> pd.DataFrame:
     """Fit every probe on every layer of every cache, for every task that takes it.
 
@@ -79,6 +82,9 @@ def sweep(
         ``"auto"`` takes CUDA where there is one.
     oracle : bool
         Whether to add what the knowledge of classes alone would give, see `same_class_rows`.
+    folds : int, optional
+        Cross-validate over all cached scenes, as `bindkit.fit_probe` does; ``split`` then says ``"5 folds"``,
+        ``validation_accuracy`` is the mean over folds, and all probes of a fit are kept.
 
     Returns
     -------
@@ -119,21 +125,27 @@ def sweep(
                 "bindkit": __version__,
                 "rules": repr(rules),
             }
+            if folds is not None:
+                made_from["folds"] = said(folds)
             found: dict[tuple[str, str, int], dict[str, Any]] = {}
             here = [pair for at, number, pair in asked if at is cache and number == layer]
             made = {pair: made_from | code_of[pair[0]] for pair in here}
             for seed in seeds:
-                places = {pair: _place(root, cache, layer, pair, rules, seed) for pair in here}
+                places = {pair: _place(root, cache, layer, pair, rules, seed, folds) for pair in here}
                 read = {pair: _kept_row(place, made[pair]) for pair, place in places.items()}
                 kept = {pair: row for pair, row in read.items() if row is not None}
                 missing = [pair for pair in here if pair not in kept]
                 n_read += len(kept)
                 if missing:
-                    patches = patches or LayerPatches(cache, layer, rules, device)
-                    fits = fit_probes(patches, missing, seed)
-                    judged_pairs = judged_pairs_digest(cache, rules, patches.judged_split)
+                    if folds is None:
+                        patches = patches or LayerPatches(cache, layer, rules, device)
+                        fits = fit_probes(patches, missing, seed)
+                    else:
+                        fits = fit_folds(cache, layer, missing, folds, rules, seed, device)
+                    judged_pairs = judged_pairs_digest(cache, rules, fits[0].split)
                     for pair, fit in zip(missing, fits, strict=True):
-                        accuracy = validation_accuracy(fit.history, rules)
+                        looked = [validation_accuracy(one.history, rules) for one in fit.folds or (fit,)]
+                        accuracy = float(np.mean(looked))
                         kept[pair] = fit.row() | {"validation_accuracy": accuracy, "judged_pairs": judged_pairs}
                         _keep(places[pair], fit, kept[pair], made[pair])
                 found |= {(*pair, seed): row for pair, row in kept.items()}
@@ -142,13 +154,15 @@ def sweep(
     if n_read:
         logger.info("%d of %d fits were already there and were read from %s", n_read, len(rows), root)
     if oracle:
-        rows += same_class_rows(caches, rules)
+        rows += same_class_rows(caches, rules, None if folds is None else said(folds))
     import pandas as pd
 
     return pd.DataFrame(rows, columns=SWEEP_COLUMNS)
 
 
-def same_class_rows(caches: Sequence[ActivationCache], protocol: str | Protocol = "strict") -> list[dict[str, Any]]:
+def same_class_rows(
+    caches: Sequence[ActivationCache], protocol: str | Protocol = "strict", split: str | None = None
+) -> list[dict[str, Any]]:
     """Judge an oracle that knows the class of every patch and nothing else: it calls pairs of one class *same*.
 
     What it reads is all that similarity could ever tell: on twins it is at chance. Where no class is known there is no
@@ -167,7 +181,7 @@ def same_class_rows(caches: Sequence[ActivationCache], protocol: str | Protocol 
         first_of.setdefault(json.dumps(cache.backbone["geometry"], sort_keys=True), cache)
     rows = []
     for cache in first_of.values():
-        split, figures = judge_same_class(cache, rules)
+        judged_on, figures = judge_same_class(cache, rules, split)
         geometry = cache.backbone["geometry"]
         name = f"{SAME_CLASS}@{geometry['window']}/{geometry['patch_size']}" if len(first_of) > 1 else SAME_CLASS
         told: dict[str, Any] = {
@@ -178,7 +192,8 @@ def same_class_rows(caches: Sequence[ActivationCache], protocol: str | Protocol 
             "task": "pairwise",
             "seed": 0,
         }
-        told |= {"protocol": rules.name, "split": split, "judged_pairs": judged_pairs_digest(cache, rules, split)}
+        told |= {"protocol": rules.name, "split": judged_on}
+        told["judged_pairs"] = judged_pairs_digest(cache, rules, judged_on)
         rows.append(told | figures)
     return rows
 
@@ -242,11 +257,19 @@ def own_code(probe: str) -> dict[str, str | None]:
 
 
 def _place(
-    root: str | Path | None, cache: ActivationCache, layer: int, pair: tuple[str, str], rules: Protocol, seed: int
+    root: str | Path | None,
+    cache: ActivationCache,
+    layer: int,
+    pair: tuple[str, str],
+    rules: Protocol,
+    seed: int,
+    folds: int | None,
 ) -> Path | None:
     if root is None:
         return None
     named = {"probe": pair[0], "task": pair[1], "protocol": rules.name, "seed": seed, "layer": layer}
+    if folds is not None:
+        named["split"] = said(folds)
     return probe_directory(root, named | {"backbone": cache.backbone["name"]})
 
 
@@ -265,10 +288,12 @@ def probe_directory(root: str | Path, row: Mapping[str, Any]) -> Path:
     >>> probe_directory("probes", row).as_posix()
     'probes/facebook-dinov2-base/layer_03/linear-pairwise-strict-seed0'
 
-    Rows of controls, whose layer is NaN, lie in ``layer_00``.
+    Rows of controls, whose layer is NaN, lie in ``layer_00``; of a cross-validation in ``...-seedS-5-folds``.
     """
     layer = 0 if math.isnan(row["layer"]) else int(row["layer"])
     name = f"{row['probe']}-{row['task']}-{row['protocol']}-seed{int(row['seed'])}"
+    if is_folds(split := row.get("split", "")):
+        name += f"-{split.replace(' ', '-')}"
     return Path(root) / slug(row["backbone"]) / f"layer_{layer:02d}" / name
 
 
@@ -285,7 +310,7 @@ def judged_pairs_digest(cache: ActivationCache, protocol: Protocol, split: str) 
 
     Two backbones of one geometry share it; equal numbers of scenes and pairs do not mean that the pairs are the same.
     """
-    labels = cache.labels(split)
+    labels = labels_of(cache, judged_scenes(cache, split))
     rules = (protocol.pairs_with_unlabelled, protocol.min_purity, protocol.overlapping_pairs, protocol.judged_patches)
     digest = hashlib.sha256(json.dumps([split, labels.scene_ids, labels.patch_size, rules]).encode())
     for part in (labels.scene_offsets, labels.instances, labels.classes, labels.purity, labels.corners):
@@ -313,7 +338,7 @@ def _kept_row(place: Path | None, made_from: dict[str, str | None]) -> dict[str,
         kept = parse_json((place / "row.json").read_text(encoding="utf-8"))
         if None in made_from.values() or kept["made_from"] != made_from or set(kept["row"]) != set(SWEEP_COLUMNS):
             return None
-        load_probe(place)
+        load_folds(place)
         return with_nan(kept["row"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ProbeError):
         return None

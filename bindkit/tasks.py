@@ -244,7 +244,7 @@ def match(
     return columns[0], columns[1], columns[2]
 
 
-def own_figures(task: Task, probe: Probe, judged: Iterable[PatchBatch]) -> dict[str, float]:
+def own_figures(task: Task, judged: Iterable[tuple[Probe, PatchBatch]]) -> dict[str, float]:
     """Figures that only this task has: ``class_accuracy`` (share of patches) or ``matched_iou``.
 
     ``matched_iou`` is the mean over objects of the intersection over union, counted in judged patches, with the mask
@@ -252,14 +252,14 @@ def own_figures(task: Task, probe: Probe, judged: Iterable[PatchBatch]) -> dict[
     """
     if task.kind == "class_map":
         right = total = 0
-        for batch in judged:
+        for probe, batch in judged:
             classes = _class_map(probe)
             hit = classes.outcomes(batch.activations).argmax(-1) == classes.targets(batch.classes)
             right, total = right + int(hit[batch.present].sum()), total + int(batch.present.sum())
         return {"class_accuracy": right / max(total, 1)}
     if task.kind == "identity_map":
         overlaps: list[float] = []
-        for batch in judged:
+        for probe, batch in judged:
             likeliest = _map(probe).outcomes(batch.activations).argmax(-1)
             masks, is_object = object_masks(batch)
             for scene in range(len(masks)):

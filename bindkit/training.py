@@ -6,17 +6,20 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from bindkit.arguments import read_seed, whole_number
 from bindkit.cache import ActivationCache, require_cache
-from bindkit.errors import LayerError, NonFiniteActivationsError, OneAnswerError, ProbeError
+from bindkit.errors import InvalidParameterError, LayerError, NonFiniteActivationsError, OneAnswerError, ProbeError
 from bindkit.files import without_nan
 from bindkit.fits import Fit
-from bindkit.judging import judge_split
+from bindkit.folds import fold_roles, said
+from bindkit.judging import Judged, judge_split, judge_together
 from bindkit.layer_patches import LayerPatches
-from bindkit.probes import parse_probe
+from bindkit.probes import Probe, parse_probe
 from bindkit.protocols import Protocol
 from bindkit.side_by_side import Training, prepared, train_side_by_side
 from bindkit.tasks import TASKS, require_fitting
@@ -33,8 +36,9 @@ def fit_probe(
     protocol: str | Protocol = "strict",
     seed: int = 0,
     device: str = "auto",
+    folds: int | None = None,
 ) -> Fit:
-    """Fit one probe on one layer of a cache and judge it on the test split.
+    """Fit one probe on one layer of a cache and judge it on the test split, or all scenes fold by fold.
 
     Parameters
     ----------
@@ -54,6 +58,10 @@ def fit_probe(
         Of the weights, the order of scenes and the patches drawn. The judged pairs do not depend on it.
     device : str
         ``"auto"`` takes CUDA where there is one. Not looked at with LayerPatches.
+    folds : int, optional
+        Cross-validate instead, where scenes are few: all scenes, whatever their split, are dealt into so many folds (at
+        least 3, by groups), and each fold is judged by a probe trained on the others, of which one validates. The
+        figures are of all scenes. Not with LayerPatches.
 
     Returns
     -------
@@ -87,11 +95,16 @@ def fit_probe(
     """
     require_fitting(parse_probe(probe)[0], task)
     seed = read_seed(seed)
+    if folds is not None and isinstance(cache, LayerPatches):
+        raise InvalidParameterError("folds are dealt from a whole cache; give the ActivationCache and layer=")
     if not isinstance(cache, LayerPatches):
         require_cache(cache)
         if layer is None:
             raise ProbeError(f"say which layer to fit on; the cache has {', '.join(map(str, cache.layers))}")
-        cache = LayerPatches(cache, whole_number(layer, "layer"), protocol, device)
+        layer = whole_number(layer, "layer")
+        if folds is not None:
+            return fit_folds(cache, layer, [(probe, task)], folds, protocol, seed, device)[0]
+        cache = LayerPatches(cache, layer, protocol, device)
     elif layer is not None and layer != cache.layer:
         raise LayerError(f"these are the patches of layer {cache.layer}, not of layer {layer}; leave out layer=")
     (fit,) = fit_probes(cache, [(probe, task)], seed)
@@ -122,32 +135,102 @@ def fit_probes(patches: LayerPatches, wanted: Sequence[tuple[str, str]], seed: i
     BindkitError
         As `fit_probe`.
     """
-    rules, seed = patches.protocol, read_seed(seed)
-    train = patches.splits["train"]
+    seed = read_seed(seed)
+    split, fits = patches.judged_split, []
+    with _threads_for(patches):
+        trainings, seconds = _trained(patches, wanted, seed)
+        for training in trainings:
+            probe = _settled(training, patches)
+            metrics = judge_split(probe, patches.splits[split], training.task.name)
+            probe.fitted_on = _fitted_on(training, patches, seed, split, seconds, metrics)
+            fits.append(Fit(probe.cpu(), metrics, tuple(training.history), split, seconds))
+    return fits
+
+
+def fit_folds(
+    cache: ActivationCache,
+    layer: int,
+    wanted: Sequence[tuple[str, str]],
+    folds: int,
+    protocol: str | Protocol = "strict",
+    seed: int = 0,
+    device: str = "auto",
+) -> list[Fit]:
+    """Fit several probes in a cross-validation over all cached scenes; every scene is judged once.
+
+    Parameters
+    ----------
+    cache, layer, protocol, device
+        As `fit_probe` takes them.
+    wanted, seed
+        As `fit_probes` takes them.
+    folds : int
+        At least 3, at most the number of scenes or groups of them. A fold without usable scenes is left out.
+
+    Raises
+    ------
+    InvalidParameterError
+        For fewer or more folds.
+    BindkitError
+        As `fit_probe`.
+    """
+    seed, parts = read_seed(seed), []
+    for number, roles in enumerate(fold_roles(cache, folds), 1):
+        patches = LayerPatches(cache, layer, protocol, device, roles=roles)
+        if not len(patches.splits["test"]):
+            continue
+        with _threads_for(patches):
+            trainings, seconds = _trained(patches, wanted, seed)
+        unseen = {name: list(roles[name].scene_ids) for name in ("test", "validation")}
+        fold = {"number": number, "of": folds, **unseen}
+        judged = [Judged(_settled(one, patches), patches.splits["test"], one.task.name) for one in trainings]
+        parts.append((fold, trainings, judged, seconds, patches))
+    saved = [fold["number"] for fold, *_ in parts]
+    fits = []
+    for which in range(len(wanted)):
+        with torch.inference_mode():
+            metrics = judge_together([judged[which] for _, _, judged, _, _ in parts])
+        ones = []
+        for fold, trainings, judged, seconds, patches in parts:
+            probe, history = judged[which].probe, tuple(trainings[which].history)
+            probe.fitted_on = _fitted_on(trainings[which], patches, seed, said(folds), seconds, metrics)
+            probe.fitted_on["fold"] = fold | {"saved": saved}
+            ones.append(Fit(probe.cpu(), metrics, history, said(folds), seconds))
+        fits.append(replace(ones[0], seconds=sum(one.seconds for one in ones), folds=tuple(ones)))
+    return fits
+
+
+def _trained(patches: LayerPatches, wanted: Sequence[tuple[str, str]], seed: int) -> tuple[list[Training], float]:
+    """Trained side by side, and the seconds that each took of it."""
     _require_two_answers(patches)
-    train.require_differences()
-    products = train.d_model**2 * rules.train_patches * rules.scenes_per_step
-    with _threads_for(products, patches.device):
-        started = time.perf_counter()
-        trainings = [prepared(name, TASKS[task], patches, seed) for name, task in wanted]
-        train_side_by_side(trainings, patches, seed)
-        seconds = (time.perf_counter() - started) / len(trainings)
-        return [_judged(training, patches, seed, seconds) for training in trainings]
+    patches.splits["train"].require_differences()
+    started = time.perf_counter()
+    trainings = [prepared(name, TASKS[task], patches, seed) for name, task in wanted]
+    train_side_by_side(trainings, patches, seed)
+    return trainings, (time.perf_counter() - started) / len(trainings)
 
 
-def _judged(training: Training, patches: LayerPatches, seed: int, seconds: float) -> Fit:
-    """Figures of a trained probe, and what it was fitted on."""
-    probe, split = training.probe.requires_grad_(False).eval(), patches.judged_split
+def _settled(training: Training, patches: LayerPatches) -> Probe:
+    """The trained probe, in evaluation mode. Raises NonFiniteActivationsError where training went astray."""
     last = training.history[-1]["train_loss"]
     if last is None or not math.isfinite(last):
         raise NonFiniteActivationsError(
             f"the training loss of the {training.name} probe on layer {patches.layer} became {last}; look at the "
             "activations (cache.verify()) or take a lower learning rate"
         )
-    metrics = judge_split(probe, patches.splits[split], training.task.name)
-    probe = probe.cpu()
+    return training.probe.requires_grad_(False).eval()
+
+
+def _fitted_on(
+    training: Training,
+    patches: LayerPatches,
+    seed: int,
+    split: str,
+    seconds: float,
+    metrics: dict[str, float],
+) -> dict[str, Any]:
     described = patches.cache.backbone
-    probe.fitted_on = {
+    return {
         "backbone": described["name"],
         "objective": described["objective"],
         "weights_digest": described["weights_digest"],
@@ -162,7 +245,6 @@ def _judged(training: Training, patches: LayerPatches, seed: int, seconds: float
         "metrics": without_nan(metrics),
         "history": [without_nan(entry) for entry in training.history],
     }
-    return Fit(probe, metrics, tuple(training.history), split, seconds)
 
 
 def _require_two_answers(patches: LayerPatches) -> None:
@@ -186,13 +268,14 @@ def _require_two_answers(patches: LayerPatches) -> None:
 
 
 @contextmanager
-def _threads_for(products_per_step: int, device: torch.device) -> Iterator[None]:
+def _threads_for(patches: LayerPatches) -> Iterator[None]:
     """One thread for steps so small that threads cost more to wake than they save; the rest as it was set.
 
     Beside one other busy process, two threads took 12 s for a fit that one thread does in 3 s.
     """
-    before = torch.get_num_threads()
-    if device.type == "cpu" and products_per_step < _SMALL_STEP:
+    before, rules = torch.get_num_threads(), patches.protocol
+    products_per_step = patches.splits["train"].d_model ** 2 * rules.train_patches * rules.scenes_per_step
+    if patches.device.type == "cpu" and products_per_step < _SMALL_STEP:
         torch.set_num_threads(1)
     try:
         yield

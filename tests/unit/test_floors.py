@@ -25,7 +25,7 @@ FLOORS = {
     2: {"cache", "labels", "scenes", "stitching"},
     3: {"backbones", "controls"},
     4: {
-        *("affinities", "attention_source", "calibration", "extraction", "judging", "patch_batches", "starts"),
+        *("affinities", "attention_source", "calibration", "extraction", "folds", "judging", "patch_batches", "starts"),
         *("fits", "layer_patches", "side_by_side", "tasks", "training"),
     },
     5: {

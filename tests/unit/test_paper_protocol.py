@@ -191,7 +191,7 @@ def test_pointwise_class_is_cross_entropy_over_patches_and_equal_classes_over_pa
     says = probe.says_same(batch.activations, probe(batch.activations))
     ours = float(((says == batch.same) & batch.counted).sum() / batch.counted.sum())
     assert ours == pytest.approx(sum(right) / len(right), abs=1e-5)
-    assert own_figures(task, probe, [batch])["class_accuracy"] == pytest.approx(hits / count)
+    assert own_figures(task, [(probe, batch)])["class_accuracy"] == pytest.approx(hits / count)
 
 
 def mask_loss(logits, wanted):
@@ -232,7 +232,7 @@ def test_pointwise_identity_matches_queries_to_objects_scene_by_scene(batch):
         overlaps += [np.array(iou)[found].sum() / len(objects)] * len(objects)
     expected = 2 * np.mean(background) + masks_total / n_masks
     assert float(task.loss(probe, batch)) == pytest.approx(expected, abs=1e-5, rel=1e-5)
-    assert own_figures(task, probe, [batch])["matched_iou"] == pytest.approx(np.mean(overlaps), abs=1e-6)
+    assert own_figures(task, [(probe, batch)])["matched_iou"] == pytest.approx(np.mean(overlaps), abs=1e-6)
 
 
 def test_shuffled_labels_are_the_pairwise_loss_on_labels_of_other_patches(cache):
