@@ -120,13 +120,7 @@ def sweep(
     with progress(len(asked) * len(seeds), "fit probes", "fit") as bar:
         for cache, layer in wanted:
             patches: LayerPatches | None = None
-            made_from: dict[str, str | None] = {
-                "cache": layer_digest(cache, layer),
-                "bindkit": __version__,
-                "rules": repr(rules),
-            }
-            if folds is not None:
-                made_from["folds"] = said(folds)
+            made_from = _made_from(cache, layer, rules, None if folds is None else said(folds))
             found: dict[tuple[str, str, int], dict[str, Any]] = {}
             here = [pair for at, number, pair in asked if at is cache and number == layer]
             made = {pair: made_from | code_of[pair[0]] for pair in here}
@@ -279,6 +273,34 @@ def _keep(place: Path | None, fit: Fit, row: dict[str, Any], made_from: dict[str
         (place / "row.json").unlink(missing_ok=True)
         fit.save(place)
         write_json(place / "row.json", {"made_from": made_from, "row": without_nan(row)})
+
+
+def _made_from(cache: ActivationCache, layer: int, rules: Protocol, folds: str | None) -> dict[str, str | None]:
+    """What all fits on a layer are made from; `own_code` adds what is a probe's own."""
+    made_from = {"cache": layer_digest(cache, layer), "bindkit": __version__, "rules": repr(rules)}
+    return made_from if folds is None else made_from | {"folds": folds}
+
+
+def kept_rows(
+    root: str | Path, caches: Iterable[ActivationCache], protocol: str | Protocol, split: str
+) -> list[dict[str, Any]]:
+    """Rows of all fits below `root` that are whole and made from one of these caches, as it is now, by this protocol.
+
+    Those that are judged as `split` says: "5 folds" takes rows of as many folds alone, any other none of folds.
+    """
+    rules = protocol_of(protocol)
+    rows = []
+    for cache in caches:
+        for layer in cache.layers:
+            made_from = _made_from(cache, layer, rules, split if is_folds(split) else None)
+            for record in sorted((Path(root) / slug(cache.backbone["name"]) / f"layer_{layer:02d}").glob("*/row.json")):
+                try:
+                    name = parse_json(record.read_text(encoding="utf-8"))["row"]["probe"]
+                    row = _kept_row(record.parent, made_from | own_code(name))
+                except (OSError, ValueError, KeyError, TypeError, ProbeError):
+                    continue  # cut short, or of a probe that is not registered
+                rows += [] if row is None else [row]
+    return rows
 
 
 def probe_directory(root: str | Path, row: Mapping[str, Any]) -> Path:

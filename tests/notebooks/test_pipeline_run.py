@@ -61,6 +61,21 @@ def test_a_run_of_other_probes_alone_goes_through(tmp_path):
     assert len(shown) == 100
 
 
+def test_a_second_run_with_another_backbone_keeps_the_rows_of_the_first(tmp_path):
+    chosen = {"scenes": "synthetic:n=16,seed=0,size=80x80", "probes": "linear", "controls": ""}
+    first, second = "bindkit/scenes-motion", "bindkit/scenes-dino"
+    run_pipeline(tmp_path / "run", **chosen, backbones=first, layers="0,3")
+    workspace = run_pipeline(tmp_path / "run", **chosen, backbones=second, layers="3").workspace
+    results = pd.read_csv(workspace.results_csv)
+    assert sorted(zip(results["backbone"], results["layer"].fillna(-1), strict=True)) == [
+        *((second, 3), (first, 0), (first, 3), ("control:same-class", -1))
+    ]
+    assert set(pd.read_csv(workspace.root / "best_layers.csv")["backbone"]) == {first, second}
+    page = workspace.viewer.read_text(encoding="utf-8")
+    assert first in page
+    assert second in page
+
+
 def test_pointwise_tasks_are_shown_with_the_figures_of_their_own(tmp_path):
     scenes = "synthetic:n=16,seed=0,size=80x80"
     chosen = {"scenes": scenes, "backbones": "bindkit/scenes-motion", "layers": "3", "controls": ""}
