@@ -8,6 +8,7 @@ import pandas as pd
 
 from bindkit.control_names import CONTROL
 from bindkit.errors import InvalidParameterError
+from bindkit.layer_choice import best_position
 
 COMPARED = ["backbone", "objective", "probe", "task", "protocol", "split", "judged_pairs"]
 """Columns that tell rows apart which may not be compared across layers."""
@@ -111,15 +112,13 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
     by_layer = rows.groupby([*COMPARED, "layer"], dropna=False, sort=False)
     spread = by_layer[list(SPREAD)].std(ddof=1).rename(columns=SPREAD)
     layers = by_layer[AVERAGED].mean().join(spread).assign(n_seeds=by_layer.size()).reset_index()
-    by_group = layers.groupby(COMPARED, dropna=False, sort=False)["validation_accuracy"]
-    validated = by_group.transform(lambda accuracies: accuracies.notna().all()).astype(bool)
-    layers["chosen_on"] = layers["split"].where(~validated, "validation")
-    # Rounded, so that layers that differ only in the last bits of a mean count as equal.
-    rank = -layers["accuracy"].where(~validated, layers["validation_accuracy"]).round(9)
-    layers = layers.assign(rank=rank).sort_values(["rank", "layer"], kind="stable")
-    best = layers.groupby(COMPARED, dropna=False, sort=False).head(1)
+    chosen = []
+    for _, group in layers.sort_values("layer", kind="stable").groupby(COMPARED, dropna=False, sort=False):
+        position, validated = best_position(group["validation_accuracy"].tolist(), group["accuracy"].tolist())
+        row = group.iloc[[position or 0]]
+        chosen.append(row.assign(chosen_on="validation" if validated else row["split"]))
     order = rows[COMPARED].drop_duplicates().reset_index(drop=True)
-    best = order.merge(best.drop(columns="rank"), on=COMPARED, how="left")
+    best = order.merge(pd.concat(chosen) if chosen else layers.assign(chosen_on=None), on=COMPARED, how="left")
     for count in ("n_scenes", "n_pairs"):
         best[count] = best[count].round().astype("Int64")
     best["gain"] = best["accuracy"] - best["majority_accuracy"]

@@ -22,6 +22,7 @@ from bindkit.files import parse_json, slug, with_nan, without_nan, write_json
 from bindkit.fits import RESULT_COLUMNS, Fit, load_folds
 from bindkit.folds import is_folds, judged_scenes, said
 from bindkit.judging import judge_same_class
+from bindkit.layer_choice import validation_accuracy
 from bindkit.layer_patches import LayerPatches
 from bindkit.probes import PROBES, check_layer, parse_probe
 from bindkit.probes.base import is_shipped
@@ -338,18 +339,6 @@ def judged_pairs_digest(cache: ActivationCache, protocol: Protocol, split: str) 
     for part in (labels.scene_offsets, labels.instances, labels.classes, labels.purity, labels.corners):
         digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()[:16]
-
-
-def validation_accuracy(history: Sequence[Mapping[str, Any]], protocol: Protocol) -> float:
-    """Accuracy on the validation scenes of the epoch whose weights were kept; NaN where there were no such scenes."""
-    looked = [entry for entry in history if entry["validation_accuracy"] is not None]
-    looked = [entry for entry in looked if math.isfinite(entry["validation_loss"])]
-    if not looked:
-        return math.nan
-    scores = [entry["validation_accuracy" if protocol.keep == "accuracy" else "validation_loss"] for entry in looked]
-    # Of equal epochs the first is kept.
-    kept = scores.index(max(scores) if protocol.keep == "accuracy" else min(scores))
-    return float(looked[kept]["validation_accuracy"])
 
 
 def _kept_row(place: Path | None, made_from: dict[str, str | None]) -> dict[str, Any] | None:

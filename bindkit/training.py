@@ -18,6 +18,7 @@ from bindkit.files import without_nan
 from bindkit.fits import Fit
 from bindkit.folds import fold_roles, said
 from bindkit.judging import Judged, judge_split, judge_together
+from bindkit.layer_choice import validation_accuracy
 from bindkit.layer_patches import LayerPatches
 from bindkit.probes import Probe, parse_probe
 from bindkit.protocols import Protocol
@@ -243,6 +244,7 @@ def _fitted_on(
         "split": split,
         "seconds": round(seconds, 3),
         "metrics": without_nan(metrics),
+        **without_nan({"validation_accuracy": validation_accuracy(training.history, patches.protocol)}),
         "history": [without_nan(entry) for entry in training.history],
     }
 

@@ -23,7 +23,7 @@ from bindkit.scenes import Scene
 from bindkit.scenes.decoding import reading
 from bindkit.scenes.scene import SceneSet
 from bindkit.stitching import ImageGrid
-from bindkit.viewer.probe_choice import probes_by_kind
+from bindkit.viewer.probe_choice import best_shown, probes_by_kind, usual_start
 from bindkit.viewer.subjects import Subject, check_list, subject_name, subject_of
 
 MOST_IMAGES = 500
@@ -97,17 +97,10 @@ class Shelf:
         return tuple(sorted(self._by_kind.get(kind, {})))
 
     def best_layer(self, kind: str | None) -> int:
-        """Where a kind does best on twins, or on all pairs; else two thirds up."""
+        """Where a kind does best by the rule of the tables (`best_shown`); else two thirds up."""
         layers = self.layers(kind)
-        scores = [self._judged(kind, layer) for layer in layers]
-        if any(score is not None for score in scores):
-            return max(zip(layers, scores, strict=True), key=lambda pair: -1.0 if pair[1] is None else pair[1])[0]
-        return layers[(len(layers) - 1) * 2 // 3]
-
-    def _judged(self, kind: str | None, layer: int) -> float | None:
-        metrics = self.probe(kind, layer).fitted_on.get("metrics") or {} if kind is not None else {}
-        found = metrics.get("twins_auroc")
-        return metrics.get("auroc") if found is None else found
+        best = best_shown(list(self.paths_or_probes(kind).values()))[0] if kind is not None else None
+        return layers[usual_start(layers) if best is None else best]
 
     def probe(self, kind: str, layer: int) -> Probe:
         """The probe of a kind that reads a layer.

@@ -19,7 +19,7 @@ from bindkit.progress import progress
 from bindkit.scenes.scene import SceneSet
 from bindkit.viewer.packing import pack
 from bindkit.viewer.page import page_of
-from bindkit.viewer.probe_choice import find_probes
+from bindkit.viewer.probe_choice import best_shown, find_probes, usual_start
 from bindkit.viewer.subjects import Subject, check_list, subject_of
 from bindkit.viewer.text_bytes import to_text
 
@@ -149,7 +149,7 @@ def _backbone_part(
 
         source = load_backbone(source)
     about = source.describe()
-    by_layer = _by_layer(source, probes)
+    by_layer, best, chosen_on = _by_layer(source, probes)
     grids, packs, payloads = [], [], {}
     with progress(len(subjects) * len(by_layer), f"viewer: {source.name}", "map") as bar:
         for image, subject in enumerate(subjects):
@@ -169,6 +169,8 @@ def _backbone_part(
         "name": Path(name).name if Path(name).is_absolute() else name,
         "objective": about.get("objective") or "unknown",
         "depth": source.n_layers,
+        "best": best,
+        "chosen_on": chosen_on,
         "layers": [_layer_entry(layer, probe) for layer, probe in by_layer.items()],
         "grids": grids,
         "packs": packs,
@@ -176,30 +178,37 @@ def _backbone_part(
     return described, payloads
 
 
-def _by_layer(backbone: ActivationSource, probes: Probes) -> dict[int, Probe]:
-    """Layer -> its probe, layers ascending. Raises InvalidParameterError for two of one layer."""
+def _by_layer(backbone: ActivationSource, probes: Probes) -> tuple[dict[int, Probe], int, str | None]:
+    """Layer -> its probe, layers ascending; which of them is the best, by which scenes (None: none are known).
+
+    Raises InvalidParameterError for two probes of one layer.
+    """
     given = [probes] if isinstance(probes, Probe | str | Path) else list(probes)
-    fitted: list[Probe] = []
+    found: list[Probe | Path] = []
     for entry in given:
         if isinstance(entry, Probe):
-            fitted.append(entry)
+            found.append(entry)
         elif (Path(entry) / "probe.json").exists():
-            fitted.append(load_probe(entry))
+            found.append(Path(entry))
         else:
             digest = backbone.describe().get("weights_digest")
-            fitted += [load_probe(place) for place in find_probes(entry, backbone.name, weights_digest=digest)]
-    if not fitted:
+            found += find_probes(entry, backbone.name, weights_digest=digest)
+    if not found:
         raise ProbeError(f"no probe is given for {backbone.name}")
     by_layer: dict[int, Probe] = {}
-    for probe in fitted:
+    places: dict[int, Probe | Path] = {}
+    for place in found:
+        probe = place if isinstance(place, Probe) else load_probe(place)
         layer = layer_of(probe, backbone)
         if layer in by_layer:
             raise InvalidParameterError(
                 f"two probes of layer {layer} of {backbone.name} are given ({by_layer[layer].kind} and {probe.kind}); "
                 "the page shows one a layer, so give one of them"
             )
-        by_layer[layer] = probe
-    return {layer: by_layer[layer] for layer in sorted(by_layer)}
+        by_layer[layer], places[layer] = probe, place
+    layers = sorted(by_layer)
+    best, chosen_on = best_shown([places[layer] for layer in layers])
+    return {layer: by_layer[layer] for layer in layers}, usual_start(layers) if best is None else best, chosen_on
 
 
 def _layer_entry(layer: int, probe: Probe) -> dict[str, Any]:

@@ -208,7 +208,8 @@ function showBackbone() {
 }
 
 function showLayer() {
-  const about = layers()[state.layer], { depth, objective } = backbones[state.backbone], { metrics } = about;
+  const about = layers()[state.layer], { depth, objective, best, chosen_on: chosenOn } = backbones[state.backbone];
+  const { metrics } = about;
   $("layer").value = state.layer;
   $("layer").setAttribute("aria-valuetext", `layer ${about.layer}`);
   $("layer-value").textContent = depth > 1 ? `${about.layer} of 0–${depth - 1}` : String(about.layer);
@@ -222,6 +223,7 @@ function showLayer() {
     const split = about.split ? ` on the ${about.split} scenes` : "";
     words.push(`AUROC ${two(metrics.auroc)} over all pairs${twins}${split}`);
   }
+  if (state.layer === best && chosenOn) words.push(`The best of these layers by accuracy on the ${chosenOn} scenes`);
   if (objective === "random-init") words.push("This backbone was never trained: what trained ones have to beat");
   const note = words.join(". ");
   $("probe-note").textContent = `${note[0].toUpperCase()}${note.slice(1)}.`;
@@ -277,19 +279,10 @@ function readAddress() {
   const backbone = Math.max(0, backbones.findIndex(({ name }) => name === asked.get("backbone")));
   const { layers: there, grids } = backbones[backbone], { rows, cols, labels } = grids[image];
   let layer = there.findIndex((entry) => String(entry.layer) === asked.get("layer"));
-  if (layer < 0) layer = bestLayer(there);
+  if (layer < 0) layer = backbones[backbone].best;
   const [r, c] = (asked.get("patch") ?? "").split(",").map(Number);
   const inside = Number.isInteger(r) && Number.isInteger(c) && r >= 0 && c >= 0 && r < rows && c < cols;
   return { image, backbone, layer, patch: inside ? r * cols + c : firstPatch(rows, cols, labels, images[image]) };
-}
-
-// Where the probe does best, judged on twins if it can be; else two thirds up.
-function bestLayer(there) {
-  for (const name of ["twins_auroc", "auroc"]) {
-    const values = there.map(({ metrics }) => metrics[name] ?? -1);
-    if (Math.max(...values) >= 0) return values.indexOf(Math.max(...values));
-  }
-  return Math.floor((there.length - 1) * 2 / 3);
 }
 
 // The middle of the object with the most patches, one with twins if there is any: a first click worth looking at.

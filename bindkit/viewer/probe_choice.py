@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bindkit.errors import ProbeError
 from bindkit.files import parse_json
-from bindkit.probes import by_capability
+from bindkit.layer_choice import accuracies_of, best_position
+from bindkit.probes import Probe, by_capability
 
 
 def find_probes(
@@ -88,6 +92,57 @@ def probes_by_kind(
     for kind in sorted({kind for _, kind, _ in found}, key=by_capability):
         by_kind[kind] = {layer: entry[0] for layer, entry in _one_a_layer(e for e in found if e[1] == kind).items()}
     return by_kind
+
+
+def best_shown(probes: Sequence[Probe | Path]) -> tuple[int | None, str | None]:
+    """Position of the best of a backbone's probes, one a layer in ascending order, and the scenes that say so.
+
+    Chosen as the tables do (`bindkit.layer_choice.best_position`): of a fit that a sweep kept, all seeds count.
+    """
+    accuracies = [_accuracies(probe) for probe in probes]
+    position, validated = best_position([one for one, _, _ in accuracies], [other for _, other, _ in accuracies])
+    if position is None:
+        return None, None
+    return position, "validation" if validated else accuracies[position][2] or "judged"
+
+
+def spread_probes(probes: Sequence[Path], most: int) -> list[Path]:
+    """At most so many of a backbone's probes (one a layer, ascending), evenly spread, the best of all among them.
+
+    Raises
+    ------
+    ProbeError
+        For fewer than one.
+    """
+    positions = spread(range(len(probes)), most)
+    best = best_shown(probes)[0]
+    if best is not None and best not in positions:
+        nearest = min(positions, key=lambda position: abs(position - best))
+        positions[positions.index(nearest)] = best
+    return [probes[position] for position in positions]
+
+
+def usual_start(layers: Sequence[int]) -> int:
+    """Position of the layer to begin with where no figures say which is the best: two thirds up."""
+    return (len(layers) - 1) * 2 // 3
+
+
+def _accuracies(probe: Probe | Path) -> tuple[float, float, str | None]:
+    """On the validation and on the judged scenes, averaged over seeds, and which the judged ones are."""
+    if isinstance(probe, Probe):
+        return *accuracies_of(probe.fitted_on), probe.fitted_on.get("split")
+    kind, fitted = _described(probe / "probe.json")
+    stem, seeded, _ = probe.name.rpartition("-seed")
+    beside = sorted(probe.parent.glob(f"{glob.escape(stem)}-seed*/probe.json")) if seeded else []
+    own = [name for name in fitted if name in _OF_ALL_SEEDS]
+    fits = [other for of_kind, other in map(_described, beside) if of_kind == kind]
+    fits = [other for other in fits if all(other.get(name) == fitted[name] for name in own)] or [fitted]
+    validated, judged = np.mean([accuracies_of(other) for other in fits], axis=0)
+    return float(validated), float(judged), fitted.get("split")
+
+
+_OF_ALL_SEEDS = ("backbone", "weights_digest", "scenes", "layer", "probe", "task", "protocol", "split")
+"""What fits agree in that differ in their seed alone."""
 
 
 def spread(layers: Iterable[float], most: int) -> list[int]:

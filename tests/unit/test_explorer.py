@@ -522,8 +522,8 @@ def test_loading_is_told_and_what_cannot_be_loaded_is_tried_once(backbones, prob
 
 def test_the_first_picture_opens_at_the_best_layer(backbones):
     fitted = probes_of(backbones[0], [0, 1, 2])
-    for probe, auroc in zip(fitted, (0.6, 0.9, 0.7), strict=True):
-        probe.fitted_on["metrics"] = {"twins_auroc": auroc}
+    for probe, accuracy in zip(fitted, (0.6, 0.9, 0.7), strict=True):
+        probe.fitted_on |= {"validation_accuracy": accuracy, "metrics": {"twins_auroc": 0.5}}
     explorer = bk.AffinityExplorer(backbones[0], fitted)
     content = io.BytesIO()
     Image.fromarray(photo(40, 40)).save(content, "PNG")

@@ -16,6 +16,7 @@ FLOORS = {
         "files",
         "geometry",
         "matching",
+        "layer_choice",
         "metrics",
         "probes",
         "progress",
