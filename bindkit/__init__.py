@@ -32,6 +32,7 @@ _HOME = {
     "cache_activations": "bindkit.extraction",
     "check_parameters": "bindkit.pipeline",
     "check_scenes": "bindkit.scenes",
+    "compare_workspaces": "bindkit.comparing",
     "compare_with_model": "bindkit.extraction",
     "estimate_bytes": "bindkit.extraction",
     "export_viewer": "bindkit.viewer",

@@ -11,7 +11,13 @@ from bindkit.errors import InvalidParameterError
 from bindkit.layer_choice import best_position
 
 COMPARED = ["backbone", "objective", "probe", "task", "protocol", "split", "judged_pairs"]
-"""Columns that tell rows apart which may not be compared across layers."""
+"""Columns that tell rows apart which may not be compared across layers, with ``workspace`` where there is one."""
+
+
+def compared_columns(results: pd.DataFrame) -> list[str]:
+    """`COMPARED`, and ``workspace`` in the table of several: one backbone in two workspaces is two."""
+    return [*COMPARED, *(["workspace"] if "workspace" in results else [])]
+
 
 AVERAGED = [
     "accuracy",
@@ -106,26 +112,27 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
             f"a table of results needs the columns backbone, layer and accuracy; {', '.join(missing)} missing from "
             f"{', '.join(map(str, results.columns)) or 'an empty table'}"
         )
-    rows = results.reindex(columns=[*COMPARED, "layer", *AVERAGED, "seed"])
+    compared = compared_columns(results)
+    rows = results.reindex(columns=[*compared, "layer", *AVERAGED, "seed"])
     rows[AVERAGED] = rows[AVERAGED].apply(pd.to_numeric)
     rows = rows[rows["accuracy"].notna()]
-    by_layer = rows.groupby([*COMPARED, "layer"], dropna=False, sort=False)
+    by_layer = rows.groupby([*compared, "layer"], dropna=False, sort=False)
     spread = by_layer[list(SPREAD)].std(ddof=1).rename(columns=SPREAD)
     layers = by_layer[AVERAGED].mean().join(spread).assign(n_seeds=by_layer.size()).reset_index()
     chosen = []
-    for _, group in layers.sort_values("layer", kind="stable").groupby(COMPARED, dropna=False, sort=False):
+    for _, group in layers.sort_values("layer", kind="stable").groupby(compared, dropna=False, sort=False):
         position, validated = best_position(group["validation_accuracy"].tolist(), group["accuracy"].tolist())
         row = group.iloc[[position or 0]]
         chosen.append(row.assign(chosen_on="validation" if validated else row["split"]))
-    order = rows[COMPARED].drop_duplicates().reset_index(drop=True)
-    best = order.merge(pd.concat(chosen) if chosen else layers.assign(chosen_on=None), on=COMPARED, how="left")
+    order = rows[compared].drop_duplicates().reset_index(drop=True)
+    best = order.merge(pd.concat(chosen) if chosen else layers.assign(chosen_on=None), on=compared, how="left")
     for count in ("n_scenes", "n_pairs"):
         best[count] = best[count].round().astype("Int64")
     best["gain"] = best["accuracy"] - best["majority_accuracy"]
     for figure, column in OVER_CONTROLS.items():
         best[column] = best[figure] - strongest_controls(best, figure)[figure]
     added = ["gain", *OVER_CONTROLS.values(), *SPREAD.values(), "n_seeds", "chosen_on"]
-    return best[[*COMPARED, "layer", *AVERAGED, *added]]
+    return best[[*compared, "layer", *AVERAGED, *added]]
 
 
 def best_fit(results: pd.DataFrame, task: str = "pairwise") -> pd.Series:
@@ -153,7 +160,7 @@ def best_fit(results: pd.DataFrame, task: str = "pairwise") -> pd.Series:
         )
     best = best_layers(rows)
     chosen = best.loc[best["validation_accuracy" if (best["chosen_on"] == "validation").all() else "accuracy"].idxmax()]
-    for column in (name for name in [*COMPARED, "layer"] if name in rows):
+    for column in (name for name in [*compared_columns(rows), "layer"] if name in rows):
         rows = rows[(rows[column] == chosen[column]) | (rows[column].isna() & pd.isna(chosen[column]))]
     return rows.iloc[0]
 
@@ -178,7 +185,7 @@ def pointwise_tasks(results: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["task"].astype(str).str.startswith("pointwise")]
     if rows.empty:
         return pd.DataFrame(columns=shown)
-    key = [*(column for column in COMPARED if column in rows), "layer"]
+    key = [*(column for column in compared_columns(rows) if column in rows), "layer"]
     own = rows.groupby(key, dropna=False)[list(OF_PATCHES)].mean().reset_index()
     return best_layers(rows).merge(own, on=key, how="left").sort_values("task", kind="stable")[shown]
 

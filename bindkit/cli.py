@@ -1,4 +1,4 @@
-"""The console: ``bindkit run``, ``cache``, ``verify``, ``export``, ``pretrain`` and ``check``.
+"""The console: ``bindkit run``, ``compare``, ``cache``, ``verify``, ``export``, ``pretrain`` and ``check``.
 
 Thin; everything is also Python. Nothing heavy is imported before a command starts, so that
 ``bindkit --help`` answers at once.
@@ -121,6 +121,12 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=_verify)
     verify.add_argument("path", metavar="PATH", type=Path, help="a cache, or a directory (a workspace) with several")
     verify.add_argument("--repair", action="store_true", help="remove damaged shards and compute them again")
+
+    compare = commands.add_parser("compare", help="set the models of several workspaces in one table")
+    compare.set_defaults(command=_compare)
+    compare.add_argument("workspaces", metavar="DIR", nargs="+", help="workspaces of the same scenes and protocol")
+    compare.add_argument("--out", metavar="FILE.csv", type=Path, help="write the table, with all its columns")
+    compare.add_argument("--probe", metavar="PROBE", default="quadratic", help="which kind (default: quadratic)")
 
     export = commands.add_parser("export", help="write one page on which a click at a patch shows its affinities")
     export.set_defaults(command=_export)
@@ -279,6 +285,21 @@ def format_results(results: pd.DataFrame) -> str:
     if figures[0] not in plain:
         lines += ["", "at equal distance: AUROC among pairs that lie equally far apart, where proximity tells nothing."]
     return "\n".join(lines)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from bindkit.comparing import compare_workspaces, told_apart
+    from bindkit.files import write_bytes
+    from bindkit.model_table import model_table
+
+    table = model_table(compare_workspaces(options.workspaces), options.probe)
+    shown = ["kind", "workspace", "backbone", "layer", "accuracy", "gain", "auroc", "auroc_over_controls"]
+    shown += ["twins_auroc", "twins_auroc_over_controls", "n_scenes"]
+    print(told_apart(table)[shown].to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
+    if options.out is not None:
+        write_bytes(options.out, table.to_csv(index=False, float_format="%.6g").encode())
+        print(options.out)
+    return 0
 
 
 def _cache(options: argparse.Namespace) -> int:

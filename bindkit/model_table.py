@@ -182,6 +182,8 @@ def rival_of(row: dict, best: pd.DataFrame, name: str, figure: str) -> dict | No
         # Written ``random-init:NAME`` or, of other weights than the first, ``random-init:NAME,seed=3``.
         twin = rivals[rivals["backbone"].str.split(",seed=").str[0] == f"{UNTRAINED}:{row['backbone']}"]
         rivals = twin if len(twin) else rivals
+        own = agreeing(rivals, row, ["workspace"])
+        rivals = own if len(own) else rivals
     elif name == "same-class":
         rivals = same[same["backbone"].str.startswith(SAME_CLASS)]
     else:
@@ -195,7 +197,7 @@ def shuffled_rows(row: dict, results: pd.DataFrame) -> pd.DataFrame:
     """Rows of ``results.csv`` of the same probe and layer, fitted and judged on shuffled labels."""
     shuffled = results[results["task"] == "shuffled_labels"]
     shuffled = shuffled.assign(layer=pd.to_numeric(shuffled["layer"]), auroc=pd.to_numeric(shuffled["auroc"]))
-    return agreeing(shuffled, row, ["backbone", "layer", "probe", "protocol", "split"])
+    return agreeing(shuffled, row, ["workspace", "backbone", "layer", "probe", "protocol", "split"])
 
 
 def agreeing(table: pd.DataFrame, row: dict, columns: Sequence[str]) -> pd.DataFrame:

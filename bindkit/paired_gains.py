@@ -27,11 +27,15 @@ _TOLERANCE = 1e-3
 """By how much a probe's accuracy may differ from that in the table: digits cut off, another device."""
 
 
+_OF_ALL_SEEDS = ["workspace", "backbone", "layer", "probe", "task", "protocol", "split"]
+"""Columns in which rows agree that differ in their seed alone."""
+
+
 def with_gain_intervals(
     table: pd.DataFrame,
     results: pd.DataFrame,
-    caches: Sequence[ActivationCache],
-    root: str | Path,
+    caches: Sequence[ActivationCache] | Mapping[str, Sequence[ActivationCache]],
+    root: str | Path | Mapping[str, str | Path],
     protocol: str | Protocol | None = None,
     device: str = "auto",
 ) -> pd.DataFrame:
@@ -53,9 +57,10 @@ def with_gain_intervals(
     results : pandas.DataFrame
         The rows of ``results.csv`` that it was made from.
     caches : sequence of ActivationCache
-        Those that were swept.
+        Those that were swept; of a table of several workspaces (`bindkit.compare_workspaces`) those of each, by what
+        its column ``workspace`` says.
     root : path
-        Where the sweep kept its probes.
+        Where the sweep kept its probes; of several workspaces, of each.
     protocol : str or Protocol, optional
         Of the sweep, where it was a Protocol of one's own. Default: the one that each probe names.
     device : str
@@ -75,7 +80,10 @@ def with_gain_intervals(
     ProbeError
         If a probe is missing.
     """
-    told = _Resampling(results, {cache.backbone["name"]: cache for cache in caches}, Path(root), protocol, device)
+    roots: dict[str | None, str | Path] = {None: root} if not isinstance(root, Mapping) else dict(root.items())
+    of_each = caches if isinstance(caches, Mapping) else {None: caches}
+    known = {(space, cache.backbone["name"]): cache for space, several in of_each.items() for cache in several}
+    told = _Resampling(results, known, roots, protocol, device)
     strongest = {figure: strongest_controls(table, figure)["backbone"] for figure in OVER_CONTROLS}
     bounds: list[dict[str, tuple[float, float]]] = []
     for number, row in enumerate(table.to_dict("records")):
@@ -88,7 +96,9 @@ def with_gain_intervals(
         for figure, column in OVER_CONTROLS.items():
             named = table[table["backbone"] == strongest[figure].iloc[number]]
             rivals = agreeing(named, row, JUDGED_ALIKE).to_dict("records")
-            own[column] = mine.over(told.of(rivals[0]), figure) if rivals else UNKNOWN
+            # Of one control in several workspaces the strongest, as the difference says.
+            rival = max(rivals, key=lambda rival: rival[figure], default=None)
+            own[column] = mine.over(told.of(rival), figure) if rival else UNKNOWN
         shuffled = shuffled_rows(row, results) if pd.notna(row["selectivity"]) else results[:0]
         own["selectivity"] = mine.over(told.of_rows(shuffled), "auroc", same_labels=False)
         bounds.append(own)
@@ -125,12 +135,12 @@ class _Resampling:
     def __init__(
         self,
         results: pd.DataFrame,
-        caches: Mapping[str, ActivationCache],
-        root: Path,
+        caches: Mapping[tuple[str | None, str], ActivationCache],
+        roots: Mapping[str | None, str | Path],
         protocol: str | Protocol | None,
         device: str,
     ) -> None:
-        self._results, self._caches, self._root = results, caches, root
+        self._results, self._caches, self._roots = results, caches, roots
         self._protocol, self._device = protocol, device
         self._known: dict[str, _Resampled] = {}
 
@@ -138,7 +148,7 @@ class _Resampling:
         """A row of the table."""
         if row["kind"] == "oracle":
             return self._oracle(row)
-        return self.of_rows(agreeing(self._results, row, ["backbone", "layer", "probe", "task", "protocol", "split"]))
+        return self.of_rows(agreeing(self._results, row, _OF_ALL_SEEDS))
 
     def of_rows(self, rows: pd.DataFrame) -> _Resampled:
         """Rows of the results that differ in their seed, averaged; nothing without rows."""
@@ -150,7 +160,7 @@ class _Resampling:
 
     def _asked(self, row: dict[str, Any]) -> _Resampled:
         """What one probe says now. Raises InvalidParameterError where that is not what its row says."""
-        place = probe_directory(self._root, row)
+        place = probe_directory(self._roots[row.get("workspace")], row)
         if str(place) not in self._known:
             parts = []
             for probe in load_folds(place):
@@ -178,12 +188,13 @@ class _Resampling:
         return self._known[key]
 
     def _cache(self, row: dict[str, Any]) -> ActivationCache:
-        if row["backbone"] not in self._caches:
+        key = (row.get("workspace"), row["backbone"])
+        if key not in self._caches:
             raise InvalidParameterError(
                 f"the table has {row['backbone']}, whose cache is not among those given: "
-                f"{', '.join(self._caches) or 'none'}"
+                f"{', '.join(name for _, name in self._caches) or 'none'}"
             )
-        return self._caches[row["backbone"]]
+        return self._caches[key]
 
 
 def _summary(pairs: JudgedPairs) -> _Resampled:

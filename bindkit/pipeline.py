@@ -207,7 +207,8 @@ def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: b
             given["workspace"] = str(workspace.root)
         record = ExecutionRecord.of(source, given, bindkit.__version__)
         heading = f"[{number}/{len(sources)}] {source.stem}"
-        stale = stale or not record.describes(target, workspace.root)
+        # What other workspaces hold may have changed since.
+        stale = stale or bool(given.get("also")) or not record.describes(target, workspace.root)
         begun = time.perf_counter()
         if stale:
             logger.info("%s: running", heading)
@@ -226,6 +227,8 @@ def _with_absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
         resolved["scenes"] = absolute_scenes(values["scenes"], base)
     if isinstance(values.get("backbones"), str):
         resolved["backbones"] = absolute_backbones(values["backbones"], base)
+    if isinstance(values.get("also"), str):
+        resolved["also"] = shlex.join(_absolute(word, base) for word in shlex.split(values["also"]))
     return resolved
 
 

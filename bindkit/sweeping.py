@@ -278,7 +278,11 @@ def _keep(place: Path | None, fit: Fit, row: dict[str, Any], made_from: dict[str
 
 def _made_from(cache: ActivationCache, layer: int, rules: Protocol, folds: str | None) -> dict[str, str | None]:
     """What all fits on a layer are made from; `own_code` adds what is a probe's own."""
-    made_from = {"cache": layer_digest(cache, layer), "bindkit": __version__, "rules": repr(rules)}
+    made_from: dict[str, str | None] = {
+        "cache": layer_digest(cache, layer),
+        "bindkit": __version__,
+        "rules": repr(rules),
+    }
     return made_from if folds is None else made_from | {"folds": folds}
 
 

@@ -75,6 +75,16 @@ def test_a_second_run_with_another_backbone_keeps_the_rows_of_the_first(tmp_path
     assert first in page
     assert second in page
 
+    # Both again beside a workspace of the second alone, which is there once in each.
+    run_pipeline(tmp_path / "other", **chosen, backbones=second, layers="3")
+    again = run_pipeline(tmp_path / "run", **chosen, backbones=second, layers="3", also=str(tmp_path / "other"))
+    assert again.executed == ("04_compare_layers", "05_explore_affinity")
+    table = pd.read_csv(workspace.root / "model_table.csv")
+    assert sorted(table["backbone"]) == sorted(
+        [first, "control:same-class", f"{second} ({workspace.root})", f"{second} ({tmp_path / 'other'})"]
+    )
+    assert table.loc[table["kind"] == "trained", "gain_low"].notna().all()
+
 
 def test_pointwise_tasks_are_shown_with_the_figures_of_their_own(tmp_path):
     scenes = "synthetic:n=16,seed=0,size=80x80"

@@ -33,7 +33,18 @@ FLOORS = {
         *("analysis", "breakdowns", "difficulty", "emergence", "model_table", "paired_gains", "pretraining", "repair"),
         *("scene_tables", "sweeping", "verdicts"),
     },
-    6: {"choices", "cli", "explorer", "figures", "merging", "parameters", "pipeline", "viewer", "workspace"}
+    6: {
+        "choices",
+        "cli",
+        "comparing",
+        "explorer",
+        "figures",
+        "merging",
+        "parameters",
+        "pipeline",
+        "viewer",
+        "workspace",
+    }
     | {"notebook_engine", "notebook_execution"},
 }
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}
