@@ -16,7 +16,7 @@ from bindkit.metrics import auroc
 from bindkit.patch_batches import PatchBatch
 from bindkit.probes import Probe
 from bindkit.protocols import Protocol
-from bindkit.resampling import SceneResamples, resample_scenes
+from bindkit.resampling import LeftOutScenes, leave_out_scenes
 
 _DOUBLING = np.array([0, 2, 4, 8, 16, 32, 64, 128, 256, 512, np.inf])
 """Edges of distances (in patches) and sizes (in patches): each bin twice as wide as the one before."""
@@ -60,10 +60,10 @@ def breakdown(
     pandas.DataFrame
         One row a group that has pairs: ``by``, ``group``, ``low`` and ``high`` (of the bin, the upper one outside;
         NaN for kinds), ``n_pairs``, ``n_scenes`` (that have such pairs), ``share_same``, ``accuracy`` with its 95 %
-        interval by bootstrap over scenes (``accuracy_low``, ``accuracy_high``; NaN where all of the group are
-        of one scene), ``majority_accuracy`` and ``auroc`` within the group (NaN where it has one kind of pairs).
-        In ``attrs``, what was judged: ``backbone``, ``layer``, ``probe``, ``task``, ``protocol``, ``split`` and
-        ``n_scenes``, as far as known.
+        interval over scenes (``accuracy_low``, ``accuracy_high``; NaN where too few scenes have such pairs, see
+        `bindkit.resampling.interval`), ``majority_accuracy`` and ``auroc`` within the group (NaN where it
+        has one kind of pairs). In ``attrs``, what was judged: ``backbone``, ``layer``, ``probe``, ``task``,
+        ``protocol``, ``split`` and ``n_scenes``, as far as known.
 
     Raises
     ------
@@ -94,14 +94,13 @@ def breakdown(
             parts = (logits.float(), said == batch.same, batch.same, scene, unit)
             columns.append((*(part[counted].cpu().numpy() for part in parts), *(group.numpy() for group in groups)))
     logits_, right, same, scene_, unit_, *found = (np.concatenate(column) for column in zip(*columns, strict=True))
-    # The same resamples for every group, so that groups can be compared.
-    resamples = resample_scenes(unit_)
+    units = leave_out_scenes(unit_)
     rows = []
     for name, values in zip(asked, found, strict=True):
         edges = name in ("distance", "object_size")
         groups_ = np.searchsorted(_DOUBLING, values, side="right") - 1 if edges else values.astype(int)
         for group in np.unique(groups_):
-            figures = _figures(groups_ == group, logits_, right, same, scene_, resamples)
+            figures = _figures(groups_ == group, logits_, right, same, scene_, units)
             rows.append({"by": name, **_named(name, int(group)), **figures})
     table = pd.DataFrame(rows)
     table.attrs |= described
@@ -124,10 +123,10 @@ def _figures(
     right: np.ndarray,
     same: np.ndarray,
     scene: np.ndarray,
-    resamples: SceneResamples,
+    units: LeftOutScenes,
 ) -> dict[str, float]:
     """Figures of the pairs that are here, all given as arrays of shape (pair,)."""
-    low, high = resamples.share_interval(right, here)
+    low, high = units.share_interval(right, here)
     share = float(same[here].mean())
     return {
         "n_pairs": int(here.sum()),

@@ -25,7 +25,7 @@ from bindkit.errors import InvalidParameterError
 from bindkit.judging import judging
 from bindkit.probes import Probe, require_probe
 from bindkit.protocols import Protocol
-from bindkit.resampling import resample_scenes
+from bindkit.resampling import leave_out_scenes
 
 _COLDEST, _HOTTEST = 1e-3, 1e3
 
@@ -116,10 +116,10 @@ def reliability(
     -------
     pandas.DataFrame
         One row a bin that has pairs: ``low`` and ``high`` edge, ``mean_affinity``, ``share_same`` with its 95 %
-        interval by bootstrap over scenes (``share_same_low``, ``share_same_high``; NaN where all pairs of the bin are
-        of one scene) and ``n_pairs``. In ``attrs``: ``calibration_error`` (the mean distance of the two, weighted by
-        pairs: the expected calibration error), ``loss`` (binary cross-entropy, nats a pair) and ``temperature``,
-        and what was judged, as `bindkit.breakdown` says it.
+        interval over scenes (``share_same_low``, ``share_same_high``; NaN where too few scenes have pairs of the bin,
+        see `bindkit.resampling.interval`) and ``n_pairs``. In ``attrs``: ``calibration_error`` (the mean
+        distance of the two, weighted by pairs: the expected calibration error), ``loss`` (binary cross-entropy, nats a
+        pair) and ``temperature``, and what was judged, as `bindkit.breakdown` says it.
 
     Raises
     ------
@@ -135,11 +135,11 @@ def reliability(
     logits, same = pairs.logits.astype(np.float64), pairs.same.astype(bool)
     affinity = 1 / (1 + np.exp(-np.clip(logits, -700, 700)))
     place = np.minimum((affinity * n_bins).astype(int), n_bins - 1)
-    resamples = resample_scenes(pairs.unit)
+    scenes = leave_out_scenes(pairs.unit)
     rows = []
     for number in np.unique(place):
         here = place == number
-        edges, bounds = (number / n_bins, (number + 1) / n_bins), resamples.share_interval(same, here)
+        edges, bounds = (number / n_bins, (number + 1) / n_bins), scenes.share_interval(same, here)
         rows.append((*edges, affinity[here].mean(), same[here].mean(), *bounds, int(here.sum())))
     columns = ["low", "high", "mean_affinity", "share_same", "share_same_low", "share_same_high", "n_pairs"]
     table = pd.DataFrame(rows, columns=columns)

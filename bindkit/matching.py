@@ -17,14 +17,16 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from bindkit.resampling import LeftOutScenes
+
 LEAST = 5
 """Pairs on one object and pairs on two that a stratum needs to be counted."""
 
 _BINS = 64
-"""Bins of equal count that the scores of a stratum fall into, for resampling."""
+"""Bins of equal count that the scores of a stratum fall into, where scenes are left out."""
 
 _CELLS_AT_ONCE = 1 << 22
-"""Counts (scenes or resamples times bins) that are held at a time."""
+"""Counts (scenes times bins) that are held at a time."""
 
 
 def distance_strata(corners: np.ndarray, others: np.ndarray, patch_size: int) -> np.ndarray:
@@ -114,34 +116,34 @@ class Strata:
         outranked = ranks - n_positive * (n_positive - 1) / 2
         return float((outranked / n).sum() / (n_positive * (n - n_positive) / n).sum())
 
-    def resampled(self, scene: Int[np.ndarray, " pair"], draws: Float[np.ndarray, "resample scene"]) -> np.ndarray:
-        """The figure of every resample of the scenes, exact up to 64 bins a stratum; NaN where one has no such pairs.
+    def left_out(self, scenes: LeftOutScenes) -> Float[np.ndarray, " row"]:
+        """The figure of all scenes, then without each, exact up to 64 bins a stratum; NaN where no such pair is.
+
+        Which strata count is decided by all scenes.
 
         Parameters
         ----------
-        scene : int array of shape (pair,)
-            Number of each scene, of all pairs that were given.
-        draws : float array of shape (resample, scene)
-            How often each resample has each scene.
+        scenes : LeftOutScenes
+            Of all pairs that were given.
         """
-        n_draws, n_scenes = draws.shape
+        n_rows = scenes.n_scenes + 1
         if not self.n_strata:
-            return np.full(n_draws, np.nan)
+            return np.full(n_rows, np.nan)
         sizes = np.bincount(self.stratum)
         bins = (self.rank * _BINS / sizes[self.stratum]).astype(np.int64)
-        outranked, weight = np.zeros(n_draws), np.zeros(n_draws)
-        at_once = max(1, _CELLS_AT_ONCE // (_BINS * max(n_scenes, n_draws)))
+        outranked, weight = np.zeros(n_rows), np.zeros(n_rows)
+        at_once = max(1, _CELLS_AT_ONCE // (_BINS * n_rows))
         for low in range(0, self.n_strata, at_once):
             n_here = min(at_once, self.n_strata - low)
             part = slice(*np.searchsorted(self.stratum, [low, low + n_here]))
             cell = (self.stratum[part] - low) * _BINS + bins[part]
-            cell += scene[self.pair[part]] * (n_here * _BINS)
+            cell += scenes.scene[self.pair[part]] * (n_here * _BINS)
 
-            def drawn(kind: np.ndarray, cell: np.ndarray = cell, n_here: int = n_here) -> np.ndarray:
-                counts = np.bincount(cell[kind], minlength=n_scenes * n_here * _BINS)
-                return (draws @ counts.reshape(n_scenes, -1)).reshape(n_draws, n_here, _BINS)
+            def rows(kind: np.ndarray, cell: np.ndarray = cell, n_here: int = n_here) -> np.ndarray:
+                counts = np.bincount(cell[kind], minlength=scenes.n_scenes * n_here * _BINS)
+                return scenes.totals(counts.reshape(scenes.n_scenes, n_here, _BINS))
 
-            same, different = drawn(self.positive[part]), drawn(~self.positive[part])
+            same, different = rows(self.positive[part]), rows(~self.positive[part])
             below = np.cumsum(different, axis=2) - different
             n_same, n_different = same.sum(2), different.sum(2)
             total = np.maximum(n_same + n_different, 1)

@@ -26,7 +26,7 @@ from scipy.stats import rankdata
 
 from bindkit.errors import InvalidParameterError, NonFiniteActivationsError
 from bindkit.matching import Strata
-from bindkit.resampling import N_BOOTSTRAP, UNKNOWN, interval, resample_scenes
+from bindkit.resampling import interval, leave_out_scenes
 
 FIGURES = (
     "accuracy",
@@ -79,7 +79,7 @@ class JudgedPairs:
 
     @property
     def unit(self) -> np.ndarray:
-        """What is drawn by the bootstrap: scenes, or whole groups of them where there are any."""
+        """What intervals leave out in turn: scenes, or whole groups of them where there are any."""
         return self.scene if self.group is None else self.group
 
     @property
@@ -170,23 +170,20 @@ def _share(part: np.ndarray) -> float:
     return float(part.mean()) if part.size else float("nan")
 
 
-def judge(pairs: JudgedPairs, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0) -> dict[str, float]:
-    """All figures of one list of judged pairs, with 95 % intervals by bootstrap over scenes.
+def judge(pairs: JudgedPairs) -> dict[str, float]:
+    """All figures of one list of judged pairs, with 95 % intervals over scenes.
 
     Parameters
     ----------
     pairs : JudgedPairs
         At least one pair.
-    n_bootstrap : int
-        Resamples of the scenes; 0 for none. With a single scene there are no intervals.
-    seed : int
-        Of the resampling.
 
     Returns
     -------
     dict
-        The names of `FIGURES`, each also with ``_low`` and ``_high`` (percentiles 2.5 and 97.5). NaN where a figure is
-        undefined (no pair on one object, no twins, fewer than two scenes for an interval, or with twins for theirs).
+        The names of `FIGURES`, each also with ``_low`` and ``_high`` (`bindkit.resampling.interval`). NaN where a
+        figure is undefined (no pair on one object, no twins); bounds also where no interval is honest: fewer than
+        `bindkit.resampling.MIN_SCENES` scenes that the figure depends on, or a figure of 0 or 1.
 
         - ``accuracy``: share of pairs judged right (at logit 0, unless ``said`` says otherwise).
         - ``majority_accuracy``: the same for always giving these pairs' more frequent answer.
@@ -221,35 +218,31 @@ def judge(pairs: JudgedPairs, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0) -> 
     }
     for name in ("matched_auroc", "matched_twins_auroc"):
         figures[name] = pairs.matched[name].auroc() if name in pairs.matched else float("nan")
-    drawn = resampled(pairs, n_bootstrap, seed)
-    for name in FIGURES:
-        figures[f"{name}_low"], figures[f"{name}_high"] = interval(drawn[name]) if drawn else UNKNOWN
+    for name, values in left_out(pairs).items():
+        figures[f"{name}_low"], figures[f"{name}_high"] = interval(values)
     return figures
 
 
-def resampled(pairs: JudgedPairs, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0) -> dict[str, np.ndarray]:
-    """Every figure of every bootstrap resample of the scenes, by name.
+def left_out(pairs: JudgedPairs) -> dict[str, np.ndarray]:
+    """Every figure over all scenes and with each scene left out in turn, by name: what `interval` takes.
 
     Accuracies are exact; ranks are exact up to the bin: 1,024 bins of equal count, and as many again around quantiles
     of the pairs on one object and of twins, so that rare ones keep their ranks.
-    Lists of pairs from the same scenes are resampled alike, so that the difference of two probes' figures, resample by
-    resample, is a paired one.
+    The difference of two probes' figures on the same scenes, row by row, is a paired one.
 
     Parameters
     ----------
-    pairs, n_bootstrap, seed
-        As `judge` takes them.
+    pairs : JudgedPairs
+        At least one pair.
 
     Returns
     -------
     dict
-        Arrays of shape (resample,) by the names of `FIGURES`, NaN where a resample has none of the pairs that are
-        asked for; of twins, always NaN unless two scenes have some. Empty with a single scene or without resamples.
+        Arrays of shape (1 + scene,) by the names of `FIGURES`, NaN where a row has none of the pairs that are asked
+        for.
     """
-    if n_bootstrap < 1 or len(np.unique(pairs.unit)) < 2:
-        return {}
-    scenes = resample_scenes(pairs.unit, n_bootstrap, seed)
-    rng = np.random.default_rng(seed)
+    scenes = leave_out_scenes(pairs.unit)
+    rng = np.random.default_rng(0)
     same, asked = pairs.same.astype(bool), pairs.twins_question.astype(bool)
 
     def quantiles(chosen: np.ndarray, n_bins: int) -> np.ndarray:
@@ -266,16 +259,11 @@ def resampled(pairs: JudgedPairs, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0)
 
     def histograms(chosen: np.ndarray) -> np.ndarray:
         counts = np.bincount(scenes.scene[chosen] * n_slots + slot[chosen], minlength=scenes.n_scenes * n_slots)
-        return scenes.draws @ counts.reshape(scenes.n_scenes, n_slots)
+        return scenes.totals(counts.reshape(scenes.n_scenes, n_slots))
 
-    if (scenes.counts(~same & asked) > 0).sum() < 2:
-        # Twins of a single scene: no resample could differ from it, which would look like certainty.
-        asked = np.zeros_like(asked)
-    unknown = np.full(n_bootstrap, np.nan)
+    unknown = np.full(scenes.n_scenes + 1, np.nan)
     matched = {name: unknown for name in ("matched_auroc", "matched_twins_auroc")}
-    matched |= {name: strata.resampled(scenes.scene, scenes.draws) for name, strata in pairs.matched.items()}
-    if not asked.any():
-        matched["matched_twins_auroc"] = unknown
+    matched |= {name: strata.left_out(scenes) for name, strata in pairs.matched.items()}
     positive, negative = histograms(same), histograms(~same)
     share_same = scenes.share(same, np.ones_like(same))
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,4 +1,4 @@
-"""How sure each gain of the paper's table is: model and control resampled on the very same scenes."""
+"""How sure each gain of the paper's table is: model and control on the very same scenes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bindkit.errors import InvalidParameterError
 from bindkit.fits import load_folds
 from bindkit.folds import is_folds
 from bindkit.judging import judging, same_class_pairs
-from bindkit.metrics import JudgedPairs, resampled
+from bindkit.metrics import JudgedPairs, left_out
 from bindkit.model_table import COMPARED_FIGURES, agreeing, comparisons, rival_of, shuffled_rows
 from bindkit.protocols import Protocol
 from bindkit.resampling import UNKNOWN, interval
@@ -46,8 +46,8 @@ def with_gain_intervals(
         table = with_gain_intervals(model_table(results), results, caches, "workspace/probes")
         table[["backbone", "auroc_over_position", "auroc_over_position_low", "auroc_over_position_high"]]
 
-    Nothing is fitted: the probes of the table are read and say again what they said of each pair. Then scenes are drawn
-    with replacement, the same for both sides of a difference. That scene which is hard for the model is mostly hard for
+    Nothing is fitted: the probes of the table are read and say again what they said of each pair. Then each scene is
+    left out in turn, on both sides of a difference. That scene which is hard for the model is mostly hard for
     the control too, so that such an interval is narrower, and says more, than two intervals side by side.
 
     Parameters
@@ -70,7 +70,7 @@ def with_gain_intervals(
     -------
     pandas.DataFrame
         The table with ``_low`` and ``_high`` of ``gain``, of every ``FIGURE_over_NAME`` and of ``selectivity``. Figures
-        are averaged over seeds before the difference is taken. NaN where the difference is, with a single scene, and
+        are averaged over seeds before the difference is taken. NaN where the difference is, with too few scenes, and
         where the two were not judged on the same pairs (of ``selectivity``, the same scenes: its labels differ).
 
     Raises
@@ -83,7 +83,7 @@ def with_gain_intervals(
     roots: dict[str | None, str | Path] = {None: root} if not isinstance(root, Mapping) else dict(root.items())
     of_each = caches if isinstance(caches, Mapping) else {None: caches}
     known = {(space, cache.backbone["name"]): cache for space, several in of_each.items() for cache in several}
-    told = _Resampling(results, known, roots, protocol, device)
+    told = _Told(results, known, roots, protocol, device)
     strongest = {figure: strongest_controls(table, figure)["backbone"] for figure in OVER_CONTROLS}
     bounds: list[dict[str, tuple[float, float]]] = []
     for number, row in enumerate(table.to_dict("records")):
@@ -110,8 +110,8 @@ def with_gain_intervals(
 
 
 @dataclass(frozen=True)
-class _Resampled:
-    """Figures of each resample of the scenes, averaged over seeds; which scenes and pairs they come from."""
+class _LeftOut:
+    """Figures with each scene left out in turn, averaged over seeds; which scenes and pairs they come from."""
 
     figures: Mapping[str, np.ndarray]
     scenes: str = ""
@@ -120,17 +120,17 @@ class _Resampled:
     def over_majority(self) -> tuple[float, float]:
         if not self.figures:
             return UNKNOWN
-        return interval(self.figures["accuracy"] - self.figures["majority_accuracy"])
+        return interval(self.figures["accuracy"] - self.figures["majority_accuracy"], within_unit=False)
 
-    def over(self, other: _Resampled, figure: str, same_labels: bool = True) -> tuple[float, float]:
+    def over(self, other: _LeftOut, figure: str, same_labels: bool = True) -> tuple[float, float]:
         paired = self.pairs == other.pairs if same_labels else self.scenes == other.scenes
         if not self.figures or not other.figures or not paired:
             return UNKNOWN
-        return interval(self.figures[figure] - other.figures[figure])
+        return interval(self.figures[figure] - other.figures[figure], within_unit=False)
 
 
-class _Resampling:
-    """What rows of the table say on each resample; every probe is asked once."""
+class _Told:
+    """What rows of the table say with each scene left out; every probe is asked once."""
 
     def __init__(
         self,
@@ -142,23 +142,23 @@ class _Resampling:
     ) -> None:
         self._results, self._caches, self._roots = results, caches, roots
         self._protocol, self._device = protocol, device
-        self._known: dict[str, _Resampled] = {}
+        self._known: dict[str, _LeftOut] = {}
 
-    def of(self, row: dict[str, Any]) -> _Resampled:
+    def of(self, row: dict[str, Any]) -> _LeftOut:
         """A row of the table."""
         if row["kind"] == "oracle":
             return self._oracle(row)
         return self.of_rows(agreeing(self._results, row, _OF_ALL_SEEDS))
 
-    def of_rows(self, rows: pd.DataFrame) -> _Resampled:
+    def of_rows(self, rows: pd.DataFrame) -> _LeftOut:
         """Rows of the results that differ in their seed, averaged; nothing without rows."""
         seeds = [self._asked(row) for row in rows.to_dict("records")]
         if not seeds:
-            return _Resampled({})
+            return _LeftOut({})
         averaged = {name: np.mean([seed.figures[name] for seed in seeds], axis=0) for name in seeds[0].figures}
         return replace(seeds[0], figures=averaged)
 
-    def _asked(self, row: dict[str, Any]) -> _Resampled:
+    def _asked(self, row: dict[str, Any]) -> _LeftOut:
         """What one probe says now. Raises InvalidParameterError where that is not what its row says."""
         place = probe_directory(self._roots[row.get("workspace")], row)
         if str(place) not in self._known:
@@ -177,7 +177,7 @@ class _Resampling:
             self._known[str(place)] = _summary(pairs)
         return self._known[str(place)]
 
-    def _oracle(self, row: dict[str, Any]) -> _Resampled:
+    def _oracle(self, row: dict[str, Any]) -> _LeftOut:
         """It needs labels alone: any cache whose pairs are the same will do."""
         rows = agreeing(self._results, row, ["judged_pairs", "protocol", "split"])
         cache = self._cache(rows[rows["probe"] != "oracle"].iloc[0].to_dict())
@@ -197,9 +197,9 @@ class _Resampling:
         return self._caches[key]
 
 
-def _summary(pairs: JudgedPairs) -> _Resampled:
+def _summary(pairs: JudgedPairs) -> _LeftOut:
     # Numbered without gaps: a scene whose pairs all do not count leaves none.
     scenes = hashlib.sha256(np.unique(pairs.scene, return_inverse=True)[1].tobytes())
     answers = scenes.copy()
     answers.update(np.packbits(pairs.same.astype(bool)).tobytes())
-    return _Resampled(resampled(pairs), scenes.hexdigest(), answers.hexdigest())
+    return _LeftOut(left_out(pairs), scenes.hexdigest(), answers.hexdigest())

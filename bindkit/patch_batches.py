@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -329,17 +330,20 @@ def flat_pairs(judged: Iterable[tuple[PatchBatch, Tensor, Tensor]]) -> JudgedPai
 
     With each batch come its logits and which pairs are called *same*, both ``[scene, patch, patch]``.
     """
-    columns: list[tuple[np.ndarray, ...]] = []
+    columns: dict[str, list[np.ndarray]] = defaultdict(list)
     for batch, logits, said_same in judged:
-        counted = batch.counted
-        numbers = (batch.scenes,) if batch.groups is None else (batch.scenes, batch.groups)
-        scene, *group = (of.to(counted.device)[:, None, None].expand_as(counted)[counted] for of in numbers)
-        parts = (
-            *(logits[counted].float(), batch.same[counted], batch.twins_question[counted], scene),
-            *(said_same[counted], *group),
-        )
-        number, first, second = counted.nonzero(as_tuple=True)
+        number, first, second = batch.counted.nonzero(as_tuple=True)
         corners, others = (batch.corners[number, place].cpu().numpy() for place in (first, second))
-        stratum = distance_strata(corners, others, batch.patch_size)
-        columns.append((*(part.cpu().numpy() for part in parts), stratum))
-    return JudgedPairs(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+        columns["stratum"].append(distance_strata(corners, others, batch.patch_size))
+        found = {
+            "logits": logits.float(),
+            "same": batch.same,
+            "twins_question": batch.twins_question,
+            "said": said_same,
+        }
+        for name, values in found.items():
+            columns[name].append(values[number, first, second].cpu().numpy())
+        for name, of in (("scene", batch.scenes), ("group", batch.groups)):
+            if of is not None:
+                columns[name].append(of.to(number.device)[number].cpu().numpy())
+    return JudgedPairs(**{name: np.concatenate(parts) for name, parts in columns.items()})

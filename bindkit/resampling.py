@@ -1,12 +1,14 @@
-"""Bootstrap over scenes: how much a figure would differ, had other scenes been drawn.
+"""Intervals over scenes: how much a figure would differ, had other scenes been drawn.
 
-Pairs of one scene share its objects, so that scenes are drawn with replacement, never pairs.
+Pairs of one scene share its objects, so that scenes are left out one at a time (the jackknife), never pairs. Bounds are
+Student's t of the jackknife's standard error, of a share on the logit scale, with fewer degrees of freedom where a few
+scenes make most of that error.
 
 >>> import numpy as np
->>> right = np.array([True, True, False, True, False, False])
->>> resamples = resample_scenes(np.array([0, 0, 0, 1, 1, 2]), n_bootstrap=200)
->>> resamples.share_interval(right, np.ones(6, dtype=bool))
-(0.0, 0.6666666666666666)
+>>> right, scene = np.arange(40) % 5 > 0, np.repeat(np.arange(10), 4)
+>>> low, high = leave_out_scenes(scene).share_interval(right, np.ones(40, dtype=bool))
+>>> round(low, 3), round(high, 3)
+(0.698, 0.874)
 """
 
 from __future__ import annotations
@@ -15,85 +17,115 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import expit, logit
+from scipy.stats import t
 
-N_BOOTSTRAP = 1000
-"""Resamples behind every 95 % interval."""
+MIN_SCENES = 8
+"""Scenes that a figure must depend on to have an interval.
+
+From 8 on simulated intervals held the truth in 92 % of cases and more (``tests/benchmarks/bench_intervals.py``); with 5
+they were half as wide again (0.28 at an AUROC of 0.97), and hang on each single scene.
+"""
 
 UNKNOWN = (float("nan"), float("nan"))
 """Bounds of what has no interval."""
 
+_FREEDOM = 1.5
+"""Degrees of freedom for each of the scenes that, moving the figure alike, would make the same error: of these values
+1, 1.5, 2 the largest with which simulated intervals held the truth in 92 % of cases everywhere from 8 scenes on."""
+
+_UNMOVED = 1e-12
+"""A figure that changes by less without a scene does not depend on it: differences of sums in another order."""
+
 
 @dataclass(frozen=True)
-class SceneResamples:
-    """Resamples of the scenes that some pairs come from; `resample_scenes` draws them.
+class LeftOutScenes:
+    """The scenes that some pairs come from, to be left out in turn; `leave_out_scenes` makes it.
 
     Attributes
     ----------
     scene : int array of shape (pair,)
         Number of each pair's scene, from 0 on without gaps.
-    draws : float array of shape (resample, scene)
-        How often each resample has each scene.
+    n_scenes : int
+        Scenes that have pairs.
     """
 
     scene: np.ndarray
-    draws: np.ndarray
+    n_scenes: int
 
-    @property
-    def n_scenes(self) -> int:
-        """Scenes that have pairs."""
-        return self.draws.shape[1]
+    def totals(self, counts: np.ndarray) -> np.ndarray:
+        """Sums of what each scene has, ``[scene, ...]``: over all scenes in the first row, then over all but each."""
+        everything = counts.sum(axis=0, keepdims=True)
+        return np.concatenate([everything, everything - counts]).astype(np.float64)
 
     def counts(self, chosen: Bool[np.ndarray, " pair"]) -> Int[np.ndarray, " scene"]:
         """How many of the chosen pairs each scene has."""
         return np.bincount(self.scene[chosen], minlength=self.n_scenes)
 
-    def total(self, chosen: Bool[np.ndarray, " pair"]) -> Float[np.ndarray, " resample"]:
-        """How many of the chosen pairs each resample has."""
-        return self.draws @ self.counts(chosen)
+    def total(self, chosen: Bool[np.ndarray, " pair"]) -> Float[np.ndarray, " row"]:
+        """How many of the chosen pairs each row has."""
+        return self.totals(self.counts(chosen))
 
-    def share(
-        self, hits: Bool[np.ndarray, " pair"], among: Bool[np.ndarray, " pair"]
-    ) -> Float[np.ndarray, " resample"]:
-        """Share of `hits` among some pairs, in each resample; NaN where it has none of these pairs."""
+    def share(self, hits: Bool[np.ndarray, " pair"], among: Bool[np.ndarray, " pair"]) -> Float[np.ndarray, " row"]:
+        """Share of `hits` among some pairs, in each row; NaN where it has none of these pairs."""
         with np.errstate(invalid="ignore"):
             return self.total(hits & among) / self.total(among)
 
     def share_interval(self, hits: Bool[np.ndarray, " pair"], among: Bool[np.ndarray, " pair"]) -> tuple[float, float]:
-        """95 % interval of the share of `hits` among some pairs; NaN unless two scenes have such pairs."""
-        if (self.counts(among) > 0).sum() < 2:
-            return UNKNOWN
+        """95 % interval of the share of `hits` among some pairs; NaN where there is no honest one."""
         return interval(self.share(hits, among))
 
 
-def resample_scenes(scene: Int[np.ndarray, " pair"], n_bootstrap: int = N_BOOTSTRAP, seed: int = 0) -> SceneResamples:
-    """Draw as many scenes as there are, with replacement, again and again.
+def leave_out_scenes(scene: Int[np.ndarray, " pair"]) -> LeftOutScenes:
+    """Take all scenes, then all but one, for each.
 
-    The draws depend on the number of scenes and the seed alone. Whatever is judged on the same scenes is so resampled
-    alike: differences are paired, and figures of one list can be compared.
+    Whatever is judged on the same scenes has the same rows, so that differences of figures, row by row, are paired.
 
     Parameters
     ----------
     scene : int array of shape (pair,)
         Which scene each pair comes from; any numbers.
-    n_bootstrap : int
-        How many resamples.
-    seed : int
-        Of the draws.
     """
     known, numbers = np.unique(scene, return_inverse=True)
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(len(known), np.full(len(known), 1 / len(known)), size=n_bootstrap)
-    return SceneResamples(numbers, draws.astype(np.float64))
+    return LeftOutScenes(numbers, len(known))
 
 
-def interval(drawn: Float[np.ndarray, " resample"]) -> tuple[float, float]:
-    """Percentiles 2.5 and 97.5 of what is finite; NaN where nothing is.
+def interval(values: Float[np.ndarray, " row"], within_unit: bool = True) -> tuple[float, float]:
+    """95 % interval of a figure, from its value over all scenes and its values with each scene left out.
 
-    >>> interval(np.array([0.0, 1.0, float("nan")]))
-    (0.025, 0.975)
+    Parameters
+    ----------
+    values : float array of shape (1 + scene,)
+        All scenes first, as `LeftOutScenes` has its rows.
+    within_unit : bool
+        Whether the figure lies within 0..1, where the bounds then lie too (the logit scale, by the delta method);
+        not so a difference of figures.
+
+    Returns
+    -------
+    low, high : float
+        NaN where there is no honest interval: fewer than `MIN_SCENES` scenes move the figure (that have such pairs),
+        none does or it is at 0 or 1 (nothing tells how much other scenes would differ), or it cannot be computed
+        without one of them.
+
+    Examples
+    --------
+    >>> means = [0.5, *(0.5 + 0.01 * step for step in (-4, -3, -2, -1, 1, 2, 3, 4))]
+    >>> low, high = interval(np.array(means))
+    >>> round(low, 3), round(high, 3)
+    (0.335, 0.665)
+    >>> interval(np.array(means[:6]))
+    (nan, nan)
     """
-    finite = drawn[np.isfinite(drawn)]
-    if not finite.size:
+    estimate, moves = values[0], values[1:] - values[0]
+    n_moving = int((np.abs(moves) > _UNMOVED).sum())
+    if not np.isfinite(values).all() or n_moving < MIN_SCENES or (within_unit and not 0 < estimate < 1):
         return UNKNOWN
-    low, high = np.percentile(finite, [2.5, 97.5])
+    error = np.sqrt((n_moving - 1) / n_moving * (moves**2).sum())
+    like_equals = (moves**2).sum() ** 2 / (moves**4).sum()
+    half = t.ppf(0.975, min(n_moving - 1, _FREEDOM * like_equals)) * error
+    if not within_unit:
+        return float(estimate - half), float(estimate + half)
+    half /= estimate * (1 - estimate)
+    low, high = expit(logit(estimate) + np.array([-half, half]))
     return float(low), float(high)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from bindkit.analysis import OVER_CONTROLS, PLAIN, ranked_by, strongest_controls
 from bindkit.control_names import control_title, is_control
+from bindkit.resampling import MIN_SCENES
 from bindkit.scenes.splits import FEW_SCENES
 
 
@@ -126,13 +127,16 @@ def _sentence(row: dict, rivals: list[_Rival]) -> str:
     role = row["objective"] + _ROLES.get(row["objective"], "")
     low, high, majority = row["accuracy_low"], row["accuracy_high"], row["majority_accuracy"]
     judged = f"{100 * row['accuracy']:.1f} % of the pairs are judged right"
-    if pd.isna(low):
-        against = "; there is no interval over a single scene, so nothing can be said against"
-    else:
-        judged += f" [{100 * low:.1f}, {100 * high:.1f}]"
-        # Scenes differ in their share of the more frequent answer, which the interval of the difference knows.
-        above, below = row.get("gain_low", low - majority), row.get("gain_high", high - majority)
-        against = ", above" if above > 0 else ", not above" if below < 0 else ", not distinguishable from"
+    judged += "" if pd.isna(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    # Scenes differ in their share of the more frequent answer, which the interval of the difference knows.
+    above, below = row.get("gain_low", math.nan), row.get("gain_high", math.nan)
+    if pd.isna(above):
+        above, below = low - majority, high - majority
+    against = ", above" if above > 0 else ", not above" if below < 0 else ", not distinguishable from"
+    if pd.isna(above):
+        n_scenes = row.get("n_scenes", math.nan)
+        why = f"below {MIN_SCENES} scenes" if n_scenes < MIN_SCENES else "where too few scenes differ"
+        against = f"; there is no interval {why}, so nothing can be said against"
     text = (
         f"{row['backbone']} ({role}): best at layer {row['layer']:.0f}, where {judged}{against} the "
         f"{100 * majority:.1f} % of always giving the more frequent answer. "

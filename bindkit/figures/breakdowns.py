@@ -96,7 +96,7 @@ def breakdown_figure(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.Fi
     figure.update_yaxes(title_text="share judged right", title_font_size=14, col=1)
     # Lines first, so that no line of one probe is drawn over the points of another.
     figure.data = sorted(figure.data, key=lambda trace: {"lines": 1, "markers": 2}[trace.mode] - (trace.name == _DASH))
-    lines = subtitle_lines([*_measured(named), "whiskers: 95 % bootstrap over scenes"], _WIDTH)
+    lines = subtitle_lines([*_measured(named), "whiskers: 95 % intervals over scenes"], _WIDTH)
     titled(figure, "Where is the probe right?", "<br>".join(lines))
     _add_dash_to_legend(figure)
     # Plotly does not make room for a legend above panels: about 7 units a letter, 50 for each mark.
@@ -252,7 +252,7 @@ def reliability_figure(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.
     figure.update_xaxes(range=[-0.02, 1.02], tickformat=".1f", dtick=0.2)
     figure.update_xaxes(ticks="", row=1)
     figure.update_xaxes(title_text="affinity that a pair was given", row=2)
-    lines = subtitle_lines([*_measured(named), "whiskers: 95 % bootstrap over scenes"], 780)
+    lines = subtitle_lines([*_measured(named), "whiskers: 95 % intervals over scenes"], 780)
     titled(figure, "Is affinity a probability?", "<br>".join(lines))
     # As wide as high, so that the diagonal is one; the legend beside it takes what it needs.
     more = _SUBTITLE_LINE * (len(lines) - 1)

@@ -306,5 +306,5 @@ def _subtitle(rows: pd.DataFrame, probe: str, metric: str) -> str:
     if _has_bounds(rows, metric):
         chosen = best_layers(rows[rows["layer"].notna()])["chosen_on"].dropna().unique()
         where = f", chosen on the {chosen[0]} scenes" if len(chosen) == 1 else ""
-        parts.append(f"whiskers: 95 % bootstrap over scenes, at the best layer{where}")
+        parts.append(f"whiskers: 95 % intervals over scenes, at the best layer{where}")
     return "<br>".join(subtitle_lines(parts, TEMPLATE.layout.width))

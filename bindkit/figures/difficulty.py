@@ -263,5 +263,5 @@ def _subtitle(rows: pd.DataFrame, metric: str, probe_from: str) -> str:
     at = f" at layer {layers[0]}" if len(layers) == 1 else ""
     parts = [f"{probes} probe{at}, {_FITTED[probe_from].removeprefix('probe ')}", "grey band: the base scenes"]
     if metric == "accuracy":
-        parts.append("bars: 95 % bootstrap over scenes")
+        parts.append("bars: 95 % intervals over scenes")
     return " · ".join(parts)

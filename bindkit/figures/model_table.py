@@ -264,5 +264,5 @@ def _subtitle(rows: pd.DataFrame) -> list[str]:
         split = rows["split"].dropna().unique() if "split" in rows else []
         parts.append(f"{n_scenes} {f'{split[0]} ' if len(split) == 1 else ''}scene{'' if n_scenes == 1 else 's'}")
     if "accuracy_low" in rows and rows["accuracy_low"].notna().any():
-        parts.append("intervals: 95 % bootstrap over scenes")
+        parts.append("intervals: 95 % over scenes")
     return parts

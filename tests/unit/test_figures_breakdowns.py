@@ -132,7 +132,7 @@ def test_a_saved_picture_says_what_was_measured_on_what(draw, made):
     first, second = made(), made()
     first.attrs |= MEASURED
     second.attrs |= MEASURED
-    whole = "vit · layer 3 · quadratic probe · strict protocol · 80 test scenes · whiskers: 95 % bootstrap over scenes"
+    whole = "vit · layer 3 · quadratic probe · strict protocol · 80 test scenes · whiskers: 95 % intervals over scenes"
     figure = draw({"as fitted": first, "scaled": second})
     assert figure.layout.title.subtitle.text.replace("<br>", " · ") == whole
     assert all(7.5 * len(line) + 20 < figure.layout.width for line in figure.layout.title.subtitle.text.split("<br>"))

@@ -146,7 +146,7 @@ def test_intervals_stand_clear_of_lines_and_points_and_no_word_is_cut_off(result
     lines = figure.layout.title.subtitle.text.split("<br>")
     assert len(lines) == 2
     assert all(7.5 * len(line) + 20 < figure.layout.width for line in lines)
-    assert " · ".join(lines).endswith("80 test scenes · intervals: 95 % bootstrap over scenes")
+    assert " · ".join(lines).endswith("80 test scenes · intervals: 95 % over scenes")
 
 
 def test_what_cannot_be_set_side_by_side_is_an_error(results):

@@ -1,4 +1,4 @@
-"""Groups of scenes from the split through the cache to the bootstrap: whole groups are drawn, never their scenes."""
+"""Groups of scenes from the split through the cache to the intervals: whole groups are left out, never their scenes."""
 
 from dataclasses import replace
 
@@ -47,7 +47,7 @@ def test_pairs_carry_their_group_and_scenes_are_still_counted_as_scenes(grouped)
     assert parts["n_scenes"].max() == 8
 
 
-def test_whole_groups_are_resampled():
+def test_whole_groups_are_left_out():
     """Eight copies of a scene say no more than one: the interval is that of the scenes without their copies."""
     rng = np.random.default_rng(0)
     n_scenes, n_pairs = 12, 50
@@ -65,7 +65,7 @@ def test_whole_groups_are_resampled():
     assert unknown["accuracy_high"] - unknown["accuracy_low"] < 0.6 * (known["accuracy_high"] - known["accuracy_low"])
 
 
-def test_scenes_without_groups_are_resampled_as_ever(tmp_path):
+def test_scenes_without_groups_are_left_out_as_ever(tmp_path):
     plain = cache_activations(PlantedBackbone(), PlantedScenes(10), root=tmp_path)
     fit = fit_probe(plain, 2, "linear", protocol=BRIEF)
     with judging(fit.probe, plain, protocol=BRIEF) as judged:

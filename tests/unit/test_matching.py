@@ -11,13 +11,13 @@ import bindkit as bk
 from bindkit.extraction import cache_activations
 from bindkit.judging import judging
 from bindkit.matching import LEAST, Strata, distance_strata
-from bindkit.metrics import JudgedPairs, auroc, judge, resampled
+from bindkit.metrics import JudgedPairs, auroc, judge, left_out
 from bindkit.patch_batches import flat_pairs
-from bindkit.resampling import resample_scenes
+from bindkit.resampling import leave_out_scenes
 
 
 def plainly(scores, same, stratum, weight=None, least=LEAST):
-    """Pair by pair within each stratum; strata are chosen on all pairs, weights (of a resample) count afterwards."""
+    """Pair by pair within each stratum; strata are chosen on all pairs, weights (0: left out) count afterwards."""
     weight = np.ones(len(scores)) if weight is None else weight
     total = norm = 0.0
     for number in np.unique(stratum):
@@ -31,6 +31,11 @@ def plainly(scores, same, stratum, weight=None, least=LEAST):
             ranked = (won * weight[yes][:, None] * weight[no][None]).sum() / (n_yes * n_no)
             total, norm = total + ranked * n_yes * n_no / (n_yes + n_no), norm + n_yes * n_no / (n_yes + n_no)
     return total / norm if norm else np.nan
+
+
+def plainly_left_out(scores, same, stratum, scenes):
+    weights = [np.ones(len(scores)), *(1.0 * (scenes.scene != scene) for scene in range(scenes.n_scenes))]
+    return [plainly(scores, same, stratum, weight) for weight in weights]
 
 
 def test_two_strata_by_hand():
@@ -60,26 +65,25 @@ def test_it_is_the_plain_version(seed):
     stratum = rng.integers(0, 4, n)
     strata = Strata.of(scores, same, stratum)
     assert strata.auroc() == pytest.approx(plainly(scores, same, stratum), nan_ok=True)
-    scenes = resample_scenes(rng.integers(0, 5, n), n_bootstrap=7)
-    drawn = strata.resampled(scenes.scene, scenes.draws)
+    scenes = leave_out_scenes(rng.integers(0, 5, n))
     # With at most 64 different scores a stratum, its bins are exact.
     if n <= 64:
-        wanted = [plainly(scores, same, stratum, draw[scenes.scene]) for draw in scenes.draws]
-        np.testing.assert_allclose(drawn, wanted, atol=1e-12)
+        np.testing.assert_allclose(strata.left_out(scenes), plainly_left_out(scores, same, stratum, scenes), atol=1e-12)
 
 
-def test_resampling_large_strata_is_exact_to_a_hundredth_and_parts_do_not_matter(monkeypatch):
+def test_leaving_scenes_out_of_large_strata_is_exact_to_a_hundredth_and_parts_do_not_matter(monkeypatch):
     rng = np.random.default_rng(0)
     n = 6_000
     stratum, scene, same = rng.integers(0, 5, n), rng.integers(0, 12, n), rng.random(n) < 0.4
     scores = rng.normal(same + 0.3 * stratum)
-    scenes = resample_scenes(scene, n_bootstrap=20)
+    scenes = leave_out_scenes(scene)
     strata = Strata.of(scores, same, stratum)
-    drawn = strata.resampled(scenes.scene, scenes.draws)
-    wanted = [plainly(scores, same, stratum, draw[scenes.scene]) for draw in scenes.draws]
-    np.testing.assert_allclose(drawn, wanted, atol=2e-3)
+    found, wanted = strata.left_out(scenes), np.array(plainly_left_out(scores, same, stratum, scenes))
+    np.testing.assert_allclose(found, wanted, atol=2e-3)
+    # An interval is made of the differences to the first row.
+    np.testing.assert_allclose(found - found[0], wanted - wanted[0], atol=2e-4)
     monkeypatch.setattr("bindkit.matching._CELLS_AT_ONCE", 1)
-    np.testing.assert_allclose(strata.resampled(scenes.scene, scenes.draws), drawn, atol=1e-12)
+    np.testing.assert_allclose(strata.left_out(scenes), found, atol=1e-12)
 
 
 def test_what_depends_on_distance_alone_changes_nothing():
@@ -104,11 +108,14 @@ def test_a_probe_that_knows_only_distance_is_at_chance_on_grids_and_across_windo
             strata = distance_strata(corners[first], corners[second], patch_size=8)
             columns.append((-distance, objects[first] == objects[second], strata, np.full(len(first), scene)))
         logits, same, stratum, scene = (np.concatenate(column) for column in zip(*columns, strict=True))
-        figures = judge(JudgedPairs(logits, same, np.zeros_like(same), scene, stratum=stratum))
+        asked = np.zeros_like(same)
+        figures = judge(JudgedPairs(logits, same, asked, scene, stratum=stratum))
         assert figures["auroc"] > 0.8
         assert abs(figures["matched_auroc"] - 0.5) < (1e-12 if shift == 0 else 0.02)
         if shift == 0:
-            assert figures["matched_auroc_low"] <= 0.5 <= figures["matched_auroc_high"]
+            assert np.isnan(figures["matched_auroc_low"]), "it is 0.5 whatever scenes are left out"
+        vague = judge(JudgedPairs(logits + rng.normal(size=len(logits)), same, asked, scene, stratum=stratum))
+        assert 0.45 < vague["matched_auroc_low"] <= 0.5 <= vague["matched_auroc_high"] < 0.55
 
 
 def test_distances_are_exact_on_a_grid_and_rounded_to_a_quarter_of_a_patch_elsewhere():
@@ -123,13 +130,13 @@ def test_twins_are_matched_among_twinned_classes_and_without_distances_there_is_
     same, asked, scene, stratum = rng.random(n) < 0.4, rng.random(n) < 0.5, rng.integers(0, 8, n), rng.integers(0, 3, n)
     logits = rng.normal(same)
     pairs = JudgedPairs(logits, same, asked, scene, stratum=stratum)
-    figures = judge(pairs, n_bootstrap=50)
+    figures = judge(pairs)
     assert figures["matched_twins_auroc"] == pytest.approx(plainly(logits[asked], same[asked], stratum[asked]))
     one = JudgedPairs(logits, same, asked, scene, stratum=np.zeros(n, int))
-    assert judge(one, n_bootstrap=0)["matched_auroc"] == pytest.approx(auroc(logits, same))
+    assert judge(one)["matched_auroc"] == pytest.approx(auroc(logits, same))
     without = JudgedPairs(logits, same, asked, scene)
-    assert np.isnan(judge(without, n_bootstrap=20)["matched_auroc"])
-    assert np.isnan(resampled(without, 20)["matched_auroc"]).all()
+    assert np.isnan(judge(without)["matched_auroc"])
+    assert np.isnan(left_out(without)["matched_auroc"]).all()
 
 
 @pytest.mark.parametrize("width", [48, 42], ids=["windows side by side on the grid", "windows off the grid"])
@@ -152,8 +159,8 @@ def test_on_a_cache_distance_alone_is_at_chance_and_a_fitted_probe_gains_nothing
         )
     assert alone["auroc"] > 0.6
     for name in ("matched_auroc", "matched_twins_auroc"):
-        assert alone[f"{name}_low"] <= alone[name] <= alone[f"{name}_high"]
         assert alone[name] == pytest.approx(0.5, abs=1e-9)
+        assert np.isnan(alone[f"{name}_low"]), "it is 0.5 whatever scenes are left out"
         assert added[name] == pytest.approx(fit.metrics[name], abs=1e-3)
     assert added["auroc"] != pytest.approx(fit.metrics["auroc"], abs=1e-3)
 

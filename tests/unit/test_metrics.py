@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bindkit.errors import InvalidParameterError, NonFiniteActivationsError
-from bindkit.metrics import FIGURES, JudgedPairs, auroc, average_precision, judge
+from bindkit.metrics import FIGURES, JudgedPairs, auroc, average_precision, judge, left_out
 
 scored = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=40)
 
@@ -131,25 +131,25 @@ def lopsided(seed, n_scenes=6, n_pairs=30, share=0.7):
 @pytest.mark.parametrize("share", [0.7, 0.2])
 def test_every_figure_equals_its_definition(share):
     pairs = lopsided(4, share=share)
-    figures, expected = judge(pairs, n_bootstrap=0), by_definition(pairs)
+    figures, expected = judge(pairs), by_definition(pairs)
     assert {name: figures[name] for name in FIGURES} == pytest.approx({name: expected[name] for name in FIGURES})
     assert len({round(expected[name], 3) for name in FIGURES}) == len(FIGURES), "figures must differ to be told apart"
 
 
 @pytest.mark.parametrize("share", [0.7, 0.2])
-def test_every_interval_equals_judging_each_resample_by_definition(share, monkeypatch):
+def test_every_figure_without_a_scene_equals_judging_the_others_by_definition(share, monkeypatch):
     """With fewer pairs than bins no two logits share one, so that the histograms must give the very same figures."""
     monkeypatch.setattr("bindkit.matching._BINS", 256)
     pairs = lopsided(5, share=share)
-    drawn = []
-    for times in np.random.default_rng(0).multinomial(6, np.full(6, 1 / 6), size=60):
-        chosen = np.concatenate([np.flatnonzero(pairs.scene == k) for k in np.repeat(np.arange(6), times)])
+    slow = []
+    for scene in (None, *range(6)):
         columns = (pairs.logits, pairs.same, pairs.twins_question, pairs.scene, pairs.said_same, pairs.stratum)
-        drawn.append(by_definition(JudgedPairs(*(column[chosen] for column in columns)), whole=pairs))
-    figures = judge(pairs, n_bootstrap=60, seed=0)
+        rest = JudgedPairs(*(column[pairs.scene != scene] for column in columns))
+        slow.append(by_definition(rest, whole=pairs))
+    found = left_out(pairs)
+    assert set(found) == set(FIGURES)
     for name in FIGURES:
-        low, high = np.percentile([figure[name] for figure in drawn], [2.5, 97.5])
-        assert (figures[f"{name}_low"], figures[f"{name}_high"]) == pytest.approx((low, high)), name
+        assert found[name] == pytest.approx([figures[name] for figures in slow]), name
 
 
 def test_bins_are_taken_from_a_sample_where_there_are_very_many_pairs(monkeypatch):
@@ -172,22 +172,30 @@ def test_accuracy_interval_agrees_with_the_normal_approximation_over_scenes():
     pairs = judged(1, n_scenes=200, n_pairs=50)
     right = ((pairs.logits > 0) == pairs.same).reshape(200, 50).mean(1)
     half = 1.96 * right.std(ddof=1) / math.sqrt(200)
-    figures = judge(pairs, n_bootstrap=4000)
-    assert math.isclose(figures["accuracy_high"] - figures["accuracy"], half, rel_tol=0.15)
-    assert math.isclose(figures["accuracy"] - figures["accuracy_low"], half, rel_tol=0.15)
+    figures = judge(pairs)
+    assert math.isclose(figures["accuracy_high"] - figures["accuracy"], half, rel_tol=0.05)
+    assert math.isclose(figures["accuracy"] - figures["accuracy_low"], half, rel_tol=0.05)
 
 
 def test_auroc_interval_agrees_with_resampling_the_pairs_themselves():
-    pairs = judged(2, n_scenes=12, n_pairs=60)
+    """With many scenes it does not matter how an interval is made."""
+    pairs = judged(2, n_scenes=100, n_pairs=60)
     rng = np.random.default_rng(5)
     drawn = []
     for _ in range(1000):
-        chosen = np.concatenate([np.flatnonzero(pairs.scene == k) for k in rng.integers(0, 12, 12)])
+        chosen = np.concatenate([np.flatnonzero(pairs.scene == k) for k in rng.integers(0, 100, 100)])
         drawn.append(auroc(pairs.logits[chosen], pairs.same[chosen]))
-    figures = judge(pairs, n_bootstrap=4000)
+    figures = judge(pairs)
     low, high = np.percentile(drawn, [2.5, 97.5])
-    assert abs(figures["auroc_low"] - low) < 0.006
-    assert abs(figures["auroc_high"] - high) < 0.006
+    assert figures["auroc_low"] == pytest.approx(low, abs=0.1 * (high - low))
+    assert figures["auroc_high"] == pytest.approx(high, abs=0.1 * (high - low))
+
+
+def test_auroc_interval_is_mirrored_with_the_answers():
+    pairs = judged(7, n_scenes=12)
+    there, back = judge(pairs), judge(JudgedPairs(pairs.logits, ~pairs.same, pairs.twins_question, pairs.scene))
+    mirrored = [1 - back[name] for name in ("auroc_high", "auroc", "auroc_low")]
+    assert mirrored == pytest.approx([there[name] for name in ("auroc_low", "auroc", "auroc_high")], abs=2e-3)
 
 
 def test_resampling_ignores_the_order_of_scenes_within_the_list_of_pairs():
@@ -199,10 +207,12 @@ def test_resampling_ignores_the_order_of_scenes_within_the_list_of_pairs():
     assert all(math.isclose(first[name], second[name], rel_tol=1e-9) for name in first)
 
 
-def test_a_logit_of_exactly_zero_means_different_in_the_interval_too():
+def test_a_logit_of_exactly_zero_means_different_without_a_scene_too():
     pairs = JudgedPairs(np.zeros(6), np.array([False] * 6), np.zeros(6, dtype=bool), np.array([0, 0, 1, 1, 2, 2]))
     figures = judge(pairs)
-    assert figures["accuracy"] == figures["accuracy_low"] == figures["accuracy_high"] == 1.0
+    assert figures["accuracy"] == 1.0
+    assert left_out(pairs)["accuracy"].tolist() == [1.0] * 4
+    assert math.isnan(figures["accuracy_low"]), "all right in three scenes is not all right in every scene"
     assert math.isnan(figures["auroc"])
     assert math.isnan(figures["twins_accuracy"])
 
@@ -217,16 +227,19 @@ def test_nothing_to_judge_and_nan_logits_are_named_errors():
         JudgedPairs(np.zeros(2), np.zeros(3, dtype=bool), np.zeros(2, dtype=bool), np.zeros(2, dtype=int))
 
 
-def test_twins_of_a_single_scene_have_no_interval():
-    """Every resample that has that scene gives the same figure: a width of 0 would look like certainty."""
+def test_twins_of_few_scenes_have_no_interval():
+    """However many scenes have other pairs: twins of few scenes would look like certainty."""
     rng = np.random.default_rng(0)
     scene = np.repeat(np.arange(20), 30)
     same, logits = rng.random(600) < 0.4, rng.standard_normal(600)
-    alone = judge(JudgedPairs(logits, same, scene == 3, scene))
-    assert not math.isnan(alone["twins_auroc"])
-    assert all(math.isnan(alone[f"twins_{name}_low"]) for name in ("accuracy", "auroc"))
-    two = judge(JudgedPairs(logits, same, scene < 2, scene))
-    assert two["twins_auroc_low"] < two["twins_auroc_high"]
+    for n_scenes in (1, 7, 8):
+        figures = judge(JudgedPairs(logits, same, scene < n_scenes, scene))
+        assert not math.isnan(figures["twins_auroc"])
+        assert not math.isnan(figures["auroc_low"])
+        for name in ("accuracy", "auroc"):
+            assert (
+                math.isnan(figures[f"twins_{name}_low"]) == math.isnan(figures[f"twins_{name}_high"]) == (n_scenes < 8)
+            )
 
 
 def test_rare_pairs_keep_their_ranks_in_the_intervals():

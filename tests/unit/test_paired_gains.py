@@ -11,12 +11,12 @@ from planted import PlantedBackbone, PlantedScenes
 from bindkit.errors import InvalidParameterError
 from bindkit.extraction import cache_activations
 from bindkit.judging import judging, same_class_pairs
-from bindkit.metrics import JudgedPairs, auroc, resampled
+from bindkit.metrics import JudgedPairs, auroc, left_out
 from bindkit.model_table import model_table
 from bindkit.paired_gains import with_gain_intervals
 from bindkit.probes import load_probe
 from bindkit.protocols import PAPER, STRICT
-from bindkit.resampling import resample_scenes
+from bindkit.resampling import interval
 from bindkit.sweeping import probe_directory, sweep
 
 BRIEF = replace(STRICT, epochs=2, min_steps=12, judged_patches=32)
@@ -62,15 +62,11 @@ BY_DEFINITION = {
 }
 
 
-def drawn_again(pairs, figure, n=300):
-    """Figures of pairs put together anew, scene by scene, as often as each resample has the scene."""
-    of_scene = [np.flatnonzero(pairs.scene == scene) for scene in np.unique(pairs.scene)]
-    values = []
-    for draw in resample_scenes(pairs.scene).draws[:n].astype(int):
-        chosen = np.concatenate([of_scene[scene] for scene, times in enumerate(draw) for _ in range(times)])
-        columns = (pairs.logits, pairs.same, pairs.twins_question, pairs.scene, pairs.said_same)
-        values.append(BY_DEFINITION[figure](JudgedPairs(*(column[chosen] for column in columns))))
-    return np.array(values)
+def without_each(pairs, figure):
+    """Figures of all pairs, then of those of all scenes but each."""
+    columns = (pairs.logits, pairs.same, pairs.twins_question, pairs.scene, pairs.said_same)
+    chosen = [np.ones(len(pairs), dtype=bool), *(pairs.scene != scene for scene in np.unique(pairs.scene))]
+    return np.array([BY_DEFINITION[figure](JudgedPairs(*(column[here] for column in columns))) for here in chosen])
 
 
 @pytest.mark.parametrize(
@@ -83,26 +79,21 @@ def drawn_again(pairs, figure, n=300):
         ("selectivity", "auroc", "vit", "shuffled_labels"),
     ],
 )
-def test_intervals_are_those_of_differences_of_scenes_drawn_again(
-    swept, table, monkeypatch, column, figure, rival, task
-):
-    caches, root, results = swept
-    monkeypatch.setattr("bindkit.paired_gains.resampled", lambda pairs: resampled(pairs, n_bootstrap=300))
-    found = with_gain_intervals(model_table(results), results, caches, root, BRIEF).set_index("backbone").loc["vit"]
-    # The first 300 of 1,000 resamples are the same as 300 in all.
-    mine = np.mean([drawn_again(pairs_of(swept, "vit", seed), figure) for seed in (0, 1)], axis=0)
-    theirs = np.mean([drawn_again(pairs_of(swept, rival, seed, task), figure) for seed in (0, 1)], axis=0)
-    slow = np.percentile(mine - theirs, [2.5, 97.5])
+def test_intervals_are_those_of_differences_without_each_scene(swept, table, column, figure, rival, task):
+    found = table.loc["vit"]
+    mine = np.mean([without_each(pairs_of(swept, "vit", seed), figure) for seed in (0, 1)], axis=0)
+    theirs = np.mean([without_each(pairs_of(swept, rival, seed, task), figure) for seed in (0, 1)], axis=0)
+    slow = interval(mine - theirs, within_unit=False)
     assert [found[f"{column}_low"], found[f"{column}_high"]] == pytest.approx(slow, abs=2e-3)
     assert found[f"{column}_low"] < found[column] < found[f"{column}_high"]
     assert slow[1] - slow[0] > 0.01
 
 
 def test_the_gain_over_the_majority_moves_with_the_scenes_shares(swept, table):
-    mine = np.mean([drawn_again(pairs_of(swept, "vit", seed), "accuracy", 1000) for seed in (0, 1)], axis=0)
-    majority = drawn_again(pairs_of(swept, "vit", 0), "majority_accuracy", 1000)
+    mine = np.mean([without_each(pairs_of(swept, "vit", seed), "accuracy") for seed in (0, 1)], axis=0)
+    majority = without_each(pairs_of(swept, "vit", 0), "majority_accuracy")
     bounds = table.loc["vit", ["gain_low", "gain_high"]].tolist()
-    assert bounds == pytest.approx(np.percentile(mine - majority, [2.5, 97.5]).tolist(), abs=1e-9)
+    assert bounds == pytest.approx(interval(mine - majority, within_unit=False), abs=1e-9)
 
 
 def test_gains_of_accuracy_are_of_the_answers_pair_by_pair(swept, table):
@@ -123,17 +114,21 @@ def test_the_oracle_is_resampled_with_the_model(swept, table):
     caches, _, _ = swept
     split, pairs = same_class_pairs(caches[0], BRIEF)
     assert split == "test"
-    mine = np.mean([drawn_again(pairs_of(swept, "vit", seed), "auroc", 1000) for seed in (0, 1)], axis=0)
-    slow = np.percentile(mine - drawn_again(pairs, "auroc", 1000), [2.5, 97.5])
+    mine = np.mean([without_each(pairs_of(swept, "vit", seed), "auroc") for seed in (0, 1)], axis=0)
+    slow = interval(mine - without_each(pairs, "auroc"), within_unit=False)
     bounds = table.loc["vit", ["auroc_over_same-class_low", "auroc_over_same-class_high"]].tolist()
-    assert bounds == pytest.approx(slow.tolist(), abs=2e-3)
+    assert bounds == pytest.approx(slow, abs=2e-3)
 
 
 def test_what_is_compared_with_nothing_has_no_interval(table):
     one, all_controls = (table.loc["vit", [f"auroc_over_{name}_low"]].item() for name in ("position", "controls"))
     assert one == all_controls, "the only control is the strongest"
     assert table.loc["control:position"].filter(regex="_over_.*_(low|high)").isna().all()
-    assert table.loc["control:position", ["gain_low", "gain_high"]].notna().all()
+    assert table.loc["vit", ["gain_low", "gain_high"]].notna().all()
+    control = table.loc["control:position"]
+    assert (control["gain"] == 0) == pd.isna(control["gain_low"]) == pd.isna(control["gain_high"]), (
+        "never another answer"
+    )
     assert math.isnan(table.loc["random-init:vit", "auroc_over_untrained_low"])
     for name in [name for name in table if name.endswith("_low") and name.removesuffix("_low") in table]:
         known = table[table[name].notna()]
@@ -151,11 +146,12 @@ def test_a_pair_of_probes_that_err_on_the_same_scenes_is_told_apart_where_two_in
         JudgedPairs(np.where((luck < ease + more) == same, 1.0, -1.0), same, np.zeros_like(same), scene)
         for more in (0.0, 0.02)
     ]
-    worse, better = (resampled(pairs)["accuracy"] for pairs in lists)
-    assert np.percentile(worse, 97.5) > np.percentile(better, 2.5) + 0.02, "the intervals overlap widely"
-    low, high = np.percentile(better - worse, [2.5, 97.5])
+    worse, better = (left_out(pairs)["accuracy"] for pairs in lists)
+    by_itself = interval(worse)
+    assert by_itself[1] > interval(better)[0] + 0.02, "the intervals overlap widely"
+    low, high = interval(better - worse, within_unit=False)
     assert 0.015 < low < 0.02 < high < 0.025
-    assert high - low < (np.percentile(worse, 97.5) - np.percentile(worse, 2.5)) / 8
+    assert high - low < (by_itself[1] - by_itself[0]) / 8
 
 
 def test_probes_of_another_run_and_missing_caches_are_named(swept):
@@ -172,8 +168,8 @@ def test_figures_on_other_pairs_have_no_interval(tmp_path):
     rules = replace(PAPER, epochs=1, judged_patches=16)
     model, control = PlantedBackbone(name="vit"), PlantedBackbone(name="control:position", objective="control")
     caches = [
-        cache_activations(model, PlantedScenes(12), root=tmp_path / "cache", layers=[0]),
-        cache_activations(control, PlantedScenes(12, seed=1), root=tmp_path / "other", layers=[0]),
+        cache_activations(model, PlantedScenes(60), root=tmp_path / "cache", layers=[0]),
+        cache_activations(control, PlantedScenes(60, seed=1), root=tmp_path / "other", layers=[0]),
     ]
     results = sweep(caches, "all", ["quadratic"], protocol=rules, root=tmp_path / "probes")
     assert results["n_pairs"].nunique() == 1

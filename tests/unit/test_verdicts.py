@@ -30,7 +30,10 @@ ROW = {
         ({"twins_auroc": float("nan")}, "no twins to tell apart", "look alike"),
         ({"auroc": float("nan")}, "All pairs have one answer, nothing to rank", "nan"),
         ({"objective": "random-init"}, "never trained, a control", "supervised"),
-        ({"accuracy_low": float("nan"), "n_scenes": 1}, "no interval over a single scene", "[nan"),
+        ({"accuracy_low": float("nan"), "n_scenes": 7}, "no interval below 8 scenes, so nothing can be said", "nan"),
+        ({"accuracy_low": float("nan")}, "no interval where too few scenes differ, so nothing can be said", "nan"),
+        ({"accuracy_low": float("nan"), "gain_low": 0.01, "gain_high": 0.1}, "right, above the 75.0 %", "nan"),
+        ({"gain_low": float("nan"), "gain_high": float("nan")}, "[78.0, 82.0], above the 75.0 %", "nan"),
         ({"n_scenes": 3}, "Judged on 3 scenes: a demonstration, not a measurement", "above the 3"),
     ],
 )
