@@ -71,6 +71,8 @@ class _Rival(NamedTuple):
     figure: float
     low: float
     high: float
+    is_bounded: bool
+    """Whether intervals were asked for, also where there is none."""
 
     @property
     def is_there(self) -> bool:
@@ -88,7 +90,10 @@ class _Rival(NamedTuple):
     @property
     def said(self) -> str:
         """Its name, and the interval of the difference where there is one."""
-        interval = "" if pd.isna(self.low) else f" [{self.low:+.2f}, {self.high:+.2f}]"
+        if pd.isna(self.low):
+            interval = " [no interval: too few scenes differ]" if self.is_bounded else ""
+        else:
+            interval = f" [{self.low:+.2f}, {self.high:+.2f}]"
         return f"the strongest control ({self.title}){interval}"
 
     @property
@@ -98,8 +103,10 @@ class _Rival(NamedTuple):
 
 
 def _rival(row: dict, control: pd.Series, figure: str) -> _Rival:
-    low, high = (row.get(f"{OVER_CONTROLS[figure]}_{end}", math.nan) for end in ("low", "high"))
-    return _Rival(figure, row.get(figure, math.nan), control["backbone"], control[figure], low, high)
+    ends = [f"{OVER_CONTROLS[figure]}_{end}" for end in ("low", "high")]
+    low, high = (row.get(end, math.nan) for end in ends)
+    value = row.get(figure, math.nan)
+    return _Rival(figure, value, control["backbone"], control[figure], low, high, is_bounded=ends[0] in row)
 
 
 def _plain(row: dict, measure: str) -> str:
@@ -174,4 +181,7 @@ def _on_twins(row: dict, rival: _Rival) -> str:
         return f"{told}, not distinguishable from {rival.said}, which needs no model"
     if rival.behind <= 0:
         return f"{told}, no more than a control has without a model ({rival.title}, {rival.figure:.2f})"
-    return f"{told}, {rival.behind:.2f} above {rival.said}, so it tells apart objects that look alike by more than that"
+    follows = ", so it tells apart objects that look alike by more than that"
+    if rival.is_bounded and pd.isna(rival.low):
+        follows = ""
+    return f"{told}, {rival.behind:.2f} above {rival.said}{follows}"

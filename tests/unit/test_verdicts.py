@@ -86,6 +86,18 @@ def test_the_strongest_control_at_equal_distance_is_the_rival():
     assert "AUROC among pairs at equal distance 0.63 (0.95 at any distance); on twins 0.64 (0.70" in alone
 
 
+def test_a_gain_without_an_interval_is_called_so_and_nothing_follows_from_it():
+    """On twins of few scenes: the table has the columns, and NaN in them."""
+    known = {f"{name}_{end}": 0.02 for name in ("auroc_over_controls",) for end in ("low", "high")}
+    unknown = {f"twins_auroc_over_controls_{end}": float("nan") for end in ("low", "high")}
+    sentence = said_beside({"position": (0.6, 0.6)}, **known, **unknown)[0]
+    assert (
+        "on twins 0.70, 0.10 above the strongest control (position) [no interval: too few scenes differ]." in sentence
+    )
+    assert "nan" not in sentence
+    assert "by more than that" in said_beside({"position": (0.6, 0.6)})[0], "a table without such columns"
+
+
 def said_beside(controls, **change):
     """Sentences for the backbone above, changed, and for controls given as name -> (AUROC, twins AUROC)."""
     rows = [ROW | {"backbone": f"control:{name}", "objective": "control", "layer": None} for name in controls]
