@@ -46,6 +46,9 @@ class ExactScenes:
     def __iter__(self) -> Iterator[Scene]:
         return (self[k] for k in range(len(self)))
 
+    def sources(self, position: int) -> tuple[()]:
+        return ()
+
     def size_of(self, position: int) -> tuple[int, int]:
         with self._lock:
             self.headers_read += 1

@@ -37,6 +37,9 @@ class PlantedScenes:
     def __iter__(self):
         return (self[k] for k in range(len(self)))
 
+    def sources(self, position):
+        return ()
+
     def size_of(self, position):
         return self.size
 
