@@ -51,6 +51,10 @@ class Protocol:
     """Train in whitened units from a start in closed form, where a probe has them; folded back when done."""
     chance_is_logit: bool
     """Whether the softmax probe's chance goes into the loss as if it were a logit, as in the reference."""
+    offset_at_both: bool
+    """Whether the linear probe adds its offset at both patches, as in the reference, where Adam so moves it twice."""
+    attention_normed: bool
+    """Whether self_attention reads a layer through the next one's norm, as the model does, or raw (paper)."""
     keep: str
     """The epoch that is kept: best validation ``"accuracy"`` or ``"loss"``."""
 
@@ -58,6 +62,19 @@ class Protocol:
         for name in ("train_patches", "judged_patches", "scenes_per_step", "epochs", "decay_every"):
             if getattr(self, name) < 1:
                 raise InvalidParameterError(f"a protocol's {name} is at least 1, got {getattr(self, name)}")
+
+    def options_of(self, kind: str) -> dict[str, bool]:
+        """Options that a kind of probe is made with.
+
+        >>> PAPER.options_of("linear"), PAPER.options_of("quadratic")
+        ({'offset_at_both': True}, {})
+        """
+        options = {
+            "softmax": {"chance_is_logit": self.chance_is_logit},
+            "linear": {"offset_at_both": self.offset_at_both},
+            "self_attention": {"normed": self.attention_normed},
+        }
+        return options.get(kind, {})
 
     def for_controls(self) -> Protocol:
         """The same patches, pairs and loss, trained as under ``strict`` where training is in raw units.
@@ -72,7 +89,7 @@ class Protocol:
 
 _TRAINING = (
     *("scenes_per_step", "epochs", "min_steps", "learning_rate", "divide_by_width", "decay_every", "decay"),
-    *("precondition", "chance_is_logit", "keep"),
+    *("precondition", "chance_is_logit", "offset_at_both", "keep"),
 )
 """Fields that say how a probe is trained."""
 
@@ -94,6 +111,8 @@ PAPER = Protocol(
     decay=0.2,
     precondition=False,
     chance_is_logit=True,
+    offset_at_both=True,
+    attention_normed=False,
     keep="accuracy",
 )
 
@@ -114,6 +133,8 @@ STRICT = Protocol(
     decay=0.2,
     precondition=True,
     chance_is_logit=False,
+    offset_at_both=False,
+    attention_normed=True,
     keep="loss",
 )
 

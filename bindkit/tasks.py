@@ -82,9 +82,7 @@ class Task:
         require_fitting(kind, self.name)
         d_model = patches.d_model
         if self.kind is None:
-            if kind == "softmax":
-                options = {"chance_is_logit": patches.protocol.chance_is_logit}
-            return make_probe(name, d_model, seed, **options)
+            return make_probe(name, d_model, seed, **options, **patches.protocol.options_of(kind))
         if self.kind == "class_map":
             return make_probe("class_map", d_model, seed, class_ids=told_apart(patches, class_names, benchmark))
         return make_probe(self.kind, d_model, seed)

@@ -23,7 +23,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import layer_norm
 
 from bindkit.probes import (
     DiagonalQuadratic,
@@ -199,7 +198,7 @@ def _flat(left: Tensor, right: Tensor, bias: Tensor) -> Split:
 
 def _linear(probe: Any, x: Tensor, y: Tensor) -> Split:
     empty = torch.zeros(len(x), 0), torch.zeros(len(y), 0)
-    return *empty, x @ probe.weight + probe.bias, y @ probe.weight
+    return *empty, x @ probe.weight + probe.offset(), y @ probe.weight
 
 
 def _fixed_rank(probe: Any, x: Tensor, y: Tensor) -> Split:
@@ -208,11 +207,7 @@ def _fixed_rank(probe: Any, x: Tensor, y: Tensor) -> Split:
 
 
 def _attention(probe: Any, x: Tensor, y: Tensor) -> Split:
-    head, width = probe.options["head"], probe.d_model // probe.options["n_heads"]
-    rows = slice(None) if head is None else slice(head * width, (head + 1) * width)
-    norm = (probe.norm_weight, probe.norm_bias, probe.options["norm_epsilon"])
-    queries = layer_norm(x, (probe.d_model,), *norm) @ probe.query_weight[rows].T + probe.query_bias[rows]
-    keys = layer_norm(y, (probe.d_model,), *norm) @ probe.key_weight[rows].T + probe.key_bias[rows]
+    queries, keys = probe.queries_and_keys(x, y)
     return _flat(queries / math.sqrt(queries.shape[1]), keys, probe.bias)
 
 

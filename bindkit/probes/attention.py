@@ -47,6 +47,9 @@ class SelfAttention(Probe):
     That is the sum over heads, as in the reference implementation; it ranks pairs as their mean does.
     ``self_attention@3`` is head 3 alone, over the root of its own width. Not symmetric: row i is the patch that looks.
     Rotations and biases that some models add to queries and keys by position (DINOv3, BEiT) are left out.
+
+    The reference implementation feeds the maps with the raw block output, without the norm that the model has there.
+    The paper protocol does so too: ``normed=False``.
     """
 
     trained_in = "raw"
@@ -59,10 +62,19 @@ class SelfAttention(Probe):
     key_weight: Tensor
     key_bias: Tensor
 
-    def __init__(self, d_model: int, n_heads: int = 1, norm_epsilon: float = 1e-6, head: int | None = None) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int = 1,
+        norm_epsilon: float = 1e-6,
+        head: int | None = None,
+        normed: bool = True,
+    ) -> None:
         if head is not None and not 0 <= head < n_heads:
             raise ProbeError(f"there is no attention head {head}; this backbone has heads 0 to {n_heads - 1}")
-        super().__init__(d_model, n_heads=n_heads, norm_epsilon=norm_epsilon, head=head)
+        # Named only where it is not so: saved probes with the norm keep their bytes.
+        raw = {} if normed else {"normed": False}
+        super().__init__(d_model, n_heads=n_heads, norm_epsilon=norm_epsilon, head=head, **raw)
         self.bias = nn.Parameter(torch.zeros(()))
         for name in ("norm_weight", "norm_bias", "query_bias", "key_bias"):
             self.register_buffer(name, torch.zeros(d_model))
@@ -76,13 +88,19 @@ class SelfAttention(Probe):
         return self
 
     def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102
-        head, width = self.options["head"], self.d_model // self.options["n_heads"]
-        rows = slice(None) if head is None else slice(head * width, (head + 1) * width)
-        queries = self._normed(x) @ self.query_weight[rows].T + self.query_bias[rows]
-        keys = self._normed(y) @ self.key_weight[rows].T + self.key_bias[rows]
+        queries, keys = self.queries_and_keys(x, y)
         return queries @ keys.mT / math.sqrt(queries.shape[-1]) + self.bias
 
-    def _normed(self, x: Tensor) -> Tensor:
+    def queries_and_keys(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries of `x` and keys of `y`, of all heads side by side or of the one that the probe has."""
+        head, width = self.options["head"], self.d_model // self.options["n_heads"]
+        rows = slice(None) if head is None else slice(head * width, (head + 1) * width)
+        queries = self._seen(x) @ self.query_weight[rows].T + self.query_bias[rows]
+        return queries, self._seen(y) @ self.key_weight[rows].T + self.key_bias[rows]
+
+    def _seen(self, x: Tensor) -> Tensor:
+        if not self.options.get("normed", True):
+            return x
         return nn.functional.layer_norm(
             x, (self.d_model,), self.norm_weight, self.norm_bias, self.options["norm_epsilon"]
         )

@@ -26,19 +26,28 @@ def times_units(weight: Float[Tensor, "*rows d_model"], units: Tensor) -> Float[
 
 @register_probe("linear")
 class Linear(Probe):
-    """``w.x + w.y + b``: whether each patch by itself looks like part of an object that fills the view."""
+    """``w.x + w.y + b``: whether each patch by itself looks like part of an object that fills the view.
+
+    The reference implementation adds the output of one ``nn.Linear`` at both patches, ``w.x + w.y + 2b``: the same
+    functions, but Adam moves that offset twice as far a step. The paper protocol does so: ``offset_at_both``.
+    """
 
     trained_in = "whitened"
 
-    def __init__(self, d_model: int) -> None:
-        super().__init__(d_model)
+    def __init__(self, d_model: int, offset_at_both: bool = False) -> None:
+        # Named only where it is so: saved probes without it keep their bytes.
+        super().__init__(d_model, **({"offset_at_both": True} if offset_at_both else {}))
         self.weight = uniform_start(d_model, fan_in=d_model)
         self.bias = uniform_start(fan_in=d_model)
 
     def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102
         left = x @ self.weight
         right = left if y is x else y @ self.weight
-        return left[..., :, None] + right[..., None, :] + self.bias
+        return left[..., :, None] + right[..., None, :] + self.offset()
+
+    def offset(self) -> Tensor:
+        """What a logit has beside the two patches' scores."""
+        return 2 * self.bias if self.options.get("offset_at_both") else self.bias
 
     def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
         return {"weight": times_units(parameters["weight"], units), "bias": parameters["bias"]}

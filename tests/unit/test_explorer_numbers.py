@@ -18,6 +18,7 @@ from bindkit.explorer.state import View, place_of
 from bindkit.geometry import WindowGeometry
 from bindkit.probes import PROBES, make_probe
 from bindkit.probes.maps import Map
+from bindkit.protocols import protocol
 from bindkit.stitching import ImageGrid
 
 EXACT = 1e-3
@@ -54,13 +55,15 @@ def spread_out(probe, activations):
     return probe.requires_grad_(False).eval()
 
 
-@pytest.mark.parametrize("kind", PROBES)
-def test_affinity_of_every_patch_is_bk_affinity(backbone, kind):
+@pytest.mark.parametrize(
+    ("kind", "rules"), [(kind, "strict") for kind in PROBES] + [("linear", "paper"), ("self_attention", "paper")]
+)
+def test_affinity_of_every_patch_is_bk_affinity(backbone, kind, rules):
     """For every kind of probe, with a temperature, on an image of several windows."""
     pixels = photo(64, 150)
     _, activations = image_activations(backbone, pixels, [1])
     options = {"self_attention": {"n_heads": 2}, "class_map": {"class_ids": [1, 2, 3, 4, 5]}}.get(kind, {})
-    probe = make_probe(kind, backbone.d_model, seed=4, **options)
+    probe = make_probe(kind, backbone.d_model, seed=4, **options, **protocol(rules).options_of(kind))
     if kind == "self_attention":
         probe.take(bk.backbones.attention.attention_maps(backbone, 1))
     probe = spread_out(probe, activations[1])

@@ -17,8 +17,8 @@ from bindkit.extraction import cache_activations
 from bindkit.judging import judge_split
 from bindkit.layer_patches import LayerPatches
 from bindkit.patch_batches import SplitPatches
-from bindkit.probes import AttentionMaps, make_probe
-from bindkit.protocols import PAPER
+from bindkit.probes import AttentionMaps, load_probe, make_probe
+from bindkit.protocols import PAPER, STRICT
 from bindkit.side_by_side import validate
 from bindkit.tasks import TASKS, own_figures
 from bindkit.training import fit_probe
@@ -53,9 +53,29 @@ def maps():
 
 
 def reference_probe(name, seed=0):
+    options = PAPER.options_of(name)
     if name == "self_attention":
-        return make_probe(name, D, seed, n_heads=3, norm_epsilon=1e-6).take(maps())
-    return make_probe(name, D, seed, **({"chance_is_logit": True} if name == "softmax" else {}))
+        return make_probe(name, D, seed, n_heads=3, norm_epsilon=1e-6, **options).take(maps())
+    return make_probe(name, D, seed, **options)
+
+
+class OneLayerAtBothPatches(torch.nn.Module):
+    """The reference's linear probe, from the start of ours: one nn.Linear, whose output is added at both patches."""
+
+    kind = "linear"
+
+    def __init__(self, probe):
+        super().__init__()
+        self.layer = torch.nn.Linear(D, 1)
+        with torch.no_grad():
+            self.layer.weight.copy_(probe.weight[None])
+            self.layer.bias.fill_(float(probe.bias))
+
+
+def plain_probe(name, seed=0):
+    """What the plain loop trains."""
+    probe = reference_probe(name, seed)
+    return OneLayerAtBothPatches(probe) if name == "linear" else probe
 
 
 def plain_logits(probe, x):
@@ -63,7 +83,7 @@ def plain_logits(probe, x):
     n, d = x.shape
     first, second = x[:, None, :].expand(n, n, d), x[None, :, :].expand(n, n, d)
     if probe.kind == "linear":
-        return first @ probe.weight + second @ probe.weight + probe.bias
+        return (probe.layer(first) + probe.layer(second)).squeeze(-1)
     if probe.kind == "diag_quadratic":
         return (first * second * probe.weight).sum(-1) + probe.bias
     if probe.kind in ("quadratic", "quadratic_fixed_rank"):
@@ -77,10 +97,8 @@ def plain_logits(probe, x):
         return (first * second).sum(-1) / (first.norm(dim=-1) * second.norm(dim=-1)) + probe.bias
     if probe.kind == "dot_product":
         return (first * second).sum(-1) + probe.bias
-    m = maps()
-    normed = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
-    normed = normed * m.norm_weight + m.norm_bias
-    queries, keys = normed @ m.query_weight.T + m.query_bias, normed @ m.key_weight.T + m.key_bias
+    m = maps()  # fed with the block's raw output
+    queries, keys = x @ m.query_weight.T + m.query_bias, x @ m.key_weight.T + m.key_bias
     return (queries[:, None, :] * keys[None, :, :]).sum(-1) / math.sqrt(d) + probe.bias
 
 
@@ -108,7 +126,7 @@ def test_loss_and_accuracy_of_a_batch_are_those_of_the_plain_loop(batch, name):
             for field in ("activations", "instances", "classes", "corners", "window", "present", "positions", "scenes")
         },
     )
-    loss, accuracy = plain_pairwise(probe, part.activations, part.instances)
+    loss, accuracy = plain_pairwise(plain_probe(name), part.activations, part.instances)
     ours = TASKS["pairwise"].loss(probe, part)
     assert float(ours) == pytest.approx(float(loss), abs=1e-5, rel=1e-5)
     right = ((probe.says_same(part.activations, probe(part.activations)) == part.same) & part.counted).sum()
@@ -123,7 +141,7 @@ def test_validation_and_judged_figures_are_those_of_the_plain_loop(cache, name):
     probe = reference_probe(name)
     (judged,) = patches.judged()
     with torch.no_grad():
-        loss, accuracy = plain_pairwise(probe, judged.activations, judged.instances)
+        loss, accuracy = plain_pairwise(plain_probe(name), judged.activations, judged.instances)
     assert validate(probe, TASKS["pairwise"], patches) == pytest.approx((float(loss), accuracy), abs=1e-5)
     figures = judge_split(probe, patches)
     assert figures["accuracy"] == pytest.approx(accuracy, abs=1e-5)
@@ -138,38 +156,121 @@ def test_the_diagonal_and_both_orders_are_in_the_loss(batch):
     assert abs(float(TASKS["pairwise"].loss(probe, batch) - without)) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["linear", "diag_quadratic", "quadratic", "quadratic_fixed_rank"])
-def test_training_is_adam_with_its_schedule_on_the_same_batches(cache, name):
-    rules = replace(PAPER, epochs=4, scenes_per_step=8, decay_every=2)
-    fit = fit_probe(cache, 2, name, protocol=rules, seed=5)
-    patches = SplitPatches(cache, "train", 2, rules, CPU)
-    probe = reference_probe(name, seed=5)
+def plain_pair_loss(probe, batch):
+    return torch.stack([bce(plain_logits(probe, x), (i[:, None] == i[None, :]).float())
+                        for x, i in zip(batch.activations, batch.instances, strict=True)]).mean()  # fmt: skip
+
+
+def plain_class_loss(probe, batch):
+    rows = zip(batch.activations.flatten(0, 1), batch.classes.flatten().tolist(), strict=True)
+    logits = [(probe.weight @ x + probe.bias, wanted) for x, wanted in rows]
+    return torch.stack([torch.logsumexp(row, 0) - row[wanted] for row, wanted in logits]).mean()
+
+
+def plain_identity_loss(probe, batch):
+    """Scene by scene: every pair of query and object costed, the cheapest assignment's costs averaged over objects."""
+    matched, background = [], []
+    for x, instances in zip(batch.activations, batch.instances, strict=True):
+        logits = (x @ probe.weight.T + probe.bias).T
+        wanted = [(instances == k).float() for k in sorted(set(instances.tolist()) - {0})]
+        costs = []
+        for row in logits[1:]:
+            said = row.sigmoid()
+            dice = [1 - (2 * (said * w).sum() + 1) / (said.sum() + w.sum() + 1) for w in wanted]
+            costs.append([5 * bce(row, w) + 5 * d for w, d in zip(wanted, dice, strict=True)])
+        found = linear_sum_assignment(np.array([[float(cost) for cost in row] for row in costs]))
+        matched += [costs[query][number] for query, number in zip(*found, strict=True)]
+        ground = (instances == 0).float()
+        background.append(bce(logits[0], ground, weight=0.1 * ground + 1 - ground))
+    return 2 * torch.stack(background).mean() + torch.stack(matched).mean()
+
+
+PLAIN_LOSSES = {
+    "pairwise": plain_pair_loss,
+    "shuffled_labels": plain_pair_loss,
+    "pointwise_class": plain_class_loss,
+    "pointwise_identity": plain_identity_loss,
+}
+
+
+def plain_accuracy(probe, batch, pointwise):
+    """Over pairs i < j of each scene, patch by patch where the task is."""
+    right = []
+    for x, labels in zip(batch.activations, batch.instances.tolist(), strict=True):
+        if pointwise:
+            likeliest = (x @ probe.weight.T + probe.bias).argmax(1)
+            said = (likeliest[:, None] == likeliest[None, :]).tolist()
+        else:
+            said = (plain_logits(probe, x) > 0).tolist()
+        n = len(x)
+        right += [said[i][j] == (labels[i] == labels[j]) for i in range(n) for j in range(i + 1, n)]
+    return sum(right) / len(right)
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [(name, "pairwise") for name in PROBES]
+    + [("linear", "pointwise_class"), ("linear", "pointwise_identity")]
+    + [("linear", "shuffled_labels"), ("quadratic", "shuffled_labels")],
+)
+def test_training_is_adam_with_its_schedule_on_the_same_batches(cache, name, task):
+    rules = replace(PAPER, epochs=4, scenes_per_step=4, decay_every=2)
+    patches = LayerPatches(cache, 2, rules, attention=maps)
+    fit = fit_probe(patches, probe=name, task=task, seed=5)
+    train, validation = patches.splits["train"], patches.splits["validation"]
+    pointwise = task.startswith("pointwise")
+    probe = TASKS[task].make_probe("linear", train, 5, cache.class_names) if pointwise else plain_probe(name, 5)
     optimiser = torch.optim.Adam(probe.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, step_size=2, gamma=0.2)
     generator = torch.Generator().manual_seed(5)
-    best, kept = -1.0, None
-    validation = SplitPatches(cache, "validation", 2, rules, CPU)
+    loss_of, best, kept = PLAIN_LOSSES[task], -1.0, None
+    (judged,) = validation.judged()
+    judged = validation.shuffled(judged) if task == "shuffled_labels" else judged
     for epoch in range(4):
         losses = []
-        for scenes in torch.randperm(len(patches), generator=generator).split(8):
-            drawn = patches.draw(scenes, generator)
-            loss = torch.stack([bce(plain_logits(probe, x), (i[:, None] == i[None, :]).float())
-                                for x, i in zip(drawn.activations, drawn.instances, strict=True)]).mean()  # fmt: skip
+        for scenes in torch.randperm(len(train), generator=generator).split(4):
+            drawn = train.draw(scenes, generator)
+            drawn = train.shuffled(drawn) if task == "shuffled_labels" else drawn
+            loss = loss_of(probe, drawn)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             losses.append(float(loss))
         schedule.step()
-        assert fit.history[epoch]["train_loss"] == pytest.approx(float(np.mean(losses)), abs=1e-5)
-        judged = [(batch.activations, batch.instances) for batch in validation.judged()]
+        assert len(losses) >= 3
         with torch.no_grad():
-            loss, accuracy = plain_pairwise(probe, judged[0][0], judged[0][1])
-        assert fit.history[epoch]["validation_loss"] == pytest.approx(float(loss), abs=1e-5)
+            loss, accuracy = float(loss_of(probe, judged)), plain_accuracy(probe, judged, pointwise)
+        assert fit.history[epoch]["train_loss"] == pytest.approx(np.mean(losses), abs=1e-5, rel=1e-6)
+        assert fit.history[epoch]["validation_loss"] == pytest.approx(loss, abs=1e-5, rel=1e-6)
         assert fit.history[epoch]["validation_accuracy"] == pytest.approx(accuracy, abs=1e-5)
         if accuracy > best:
-            best, kept = accuracy, {key: value.clone() for key, value in probe.state_dict().items()}
+            best, kept = accuracy, {key: value.detach().clone() for key, value in probe.named_parameters()}
+    learned = dict(fit.probe.named_parameters())
     for key, value in kept.items():
-        assert torch.allclose(fit.probe.state_dict()[key], value, atol=1e-5), key
+        found = learned[key.removeprefix("layer.")]
+        assert torch.allclose(found, value.reshape(found.shape), atol=1e-5), key
+
+
+@pytest.mark.parametrize("name", ["linear", "self_attention"])
+def test_a_probe_fitted_under_paper_comes_back_from_disk_as_it_was_fitted(cache, name, tmp_path):
+    patches = LayerPatches(cache, 1, replace(PAPER, epochs=1), attention=maps)
+    fit = fit_probe(patches, probe=name)
+    again = load_probe(fit.save(tmp_path))
+    x = torch.randn(2, 5, D, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again(x), fit.probe(x))
+    assert not torch.allclose(fit.probe(x), make_like_strict(fit.probe)(x)), "which is another function under strict"
+
+
+def make_like_strict(probe):
+    options = {key: value for key, value in probe.options.items() if key not in PAPER.options_of(probe.kind)}
+    found = make_probe(probe.kind, D, **options)
+    found.load_state_dict(probe.state_dict())
+    return found
+
+
+def test_strict_probes_say_nothing_of_what_only_paper_does():
+    for kind in ("linear", "self_attention"):
+        assert not make_probe(kind, D, **STRICT.options_of(kind)).options.keys() & STRICT.options_of(kind).keys()
 
 
 def test_pointwise_class_is_cross_entropy_over_patches_and_equal_classes_over_pairs(cache, batch):

@@ -26,6 +26,8 @@ def test_the_paper_protocol_is_the_reference_implementations():
         "decay": 0.2,
         "precondition": False,
         "chance_is_logit": True,
+        "offset_at_both": True,
+        "attention_normed": False,
         "keep": "accuracy",
     }
 
