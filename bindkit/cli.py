@@ -115,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
         default="checkpoint",
         help="whose mean and deviation; the paper protocol takes ImageNet's for every backbone",
     )
+    cache.add_argument(
+        "--arithmetic",
+        choices=["centred", "reference"],
+        default="centred",
+        help="how sizes, windows and masks are rounded; the paper protocol takes the reference implementation's",
+    )
     cache.add_argument("--seed", metavar="N", type=int, default=0)
 
     verify = commands.add_parser("verify", help="check every byte of a cache; exit status 1 if any is damaged")
@@ -304,7 +310,12 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _cache(options: argparse.Namespace) -> int:
     cache = bindkit.cache_activations(
-        bindkit.load_backbone(options.backbone, window=options.window or None, normalization=options.normalization),
+        bindkit.load_backbone(
+            options.backbone,
+            window=options.window or None,
+            normalization=options.normalization,
+            arithmetic=options.arithmetic,
+        ),
         bindkit.open_scenes(options.scenes),
         root=options.root,
         layers=options.layers,

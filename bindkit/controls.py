@@ -182,11 +182,7 @@ class Control:
             "d_model": self.d_model,
             "n_layers": self.n_layers,
             "n_prefix": 0,
-            "geometry": {
-                "short_side": self.geometry.short_side,
-                "window": self.geometry.window,
-                "patch_size": self.geometry.patch_size,
-            },
+            "geometry": self.geometry.describe(),
             "preprocessing": {"resample": str(getattr(self.preprocessing, "resample", "as the backbone"))},
         }
 
@@ -228,9 +224,9 @@ def load_control(name: str, like: HasGeometry) -> Control:
         For a control that there is not, or whose name says another geometry than `like` has.
     """
     known = parse_control(name)
-    if known.geometry and known.geometry != geometry_name(like.geometry):
+    if known.geometry and known.geometry != like.geometry.label:
         raise InvalidParameterError(
-            f"{name!r} names another geometry than the backbone has, which is {geometry_name(like.geometry)}"
+            f"{name!r} names another geometry than the backbone has, which is {like.geometry.label}"
         )
     return Control(known, like.geometry, like.preprocessing)
 
@@ -258,7 +254,8 @@ def load_controls(backbones: Sequence[HasGeometry], kinds: str | Sequence[str] =
         [control.name for control in controls]
 
     Where all backbones share one geometry, names are plain (``control:position``); else they say the geometry
-    (``control:position@112/8``: windows of 112 px, patches of 8; ``@592-224/16`` if the short side is another).
+    (``control:position@112/8``: windows of 112 px, patches of 8; ``@592-224/16`` if the short side is another,
+    ``@112/8-reference`` with the reference's arithmetic).
 
     Parameters
     ----------
@@ -277,20 +274,10 @@ def load_controls(backbones: Sequence[HasGeometry], kinds: str | Sequence[str] =
     for backbone in each_of(backbones, HasGeometry, "backbones are what bk.load_backbone(name) gives"):
         first_of.setdefault(backbone.geometry, backbone)
     return [
-        load_control(ControlName(kind, geometry_name(geometry) if len(first_of) > 1 else "").full, like)
+        load_control(ControlName(kind, geometry.label if len(first_of) > 1 else "").full, like)
         for geometry, like in first_of.items()
         for kind in dict.fromkeys(wanted)
     ]
-
-
-def geometry_name(geometry: WindowGeometry) -> str:
-    """Write a geometry in few letters, in pixels.
-
-    >>> geometry_name(WindowGeometry(112, 112, 8)), geometry_name(WindowGeometry(592, 224, 16))
-    ('112/8', '592-224/16')
-    """
-    short = "" if geometry.short_side == geometry.window else f"{geometry.short_side}-"
-    return f"{short}{geometry.window}/{geometry.patch_size}"
 
 
 def position_code(

@@ -22,6 +22,11 @@ import numpy as np
 
 from bindkit.errors import GeometryError
 
+ARITHMETICS = ("centred", "reference")
+"""How sizes, windows and masks are rounded. ``centred``: long sides rounded down as torchvision does, windows rounded
+to where they belong, masks resized pixel centre by pixel centre, as pictures are. ``reference``: as in the reference
+implementation of the paper, whose masks lie up to a pixel to the lower right of the picture."""
+
 
 @dataclass(frozen=True)
 class Box:
@@ -161,8 +166,8 @@ class Window:
         return Box(self.top, self.left, self.top + self.side, self.left + self.side)
 
 
-def resized_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """Size of a scene after resizing its short side, long side rounded down as torchvision's ``Resize`` does.
+def resized_size(size: tuple[int, int], short_side: int, arithmetic: str = "centred") -> tuple[int, int]:
+    """Size of a scene after resizing its short side.
 
     Parameters
     ----------
@@ -170,6 +175,8 @@ def resized_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
         In pixels.
     short_side : int
         Wanted short side in pixels.
+    arithmetic : {"centred", "reference"}
+        The long side is rounded down, as torchvision's ``Resize`` does; or to the nearest, half to even.
 
     Raises
     ------
@@ -179,21 +186,23 @@ def resized_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
     height, width = size
     if height < 1 or width < 1 or short_side < 1:
         raise GeometryError(f"cannot resize {height} x {width} px to a short side of {short_side} px")
-    if height <= width:
-        return short_side, short_side * width // height
-    return short_side * height // width, short_side
+    short, long = sorted(size)
+    scaled = short_side * long // short if arithmetic == "centred" else round(short_side * long / short)
+    return (short_side, scaled) if height <= width else (scaled, short_side)
 
 
-def _starts(length: int, window: int) -> list[int]:
-    """Evenly spaced, rounded window starts that cover ``[0, length)``: the fewest that can."""
+def _starts(length: int, window: int, arithmetic: str) -> list[int]:
+    """Evenly spaced window starts, the fewest that can cover ``[0, length)``; rounded, or a whole stride apart."""
     n_windows = math.ceil(length / window)
     if n_windows == 1:
         return [0]
+    if arithmetic == "reference":
+        return [k * ((length - window) // (n_windows - 1)) for k in range(n_windows)]
     return [round(k * (length - window) / (n_windows - 1)) for k in range(n_windows)]
 
 
-def tile_windows(size: tuple[int, int], window: int) -> tuple[Window, ...]:
-    """Evenly spaced square windows that cover a resized scene, row-major.
+def tile_windows(size: tuple[int, int], window: int, arithmetic: str = "centred") -> tuple[Window, ...]:
+    """Evenly spaced square windows over a resized scene, row-major.
 
     Parameters
     ----------
@@ -201,11 +210,14 @@ def tile_windows(size: tuple[int, int], window: int) -> tuple[Window, ...]:
         Of the resized scene, in pixels.
     window : int
         Side of a window in pixels.
+    arithmetic : {"centred", "reference"}
+        Windows begin where even spacing rounds to; or a whole number of pixels apart, rounded down, so that of ``n`` in
+        a row up to ``n - 2`` pixels at the end are in no window.
 
     Returns
     -------
     tuple of Window
-        The fewest windows that cover every pixel; neighbours may overlap.
+        The fewest windows that can cover every pixel; neighbours may overlap.
 
     Raises
     ------
@@ -218,26 +230,31 @@ def tile_windows(size: tuple[int, int], window: int) -> tuple[Window, ...]:
             f"a scene of {height} x {width} px is smaller than one window of {window} px; resize it to a short "
             f"side of at least {window} px"
         )
-    return tuple(Window(top, left, window) for top in _starts(height, window) for left in _starts(width, window))
+    tops, lefts = (_starts(length, window, arithmetic) for length in size)
+    return tuple(Window(top, left, window) for top in tops for left in lefts)
 
 
 @dataclass(frozen=True)
 class WindowGeometry:
     """How a backbone looks at scenes: resize to `short_side`, tile by `window`, cut into `patch_size`.
 
-    All three in pixels. ``WindowGeometry(112, 112, 8).plan((96, 128))`` places every patch of a scene of that size.
+    All three in pixels. ``WindowGeometry(112, 112, 8).plan((96, 128))`` places every patch of a scene of that size,
+    ``WindowGeometry(592, 224, 16, "reference")`` with the roundings of the paper's reference implementation.
 
     Raises
     ------
     GeometryError
-        If the window is no multiple of the patch or larger than the short side.
+        If the window is no multiple of the patch or larger than the short side, or for an unknown arithmetic.
     """
 
     short_side: int
     window: int
     patch_size: int
+    arithmetic: str = "centred"
 
     def __post_init__(self) -> None:
+        if self.arithmetic not in ARITHMETICS:
+            raise GeometryError(f"unknown arithmetic {self.arithmetic!r}; choose one of {', '.join(ARITHMETICS)}")
         PatchGrid.of_window(self.window, self.patch_size)
         if self.short_side < self.window:
             raise GeometryError(
@@ -252,8 +269,31 @@ class WindowGeometry:
 
     def plan(self, size: tuple[int, int]) -> ScenePlan:
         """Place every window of a scene of ``(height, width)`` original pixels."""
-        resized = resized_size(size, self.short_side)
-        return ScenePlan(original=size, resized=resized, windows=tile_windows(resized, self.window), grid=self.grid)
+        resized = resized_size(size, self.short_side, self.arithmetic)
+        windows = tile_windows(resized, self.window, self.arithmetic)
+        return ScenePlan(size, resized, windows, self.grid, self.arithmetic)
+
+    def describe(self) -> dict[str, int | str]:
+        """As plain values that JSON can hold, ``WindowGeometry(**...)`` again; "centred" goes without saying.
+
+        >>> WindowGeometry(112, 112, 8).describe()
+        {'short_side': 112, 'window': 112, 'patch_size': 8}
+        """
+        sizes: dict[str, int | str] = {"short_side": self.short_side, "window": self.window}
+        sizes["patch_size"] = self.patch_size
+        return sizes if self.arithmetic == "centred" else sizes | {"arithmetic": self.arithmetic}
+
+    @property
+    def label(self) -> str:
+        """The geometry in few letters, in pixels.
+
+        >>> WindowGeometry(112, 112, 8).label, WindowGeometry(592, 224, 16).label
+        ('112/8', '592-224/16')
+        >>> WindowGeometry(592, 224, 16, "reference").label
+        '592-224/16-reference'
+        """
+        short = "" if self.short_side == self.window else f"{self.short_side}-"
+        return f"{short}{self.window}/{self.patch_size}" + ("" if self.arithmetic == "centred" else "-reference")
 
 
 @dataclass(frozen=True)
@@ -271,6 +311,7 @@ class ScenePlan:
     resized: tuple[int, int]
     windows: tuple[Window, ...]
     grid: PatchGrid
+    arithmetic: str = "centred"
 
     @property
     def n_windows(self) -> int:

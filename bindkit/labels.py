@@ -55,15 +55,25 @@ class PatchLabels:
         )
 
 
-def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_mask(mask: np.ndarray, size: tuple[int, int], arithmetic: str = "centred") -> np.ndarray:
     """Resize an integer mask to ``(height, width)`` pixels by nearest neighbour, so that no label is invented.
+
+    ``centred`` takes the pixel that holds a new pixel's centre; ``reference`` the one that holds its upper left corner,
+    in the float32 arithmetic of torch's ``interpolate(mode="nearest")``.
 
     >>> resize_mask(np.array([[1, 2], [3, 4]], dtype=np.int32), (2, 4))
     array([[1, 1, 2, 2],
            [3, 3, 4, 4]], dtype=int32)
     """
+    if arithmetic == "reference":
+        rows, cols = (_floor_indices(*lengths) for lengths in zip(mask.shape, size, strict=True))
+        return mask[rows[:, None], cols].astype(np.int32)
     image = Image.fromarray(mask.astype(np.int32))
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST), dtype=np.int32)
+
+
+def _floor_indices(length: int, wanted: int) -> np.ndarray:
+    return np.minimum(np.arange(wanted, dtype=np.float32) * np.float32(length / wanted), length - 1).astype(np.int64)
 
 
 def majority(mask: np.ndarray, grid: PatchGrid) -> tuple[np.ndarray, np.ndarray]:
@@ -126,8 +136,7 @@ def label_patches(scene: Scene, geometry: WindowGeometry) -> PatchLabels:
     require_kind(scene, Scene, "a scene is what scenes[0] gives")
     require_kind(geometry, WindowGeometry, "a geometry is a bindkit.geometry.WindowGeometry, as backbone.geometry")
     plan = geometry.plan(scene.size)
-    instances = resize_mask(scene.instances, plan.resized)
-    classes = resize_mask(scene.classes, plan.resized)
+    instances, classes = (resize_mask(mask, plan.resized, plan.arithmetic) for mask in (scene.instances, scene.classes))
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for corner in plan.windows:
         crop = np.s_[corner.top : corner.top + corner.side, corner.left : corner.left + corner.side]

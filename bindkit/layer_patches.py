@@ -57,13 +57,7 @@ class LayerPatches:
         if is_control(cache.backbone.get("objective")):
             self.protocol = self.protocol.for_controls()
         self.cache, self.layer, self._attention = cache, whole_number(layer, "layer"), attention
-        mean = cache.backbone.get("preprocessing", {}).get("mean", _IMAGENET_MEAN)
-        if self.protocol.name == "paper" and list(mean) != _IMAGENET_MEAN:
-            logger.warning(
-                "%s was cached with its checkpoint's own mean and deviation; the paper normalises every backbone with "
-                'ImageNet\'s: load_backbone(..., normalization="imagenet")',
-                cache.backbone["name"],
-            )
+        _say_what_is_otherwise(cache, self.protocol)
         self.device = read_device(device)
         self.splits = {
             split: SplitPatches(cache, split if roles is None else roles[split], self.layer, self.protocol, self.device)
@@ -125,3 +119,21 @@ class LayerPatches:
 
             return next_layer_attention(self.cache, self.layer)
         return self._attention()
+
+
+def _say_what_is_otherwise(cache: ActivationCache, protocol: Protocol) -> None:
+    """Warn of a cache that was not made as the paper's protocol wants it; ours takes caches as they are."""
+    described = cache.backbone
+    mean = described.get("preprocessing", {}).get("mean", _IMAGENET_MEAN)
+    if protocol.normalization == "imagenet" and list(mean) != _IMAGENET_MEAN:
+        logger.warning(
+            "%s was cached with its checkpoint's own mean and deviation; the paper normalises every backbone with "
+            'ImageNet\'s: load_backbone(..., normalization="imagenet")',
+            described["name"],
+        )
+    if protocol.arithmetic == "reference" != described["geometry"].get("arithmetic", "centred"):
+        logger.warning(
+            "%s was cached with centred sizes, windows and masks; the paper's figures come from the reference "
+            'implementation\'s roundings: load_backbone(..., arithmetic="reference")',
+            described["name"],
+        )

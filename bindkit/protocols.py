@@ -57,6 +57,10 @@ class Protocol:
     """Whether self_attention reads a layer through the next one's norm, as the model does, or raw (paper)."""
     keep: str
     """The epoch that is kept: best validation ``"accuracy"`` or ``"loss"``."""
+    normalization: str
+    """Whose mean and deviation backbones are loaded with: ``"imagenet"``'s (paper), or each ``"checkpoint"``'s own."""
+    arithmetic: str
+    """How sizes, windows and masks are to be rounded: as the ``"reference"`` does (paper), or ``"centred"``."""
 
     def __post_init__(self) -> None:
         for name in ("train_patches", "judged_patches", "scenes_per_step", "epochs", "decay_every"):
@@ -114,6 +118,8 @@ PAPER = Protocol(
     offset_at_both=True,
     attention_normed=False,
     keep="accuracy",
+    normalization="imagenet",
+    arithmetic="reference",
 )
 
 STRICT = Protocol(
@@ -136,6 +142,8 @@ STRICT = Protocol(
     offset_at_both=False,
     attention_normed=True,
     keep="loss",
+    normalization="checkpoint",
+    arithmetic="centred",
 )
 
 PROTOCOLS = {"paper": PAPER, "strict": STRICT}
@@ -154,3 +162,18 @@ def protocol(name: str | Protocol) -> Protocol:
     if name not in PROTOCOLS:
         raise InvalidParameterError(f"unknown protocol {name!r}; choose one of {', '.join(sorted(PROTOCOLS))}")
     return PROTOCOLS[name]
+
+
+def loading_options(name: str | Protocol) -> dict[str, str]:
+    """Keywords of `load_backbone` for what a protocol is to measure.
+
+    >>> loading_options("paper")
+    {'normalization': 'imagenet', 'arithmetic': 'reference'}
+
+    Raises
+    ------
+    InvalidParameterError
+        As `protocol`.
+    """
+    rules = protocol(name)
+    return {"normalization": rules.normalization, "arithmetic": rules.arithmetic}

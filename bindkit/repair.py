@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bindkit.cache import ActivationCache, Damage
 from bindkit.control_names import is_control
 from bindkit.errors import BindkitError
+from bindkit.geometry import WindowGeometry
 
 if TYPE_CHECKING:
     from bindkit.extraction.forward import ActivationSource
@@ -62,6 +63,7 @@ def repair_cache(path: str | Path) -> Repair:
 def _compute_again(cache: ActivationCache, layers: list[int]) -> None:
     """Make the call again that made the cache."""
     from bindkit.backbones import load_backbone
+    from bindkit.backbones.preprocessing import IMAGENET
     from bindkit.controls import control_of
     from bindkit.extraction import cache_activations
     from bindkit.scenes import open_scenes, split_scenes
@@ -75,10 +77,13 @@ def _compute_again(cache: ActivationCache, layers: list[int]) -> None:
     if is_control(described.get("objective")):
         source = control_of(described)
     else:
+        geometry = WindowGeometry(**described["geometry"])
         source = load_backbone(
             described["name"],
-            window=described["geometry"]["window"],
-            short_side=described["geometry"]["short_side"],
+            window=geometry.window,
+            short_side=geometry.short_side,
+            arithmetic=geometry.arithmetic,
+            normalization="imagenet" if described["preprocessing"] == IMAGENET.describe() else "checkpoint",
             revision=described.get("revision"),
             device=making.device,
         )

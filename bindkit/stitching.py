@@ -37,18 +37,22 @@ class ImageGrid:
         Cells down and across.
     original, resized : (height, width)
         Of the image, and of what the windows are cut from, in pixels.
+    arithmetic : {"centred", "reference"}
+        How masks are resized.
     """
 
     rows: int
     cols: int
     original: tuple[int, int]
     resized: tuple[int, int]
+    arithmetic: str = "centred"
 
     @classmethod
     def of_plan(cls, plan: ScenePlan) -> ImageGrid:
         """Divide the resized image into cells of about one patch."""
         side = plan.grid.patch_size
-        return cls(round(plan.resized[0] / side), round(plan.resized[1] / side), plan.original, plan.resized)
+        rows, cols = (round(length / side) for length in plan.resized)
+        return cls(rows, cols, plan.original, plan.resized, plan.arithmetic)
 
     @property
     def n_patches(self) -> int:
@@ -87,7 +91,7 @@ class ImageGrid:
         int32 array of shape (n_patches,)
         """
         height, width = self.resized
-        ids, compact = np.unique(resize_mask(mask, self.resized), return_inverse=True)
+        ids, compact = np.unique(resize_mask(mask, self.resized, self.arithmetic), return_inverse=True)
         # The cell that holds the centre of each pixel.
         row_of = ((np.arange(height) + 0.5) * self.rows / height).astype(np.int64)
         col_of = ((np.arange(width) + 0.5) * self.cols / width).astype(np.int64)
@@ -172,7 +176,9 @@ def _shared_pixels(plan: ScenePlan) -> tuple[Float[Tensor, "row down"], Float[Te
 def _shared(n_cells: int, length: int, starts: list[int], per_window: int, side: int) -> Float[Tensor, "cell patch"]:
     edges = np.arange(n_cells + 1) * (length / n_cells)
     first = (np.array(starts)[:, None] + np.arange(per_window) * side).ravel()
-    shared = np.minimum(edges[1:, None], first + side) - np.maximum(edges[:-1, None], first)
+    last = first + side
+    last[-1] = length  # a few pixels behind the windows of the reference's arithmetic count with the last patch
+    shared = np.minimum(edges[1:, None], last) - np.maximum(edges[:-1, None], first)
     return torch.from_numpy(shared.clip(min=0))
 
 

@@ -21,6 +21,7 @@ from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.files import parse_json, slug, with_nan, without_nan, write_json
 from bindkit.fits import RESULT_COLUMNS, Fit, load_folds
 from bindkit.folds import is_folds, judged_scenes, said
+from bindkit.geometry import WindowGeometry
 from bindkit.judging import judge_same_class
 from bindkit.layer_choice import validation_accuracy
 from bindkit.layer_patches import LayerPatches
@@ -177,8 +178,8 @@ def same_class_rows(
     rows = []
     for cache in first_of.values():
         judged_on, figures = judge_same_class(cache, rules, split)
-        geometry = cache.backbone["geometry"]
-        name = f"{SAME_CLASS}@{geometry['window']}/{geometry['patch_size']}" if len(first_of) > 1 else SAME_CLASS
+        label = WindowGeometry(**cache.backbone["geometry"]).label
+        name = f"{SAME_CLASS}@{label}" if len(first_of) > 1 else SAME_CLASS
         told: dict[str, Any] = {
             "backbone": name,
             "objective": CONTROL,

@@ -152,11 +152,7 @@ class Backbone:
             "d_model": self.d_model,
             "n_layers": self.n_layers,
             "n_prefix": self.layout.n_prefix,
-            "geometry": {
-                "short_side": self.geometry.short_side,
-                "window": self.geometry.window,
-                "patch_size": self.geometry.patch_size,
-            },
+            "geometry": self.geometry.describe(),
             "preprocessing": self.preprocessing.describe(),
         }
 

@@ -31,6 +31,7 @@ def load_backbone(
     window: int | None = None,
     short_side: int | None = None,
     normalization: str = "checkpoint",
+    arithmetic: str = "centred",
     revision: str | None = None,
     device: str | torch.device = "auto",
     objective: str | None = None,
@@ -52,6 +53,9 @@ def load_backbone(
         paper, but at least the window; else the window.
     normalization : {"checkpoint", "imagenet"}
         Whose mean and std to use; "imagenet" also resizes bicubically, which together is the paper's choice.
+    arithmetic : {"centred", "reference"}
+        How sizes, windows and masks are rounded; "reference" as in the paper's reference implementation, whose masks
+        lie up to a pixel beside the picture. ``bindkit.protocols.loading_options`` gives what a protocol takes.
     revision : str, optional
         Branch, tag or commit of a hub model.
     device : str or torch.device
@@ -70,7 +74,7 @@ def load_backbone(
     ContractError
         If the model loads but its tokens are not its patches; see `bindkit.backbones.contract`.
     GeometryError
-        If the window is no multiple of the patch or larger than the short side.
+        If the window is no multiple of the patch or larger than the short side, or for an unknown arithmetic.
     InvalidParameterError
         For options that do not exist.
     """
@@ -85,7 +89,7 @@ def load_backbone(
     source = source if embedded else directory_of(source)
     config = embedded_config(source) if embedded else read_config(source, revision)
     shape = EncoderShape.of_config(source, config)
-    geometry = _geometry(shape, window, short_side)
+    geometry = _geometry(shape, window, short_side, arithmetic)
     if embedded or normalization == "imagenet":
         preprocessing = IMAGENET
     else:
@@ -140,11 +144,11 @@ def check_backbone(name: str, **options: Any) -> ContractReport:
     )
 
 
-def _geometry(shape: EncoderShape, window: int | None, short_side: int | None) -> WindowGeometry:
+def _geometry(shape: EncoderShape, window: int | None, short_side: int | None, arithmetic: str) -> WindowGeometry:
     patch_size = shape.patch_size
     if window is None:
         # Models crop a native size that is no multiple of their patch (384 px, patches of 14 px) in just this way.
         window = shape.image_size // patch_size * patch_size
     if short_side is None:
         short_side = max(window, _PAPER_PATCHES_PER_SIDE.get(patch_size, 0) * patch_size)
-    return WindowGeometry(short_side=short_side, window=window, patch_size=patch_size)
+    return WindowGeometry(short_side, window, patch_size, arithmetic)

@@ -71,6 +71,11 @@ def compare_with_model(cache: ActivationCache, backbone: ActivationSource, scene
             f"the cache {cache.path} was filled by {cache.backbone['name']} with other weights than "
             f"{backbone.name} has; load the backbone that filled it"
         )
+    if described["geometry"] != cache.backbone["geometry"]:
+        raise CacheMismatchError(
+            f"the cache {cache.path} was filled with the geometry {cache.backbone['geometry']}, and {backbone.name} "
+            f"has {described['geometry']} now; load it as it was loaded for the cache"
+        )
     split = next((name for name in cache.splits if cache.labels(name).n_scenes), None)
     if split is None:
         raise EmptySplitError(f"the cache {cache.path} holds no scene to compare")

@@ -77,7 +77,6 @@ class PlantedBackbone:
         return IMAGENET
 
     def describe(self):
-        geometry = {"short_side": 32, "window": 32, "patch_size": 4}
         return {
             "name": self.name,
             "revision": None,
@@ -87,7 +86,7 @@ class PlantedBackbone:
             "d_model": self.d_model,
             "n_layers": self.n_layers,
             "n_prefix": 0,
-            "geometry": geometry,
+            "geometry": self.geometry.describe(),
             "preprocessing": {"mean": list(self.mean)},
         }
 

@@ -216,6 +216,9 @@ class Halves:
     def __iter__(self):
         return (self[k] for k in range(len(self)))
 
+    def sources(self, position):
+        return ()
+
     def size_of(self, position):
         return 32, 64
 
@@ -352,3 +355,11 @@ def test_what_sees_position_alone_is_no_better_than_the_position_control(tmp_pat
     assert source.metrics["auroc"] < place.metrics["auroc"] + 0.01
     assert source.metrics["n_pairs"] == place.metrics["n_pairs"]
     assert place.probe.fitted_on["protocol"] == protocol
+
+
+def test_controls_of_two_arithmetics_have_two_names_and_come_back_from_their_description():
+    likes = [like(32, 32, 4), SimpleNamespace(geometry=WindowGeometry(32, 32, 4, "reference"), preprocessing=IMAGENET)]
+    controls = load_controls(likes, "position")
+    assert [control.name for control in controls] == ["control:position@32/4", "control:position@32/4-reference"]
+    for control, known in zip(controls, likes, strict=True):
+        assert control_of(control.describe()).geometry == known.geometry

@@ -1,5 +1,7 @@
 """Windows cover every pixel, and geometry leads from a patch to exactly its own pixels and back."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -86,6 +88,50 @@ def test_the_papers_sizes():
     assert sorted({w.left for w in plan.windows}) == [0, 188, 377, 565]
 
 
+def reference_starts(length, window):
+    """A plain count: as few windows as cover the length, one whole stride apart."""
+    count = 1
+    while count * window < length:
+        count += 1
+    stride = 0 if count == 1 else (length - window) // (count - 1)
+    starts = [0]
+    while len(starts) < count:
+        starts.append(starts[-1] + stride)
+    return starts
+
+
+def test_the_references_sizes():
+    assert resized_size((1467, 2200), 518, "reference") == (518, 777)
+    assert resized_size((1467, 2200), 518) == (518, 776)
+    plan = WindowGeometry(592, 224, 16, "reference").plan((512, 683))
+    assert plan.resized == (592, 790), "rounded up, where the better arithmetic has 789"
+    assert sorted({w.left for w in tile_windows((592, 789), 224, "reference")}) == [0, 188, 376, 564]
+    assert sorted({w.left for w in tile_windows((592, 789), 224)}) == [0, 188, 377, 565]
+    assert sorted({w.top for w in plan.windows}) == [0, 184, 368]
+
+
+@pytest.mark.parametrize(("size", "long"), [((4, 5), 2), ((4, 7), 4), ((4, 9), 4), ((4, 11), 6), ((4, 13), 6)])
+def test_the_references_long_side_is_rounded_half_to_even(size, long):
+    assert resized_size(size, 2, "reference") == (2, long)
+    assert resized_size(size[::-1], 2, "reference") == (long, 2)
+
+
+@given(height=st.integers(1, 3000), width=st.integers(1, 3000), short_side=st.integers(1, 600))
+def test_the_references_long_side_is_the_nearest_whole_number(height, width, short_side):
+    rows, cols = resized_size((height, width), short_side, "reference")
+    exact = Fraction(short_side * max(height, width), min(height, width))
+    assert min(rows, cols) == short_side
+    assert abs(max(rows, cols) - exact) <= Fraction(1, 2)
+    assert max(rows, cols) == round(exact)
+
+
+@given(window=sides, more=st.integers(0, 900))
+def test_the_references_windows_are_whole_strides_apart(window, more):
+    starts = sorted({corner.left for corner in tile_windows((window, window + more), window, "reference")})
+    assert starts == sorted(set(reference_starts(window + more, window)))
+    assert 0 <= window + more - (starts[-1] + window) < max(len(starts) - 1, 1), "pixels that no window shows"
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -96,6 +142,7 @@ def test_the_papers_sizes():
         (lambda: PatchGrid(2, 2, 8).patch_at(16, 0), "outside a window"),
         (lambda: tile_windows((50, 200), 64), "smaller than one window of 64 px"),
         (lambda: WindowGeometry(short_side=100, window=112, patch_size=8), "at most 96 px"),
+        (lambda: WindowGeometry(16, 16, 8, "rounded"), "unknown arithmetic 'rounded'; .* centred, reference"),
         (lambda: TokenLayout(-1, PatchGrid(1, 1, 8)), "-1 prefix"),
         (lambda: resized_size((0, 5), 8), "cannot resize"),
     ],

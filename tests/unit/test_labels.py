@@ -1,8 +1,11 @@
 """Patch labels equal a slow, plain count of each patch's pixels."""
 
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -78,3 +81,49 @@ def test_taking_rows_keeps_them_aligned():
     assert taken.instances.tolist() == [labels.instances[5], labels.instances[0]]
     assert taken.corners.tolist() == [labels.corners[5].tolist(), labels.corners[0].tolist()]
     assert labels.instances.tolist() == [0, 1, 3, 4, 1, 2, 4, 5]
+
+
+@given(rows=st.integers(1, 300), cols=st.integers(1, 300), to_rows=st.integers(1, 300), to_cols=st.integers(1, 300))
+def test_the_references_masks_are_torchs_nearest(rows, cols, to_rows, to_cols):
+    mask = np.arange(rows * cols, dtype=np.int32).reshape(rows, cols)
+    found = resize_mask(mask, (to_rows, to_cols), "reference")
+    wanted = torch.nn.functional.interpolate(torch.from_numpy(mask)[None, None].float(), (to_rows, to_cols))
+    assert found.dtype == np.int32
+    assert np.array_equal(found, wanted[0, 0].numpy())
+
+
+def test_the_references_masks_lie_to_the_lower_right_of_the_picture_and_ours_do_not():
+    mask = np.arange(12, dtype=np.int32)[None]
+    assert resize_mask(mask, (1, 4), "reference").tolist() == [[0, 3, 6, 9]]
+    assert resize_mask(mask, (1, 4)).tolist() == [[1, 4, 7, 10]]
+
+
+def plain_reference_labels(scene, short_side, window, patch):
+    """Labels of all windows, pixel by pixel: sizes rounded, whole strides, floor indices."""
+    height, width = scene.size
+    factor = Fraction(short_side, min(height, width))
+    size = round(height * factor), round(width * factor)
+    counts = [-(-length // window) for length in size]
+    strides = [(length - window) // max(count - 1, 1) for length, count in zip(size, counts, strict=True)]
+    found = []
+    for down in range(counts[0]):
+        for across in range(counts[1]):
+            for row in range(0, window, patch):
+                for col in range(0, window, patch):
+                    ids = []
+                    for y in range(down * strides[0] + row, down * strides[0] + row + patch):
+                        for x in range(across * strides[1] + col, across * strides[1] + col + patch):
+                            ids.append(int(scene.instances[y * height // size[0], x * width // size[1]]))
+                    found.append(max(sorted(set(ids)), key=ids.count))
+    return found
+
+
+@pytest.mark.parametrize(("height", "width"), [(37, 52), (40, 101), (64, 48), (23, 23)])
+def test_labels_of_the_references_arithmetic_are_those_of_the_plain_loop(height, width):
+    ids = np.random.default_rng(height).integers(0, 5, (6, 9)).astype(np.int32)
+    mask = np.kron(ids, np.ones((height // 6 + 1, width // 9 + 1), dtype=np.int32))[:height, :width]
+    scene = Scene("planted", np.zeros((height, width, 3), dtype=np.uint8), mask, mask)
+    ours = label_patches(scene, WindowGeometry(28, 16, 4, "reference")).instances.tolist()
+    assert ours == plain_reference_labels(scene, 28, 16, 4)
+    if height != width:
+        assert ours != label_patches(scene, WindowGeometry(28, 16, 4)).instances.tolist()

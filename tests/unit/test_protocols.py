@@ -29,6 +29,8 @@ def test_the_paper_protocol_is_the_reference_implementations():
         "offset_at_both": True,
         "attention_normed": False,
         "keep": "accuracy",
+        "normalization": "imagenet",
+        "arithmetic": "reference",
     }
 
 

@@ -6,7 +6,7 @@ import torch
 
 from bindkit.errors import GeometryError
 from bindkit.geometry import WindowGeometry
-from bindkit.labels import label_patches
+from bindkit.labels import label_patches, resize_mask
 from bindkit.probes import make_probe
 from bindkit.scenes import Scene
 from bindkit.stitching import ImageGrid, cell_weights, landing, stitch
@@ -52,6 +52,25 @@ def test_a_cell_is_the_mean_of_what_overlaps_it(sizes, image):
     found = torch.randn(plan.n_windows, plan.grid.n_patches, 3, dtype=torch.float64)
     expected = weights_by_loops(plan) @ found.reshape(-1, 3).numpy()
     assert np.allclose(stitch(found, plan).numpy(), expected)
+
+
+def test_cells_behind_the_last_window_of_the_references_arithmetic_show_its_last_patch():
+    plan = WindowGeometry(8, 8, 4, "reference").plan((8, 79))
+    covered = plan.windows[-1].left + 8
+    assert (plan.n_windows, plan.resized[1] - covered) == (10, 8), "so that the last cell is in no window"
+    found = torch.randn(plan.n_windows, 4, 3, generator=torch.Generator().manual_seed(0))
+    cells = stitch(found, plan).reshape(2, -1, 3)
+    assert cells.isfinite().all()
+    assert torch.allclose(cells[:, -1], found[-1].reshape(2, 2, 3)[:, -1])
+    assert torch.allclose(landing(torch.ones(plan.n_windows, 4), plan).sum(), torch.tensor(40.0))
+
+
+def test_objects_of_cells_come_from_masks_resized_as_the_plan_says():
+    mask = np.arange(9 * 23, dtype=np.int32).reshape(9, 23)
+    for arithmetic in ("centred", "reference"):
+        plan = WindowGeometry(8, 8, 1, arithmetic).plan(mask.shape)
+        grid = ImageGrid.of_plan(plan)
+        assert grid.majority(mask).tolist() == resize_mask(mask, plan.resized, arithmetic).ravel().tolist()
 
 
 @pytest.mark.parametrize(("sizes", "image"), CASES)

@@ -10,6 +10,7 @@ from planted import PlantedBackbone, PlantedScenes
 from bindkit.errors import EmptySplitError, InvalidParameterError, LayerError, ProbeError
 from bindkit.extraction import cache_activations
 from bindkit.fits import RESULT_COLUMNS
+from bindkit.geometry import WindowGeometry
 from bindkit.judging import judge_split
 from bindkit.layer_patches import LayerPatches
 from bindkit.patch_batches import SplitPatches
@@ -381,6 +382,20 @@ def test_the_paper_protocol_says_when_a_cache_was_normalised_otherwise(tmp_path,
     assert "ImageNet" not in caplog.text
     LayerPatches(own, 2, "paper")
     assert "the paper normalises every backbone with ImageNet's" in caplog.text
+
+
+class Rounded(PlantedBackbone):
+    geometry = WindowGeometry(32, 32, 4, "reference")
+
+
+def test_the_paper_protocol_says_when_a_cache_has_other_roundings_than_the_references(cache, tmp_path, caplog):
+    LayerPatches(cache, 2, "strict")
+    assert "roundings" not in caplog.text
+    LayerPatches(cache, 2, "paper")
+    assert 'load_backbone(..., arithmetic="reference")' in caplog.text
+    caplog.clear()
+    LayerPatches(cache_activations(Rounded(), PlantedScenes(3), root=tmp_path), 2, "paper")
+    assert "roundings" not in caplog.text
 
 
 class Loud(PlantedBackbone):
