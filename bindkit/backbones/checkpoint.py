@@ -9,7 +9,7 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,14 @@ logger = logging.getLogger(__name__)
 _UNUSED = re.compile(r"(^|\.)(pooler|head|mask_token)(\.|$)")
 _VISION_PARTS = ("vision_model", "vision_tower", "visual", "vision_encoder", "image_encoder")
 
+# What configs carry of how a model was run once. An attention that is always there is part of the last bits, and stays.
+_ATTENTIONS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+_THERE = (None, "eager", "sdpa")
+_HABITS = (
+    *("output_attentions", "output_hidden_states", "return_dict", "use_return_dict"),
+    *("use_flash_attention_2", "_flash_attn_2_enabled", "_attn_implementation_autoset"),
+)
+
 
 def read_config(name: str, revision: str | None = None) -> Any:
     """Read a checkpoint's config.
@@ -43,10 +51,38 @@ def read_config(name: str, revision: str | None = None) -> Any:
         raise BackboneError(
             f"{name} is no directory; give a hub id or the directory that holds the model's config.json"
         )
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
     with quiet(), _explained(name, "config"):
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        said, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+        settings, habits = without_habits(said)
+        if not habits or said.get("model_type") not in CONFIG_MAPPING:
+            return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        logger.info(
+            "%s: its config says how it was run once (%s); that is left aside, and an attention that is there is taken",
+            name,
+            ", ".join(habits),
+        )
+        return CONFIG_MAPPING[said["model_type"]].from_dict(settings)
+
+
+def without_habits(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A config, its parts included, without what says how a model was run and not what it is; and what that was.
+
+    >>> without_habits({"vision_config": {"attn_implementation": "flash_attention_2", "hidden_size": 32}})
+    ({'vision_config': {'hidden_size': 32}}, ['vision_config.attn_implementation = flash_attention_2'])
+    """
+    kept: dict[str, Any] = {}
+    left: list[str] = []
+    for key, value in settings.items():
+        if key in _HABITS or (key in _ATTENTIONS and value not in _THERE):
+            left.append(f"{key} = {value}")
+        elif isinstance(value, Mapping):
+            kept[key], inner = without_habits(value)
+            left += [f"{key}.{habit}" for habit in inner]
+        else:
+            kept[key] = value
+    return kept, left
 
 
 def find_preprocessing(name: str, config: Any, revision: str | None = None) -> Preprocessing:
