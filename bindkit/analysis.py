@@ -51,6 +51,9 @@ JUDGED_ALIKE = ["probe", "task", "protocol", "split", "n_scenes", "n_pairs", "ju
 OF_PATCHES = ("class_accuracy", "matched_iou")
 """Figures of the pointwise tasks, which are of patches and not of pairs."""
 
+POINTWISE = ("reference_accuracy", *OF_PATCHES)
+"""Figures that pointwise tasks alone have; the first is of pairs as the reference implementation counts them."""
+
 OVER_CONTROLS = {
     figure: f"{figure}_over_controls" for figure in ("auroc", "twins_auroc", "matched_auroc", "matched_twins_auroc")
 }
@@ -177,16 +180,17 @@ def pointwise_tasks(results: pd.DataFrame) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row a task and backbone (see `best_layers`): ``task``, ``backbone``, ``layer``, ``accuracy``,
-        ``majority_accuracy``, ``auroc`` and ``twins_auroc`` of pairs, ``class_accuracy`` and ``matched_iou`` of patches
+        ``majority_accuracy``, ``auroc`` and ``twins_auroc`` of pairs, ``reference_accuracy`` of pairs as the reference
+        implementation counts them (see `bindkit.tasks.own_figures`), ``class_accuracy`` and ``matched_iou`` of patches
         (averaged over seeds; NaN for the other task). No row where no pointwise task was fitted.
     """
-    shown = ["task", "backbone", "layer", "accuracy", "majority_accuracy", "auroc", "twins_auroc", *OF_PATCHES]
-    rows = results.reindex(columns=list(dict.fromkeys([*results.columns, "task", *OF_PATCHES])))
+    shown = ["task", "backbone", "layer", "accuracy", "majority_accuracy", "auroc", "twins_auroc", *POINTWISE]
+    rows = results.reindex(columns=list(dict.fromkeys([*results.columns, "task", *POINTWISE])))
     rows = rows[rows["task"].astype(str).str.startswith("pointwise")]
     if rows.empty:
         return pd.DataFrame(columns=shown)
     key = [*(column for column in compared_columns(rows) if column in rows), "layer"]
-    own = rows.groupby(key, dropna=False)[list(OF_PATCHES)].mean().reset_index()
+    own = rows.groupby(key, dropna=False)[list(POINTWISE)].mean().reset_index()
     return best_layers(rows).merge(own, on=key, how="left").sort_values("task", kind="stable")[shown]
 
 

@@ -17,8 +17,9 @@ RESULT_COLUMNS = (
     *("auroc_low", "auroc_high", "twins_auroc_low", "twins_auroc_high", "class_accuracy", "matched_iou"),
     *("matched_auroc", "matched_auroc_low", "matched_auroc_high"),
     *("matched_twins_auroc", "matched_twins_auroc_low", "matched_twins_auroc_high"),
+    "reference_accuracy",
 )
-"""Columns of ``results.csv``, one row a fit; ``class_accuracy`` and ``matched_iou`` for the tasks that have them."""
+"""Columns of ``results.csv``, one row a fit; some are of pointwise tasks alone (`bindkit.tasks.own_figures`)."""
 
 
 @dataclass(frozen=True)

@@ -243,30 +243,60 @@ def match(
 
 
 def own_figures(task: Task, judged: Iterable[tuple[Probe, PatchBatch]]) -> dict[str, float]:
-    """Figures that only this task has: ``class_accuracy`` (share of patches) or ``matched_iou``.
+    """Figures that only pointwise tasks have: ``class_accuracy`` or ``matched_iou``, and ``reference_accuracy``.
 
-    ``matched_iou`` is the mean over objects of the intersection over union, counted in judged patches, with the mask
-    of the query that a Hungarian matching for the largest overlap gives it; 0 for an object without a query.
+    ``class_accuracy`` is the share of patches whose class is told.
+
+    ``reference_accuracy`` is what the reference implementation reports, to be set beside the paper's table: over all
+    N x N entries of a scene's judged patches, diagonal and both orders, how often "the same outcome" agrees with "the
+    same class" (``pointwise_class``, where the accuracy of all tasks asks for the same object) or "the same object".
+
+    ``matched_iou`` is the mean over objects of the intersection over union, counted in judged patches, with the mask of
+    the query that a Hungarian matching for the largest overlap gives it; 0 for an object without a query.
     """
     if task.kind == "class_map":
         right = total = 0
+        agreed = _Agreement()
         for probe, batch in judged:
             classes = _class_map(probe)
-            hit = classes.outcomes(batch.activations).argmax(-1) == classes.targets(batch.classes)
+            said, wanted = classes.outcomes(batch.activations).argmax(-1), classes.targets(batch.classes)
+            hit = said == wanted
             right, total = right + int(hit[batch.present].sum()), total + int(batch.present.sum())
-        return {"class_accuracy": right / max(total, 1)}
+            agreed.add(said, wanted, batch.present)
+        return {"class_accuracy": right / max(total, 1), "reference_accuracy": agreed.share}
     if task.kind == "identity_map":
         overlaps: list[float] = []
+        agreed = _Agreement()
         for probe, batch in judged:
             likeliest = _map(probe).outcomes(batch.activations).argmax(-1)
+            agreed.add(likeliest, batch.instances, batch.present)
             masks, is_object = object_masks(batch)
             for scene in range(len(masks)):
                 overlaps += _matched_overlaps(
                     likeliest[scene][batch.present[scene]].cpu().numpy(),
                     masks[scene][is_object[scene]][:, batch.present[scene]].cpu().numpy() > 0,
                 )
-        return {"matched_iou": float(np.mean(overlaps)) if overlaps else float("nan")}
+        iou = float(np.mean(overlaps)) if overlaps else float("nan")
+        return {"matched_iou": iou, "reference_accuracy": agreed.share}
     return {}
+
+
+@dataclass
+class _Agreement:
+    """How often two patches have equal outcomes where they have equal truths, each patch beside itself included."""
+
+    right: int = 0
+    total: int = 0
+
+    def add(self, said: Tensor, wanted: Tensor, present: Tensor) -> None:
+        """Count the entries of a batch, all ``[scene, patch]``."""
+        both = present[:, :, None] & present[:, None, :]
+        agree = (said[:, :, None] == said[:, None, :]) == (wanted[:, :, None] == wanted[:, None, :])
+        self.right, self.total = self.right + int((agree & both).sum()), self.total + int(both.sum())
+
+    @property
+    def share(self) -> float:
+        return self.right / max(self.total, 1)
 
 
 def _matched_overlaps(likeliest: np.ndarray, masks: np.ndarray) -> list[float]:

@@ -179,13 +179,14 @@ def test_no_fit_to_look_into_is_a_named_error(left):
 
 def test_pointwise_tasks_bring_their_own_figures_at_their_best_layer():
     columns = ("backbone", "layer", "probe", "task", "seed", "accuracy", "class_accuracy", "matched_iou")
+    columns += ("reference_accuracy",)
     rows = [
-        ("vit", 0, "linear", "pairwise", 0, 0.99, None, None),
-        ("vit", 0, "linear", "pointwise_identity", 0, 0.70, None, 0.30),
-        ("vit", 0, "linear", "pointwise_class", 0, 0.60, 0.90, None),
-        ("vit", 1, "linear", "pointwise_class", 0, 0.70, 0.50, None),
-        ("vit", 1, "linear", "pointwise_class", 1, 0.72, 0.54, None),
-        ("control:position", None, "linear", "pointwise_class", 0, 0.5, 0.25, None),
+        ("vit", 0, "linear", "pairwise", 0, 0.99, None, None, None),
+        ("vit", 0, "linear", "pointwise_identity", 0, 0.70, None, 0.30, 0.71),
+        ("vit", 0, "linear", "pointwise_class", 0, 0.60, 0.90, None, 0.61),
+        ("vit", 1, "linear", "pointwise_class", 0, 0.70, 0.50, None, 0.72),
+        ("vit", 1, "linear", "pointwise_class", 1, 0.72, 0.54, None, 0.76),
+        ("control:position", None, "linear", "pointwise_class", 0, 0.5, 0.25, None, 0.55),
     ]
     results = table(*rows, columns=columns)
     found = pointwise_tasks(results)
@@ -196,6 +197,7 @@ def test_pointwise_tasks_bring_their_own_figures_at_their_best_layer():
     ]
     assert found["class_accuracy"].tolist() == pytest.approx([0.52, 0.25, np.nan], nan_ok=True)
     assert found["matched_iou"].tolist() == pytest.approx([np.nan, np.nan, 0.30], nan_ok=True)
+    assert found["reference_accuracy"].tolist() == pytest.approx([0.74, 0.55, 0.71])
     assert found["layer"].tolist() == pytest.approx([1, np.nan, 0], nan_ok=True)
     assert pointwise_tasks(results[:1]).empty
     assert pointwise_tasks(results.drop(columns="task")).empty

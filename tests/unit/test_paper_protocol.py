@@ -295,6 +295,55 @@ def test_pointwise_class_is_cross_entropy_over_patches_and_equal_classes_over_pa
     assert own_figures(task, [(probe, batch)])["class_accuracy"] == pytest.approx(hits / count)
 
 
+def reference_count(said, wanted, scenes):
+    """Entry by entry of every scene's N x N, the diagonal and both orders: equal answers against equal truths."""
+    right = [
+        (said[s][i] == said[s][j]) == (wanted[s][i] == wanted[s][j])
+        for s in range(scenes)
+        for i in range(len(said[s]))
+        for j in range(len(said[s]))
+    ]
+    return sum(right) / len(right)
+
+
+@pytest.mark.parametrize("task", ["pointwise_class", "pointwise_identity"])
+def test_the_references_own_figure_counts_the_diagonal_and_equal_truths(cache, task):
+    fit = fit_probe(LayerPatches(cache, 1, replace(PAPER, epochs=2)), probe="linear", task=task)
+    patches = SplitPatches(cache, fit.split, 1, PAPER, CPU)
+    (judged,) = patches.judged()
+    with torch.no_grad():
+        said = (judged.activations @ fit.probe.weight.T + fit.probe.bias).argmax(-1).tolist()
+    truth = judged.classes if task == "pointwise_class" else judged.instances
+    ours = fit.metrics["reference_accuracy"]
+    assert ours == pytest.approx(reference_count(said, truth.tolist(), len(said)), abs=1e-9)
+    n = len(said[0])
+    if task == "pointwise_identity":  # the same pairs and truths but for the diagonal, which is always right
+        assert ours == pytest.approx(((n - 1) * fit.metrics["accuracy"] + 1) / n, abs=1e-9)
+    else:
+        assert abs(ours - ((n - 1) * fit.metrics["accuracy"] + 1) / n) > 1e-3, "classes are no objects"
+    assert fit.row()["reference_accuracy"] == ours
+
+
+def test_the_references_own_figure_leaves_out_patches_that_a_scene_lacks(cache):
+    patches = LayerPatches(cache, 1, PAPER)
+    (judged,) = patches.splits["validation"].judged()
+    probe = TASKS["pointwise_identity"].make_probe("linear", patches.splits["train"], 0, [])
+    present = judged.present.clone()
+    present[0, 10:] = False
+    part = replace(judged, present=present)
+    with torch.no_grad():
+        said = (part.activations @ probe.weight.T + probe.bias).argmax(-1)
+    rows = range(len(said))
+    kept = [[labels[row][present[row]].tolist() for row in rows] for labels in (said, part.instances)]
+    found = own_figures(TASKS["pointwise_identity"], probe, [part])["reference_accuracy"]
+    assert found == pytest.approx(reference_count(*kept, len(said)), abs=1e-9)
+
+
+def test_tasks_that_the_reference_judges_as_we_do_have_no_second_figure(cache):
+    fit = fit_probe(cache, 1, "linear", protocol=replace(PAPER, epochs=1))
+    assert math.isnan(fit.row()["reference_accuracy"])
+
+
 def mask_loss(logits, wanted):
     return float(
         np.mean([max(v, 0) - v * t + math.log1p(math.exp(-abs(v))) for v, t in zip(logits, wanted, strict=True)])
