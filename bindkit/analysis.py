@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -136,6 +137,20 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
         best[column] = best[figure] - strongest_controls(best, figure)[figure]
     added = ["gain", *OVER_CONTROLS.values(), *SPREAD.values(), "n_seeds", "chosen_on"]
     return best[[*compared, "layer", *AVERAGED, *added]]
+
+
+def layer_of_best(rows: pd.DataFrame, figure: str) -> float:
+    """The best layer of rows that differ in layer and seeds alone, as `best_layers` chooses it; NaN if none is judged.
+
+    A table without validation accuracies goes by `figure`.
+
+    >>> layer_of_best(pd.DataFrame({"layer": [0, 1], "auroc": [0.9, 0.8], "validation_accuracy": [0.7, 0.8]}), "auroc")
+    1.0
+    """
+    told = rows.reindex(columns=["layer", figure, "validation_accuracy"])
+    by_layer = told.groupby("layer").mean().dropna(subset=[figure])
+    position, _ = best_position(by_layer["validation_accuracy"].tolist(), by_layer[figure].tolist())
+    return math.nan if position is None else float(by_layer.index[position])
 
 
 def best_fit(results: pd.DataFrame, task: str = "pairwise") -> pd.Series:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from bindkit.analysis import PLAIN, ranked_by, require_one_kind
+from bindkit.analysis import PLAIN, layer_of_best, ranked_by, require_one_kind
 from bindkit.control_names import is_control
 from bindkit.errors import InvalidParameterError
 
@@ -50,8 +50,8 @@ def emergence_gains(table: pd.DataFrame) -> pd.DataFrame:
     -----
     Differences are taken within each training seed. From three seeds on the bounds are a 95 % interval of their mean
     (Student's t); of two seeds they are the two differences; of one there are none. They tell how much training seeds
-    differ; that scenes differ too, they do not. The best of several layers looks a little better than it is, of the
-    trained backbone as of the untrained.
+    differ; that scenes differ too, they do not. The best layer is the one of the tables
+    (`bindkit.analysis.layer_of_best`): on the validation scenes, where the table says how each layer does on them.
 
     Examples
     --------
@@ -74,7 +74,7 @@ def emergence_gains(table: pd.DataFrame) -> pd.DataFrame:
             raise InvalidParameterError(f"the runs of {label} have no checkpoint at the same number of scenes seen")
         last = float(shared[shared].index.max())
         for figure in ranked_by(table):
-            at_end, at_start = _best(own, last, figure), _best(own, 0.0, figure)
+            at_end, at_start = _at_best_layer(own, last, figure), _at_best_layer(own, 0.0, figure)
             control, control_value = _strongest(controls, figure)
             gained = at_end.by_seed - at_start.by_seed.reindex(at_end.by_seed.index)
             rows.append(
@@ -99,21 +99,17 @@ def emergence_gains(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-class _Best(NamedTuple):
+class _AtBestLayer(NamedTuple):
     """The best layer at one checkpoint, and its figure by training seed."""
 
     layer: float
     by_seed: pd.Series
 
 
-def _best(own: pd.DataFrame, seen: float, figure: str) -> _Best:
+def _at_best_layer(own: pd.DataFrame, seen: float, figure: str) -> _AtBestLayer:
     here = own[own["scenes_seen"] == seen].assign(**{figure: pd.to_numeric(own[figure])})
-    by_layer = here.groupby("layer")[figure].mean().dropna()
-    if by_layer.empty:
-        return _Best(math.nan, pd.Series(dtype=float))
-    # Rounded, so that layers that differ only in the last bits of a mean count as equal: then the lowest.
-    layer = float(by_layer.round(9).idxmax())
-    return _Best(layer, here[here["layer"] == layer].groupby("training_seed")[figure].mean())
+    layer = layer_of_best(here, figure)
+    return _AtBestLayer(layer, here[here["layer"] == layer].groupby("training_seed")[figure].mean())
 
 
 def _strongest(controls: pd.DataFrame, figure: str) -> tuple[str | None, float]:

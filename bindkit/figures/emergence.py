@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
+from bindkit.analysis import layer_of_best
 from bindkit.figures.checkpoints import (
     DASH_UNTRAINED,
     add_level,
@@ -219,7 +220,8 @@ def _add_untrained(
     figure: go.Figure, own: pd.DataFrame, metric: str, ends: tuple[float, float], where: dict[str, int]
 ) -> None:
     """The best layer of an objective's own random init."""
-    level = own[own["scenes_seen"] == 0].groupby("layer")[metric].mean().max()
+    untrained = own[own["scenes_seen"] == 0]
+    level = untrained[untrained["layer"] == layer_of_best(untrained, metric)][metric].mean()
     if pd.notna(level):
         line = {"color": INK, "dash": DASH_UNTRAINED, "width": 1.8}
         add_level(figure, float(level), "random init, best layer", line, ends, where)

@@ -21,6 +21,7 @@ from bindkit.emergence import (
     training_histories,
 )
 from bindkit.errors import BackboneError, InvalidParameterError, LayerError
+from bindkit.figures import emergence_figure
 from bindkit.pretraining import TRAINING_SEED, TrainingScenes, checkpoints_of, pretrain
 from bindkit.protocols import STRICT
 from bindkit.training import fit_probe, fit_probes
@@ -251,6 +252,15 @@ def test_gains_are_means_of_paired_differences_with_students_interval():
     assert (two["over_untrained_low"], two["over_untrained_high"]) == pytest.approx((0.10, 0.11))
     one = emergence_gains(planted({"mae": [(starts[0], ends[0])]})).iloc[0]
     assert math.isnan(one["over_untrained_low"])
+
+
+def test_the_best_layer_is_chosen_on_the_validation_scenes_as_in_the_tables():
+    table = planted({"mae": [(START, (0.9, 0.7))]})
+    chosen = emergence_gains(table.assign(validation_accuracy=1 - table["layer"] / 10)).iloc[0]
+    assert (chosen["layer"], chosen["untrained_layer"], chosen["value"]) == (1, 1, pytest.approx(0.89))
+    figure = emergence_figure(table.assign(validation_accuracy=1 - table["layer"] / 10), "auroc")
+    (level,) = (trace for trace in figure.data if trace.name == "random init, best layer")
+    assert list(level.y) == pytest.approx([START[0] - 0.01] * 2)
 
 
 def test_the_last_checkpoint_is_one_that_all_seeds_have():
