@@ -22,9 +22,9 @@ _AT_LEAST = {"patches_per_scene": 1, "seeds": 1, "window": 0, "page_scenes": 1, 
 def check_choices(values: Mapping[str, Any]) -> None:
     """Refuse what no notebook of a run would take, as far as that shows without loading a model.
 
-    Checked are, where they are given, ``scenes`` (they are opened, ADE20K's directory is only looked for),
-    ``backbones``, ``layers``, ``window``, ``controls``, ``probes``, ``tasks``, ``protocol``, ``dtype``, ``seed`` and
-    counts. Depth and patch of a backbone are known where its config lies on this machine.
+    Checked are, where they are given, ``scenes`` and ``groups`` (scenes are opened, ADE20K's directory is only looked
+    for), ``backbones``, ``layers``, ``window``, ``controls``, ``probes``, ``tasks``, ``protocol``, ``dtype``, ``seed``,
+    ``folds`` and counts. Depth and patch of a backbone are known where its config lies on this machine.
 
     Parameters
     ----------
@@ -52,6 +52,7 @@ def check_choices(values: Mapping[str, Any]) -> None:
             whole_number(values[name], name, least)
     if "seed" in values:
         read_seed(values["seed"])
+    _check_folds(whole_number(values.get("folds", 0), "folds", 0))
     _check_names(values)
     named = {name: value for name, value in values.items() if isinstance(value, str)}
     _check_controls(named.get("controls", ""))
@@ -61,7 +62,14 @@ def check_choices(values: Mapping[str, Any]) -> None:
     if "backbones" in named:
         _check_backbones(shlex.split(named["backbones"]), named.get("layers", "all"), int(values.get("window", 0)))
     if "scenes" in named:
-        _check_scenes(named["scenes"])
+        _check_scenes(named["scenes"], named.get("groups", ""))
+
+
+def _check_folds(n_folds: int) -> None:
+    from bindkit.folds import LEAST_FOLDS
+
+    if 0 < n_folds < LEAST_FOLDS:
+        raise InvalidParameterError(f"folds is 0 for none, or at least {LEAST_FOLDS}; got {n_folds}")
 
 
 def _check_names(values: Mapping[str, Any]) -> None:
@@ -106,8 +114,9 @@ def _check_probes(probes: list[str], tasks: list[str]) -> None:
     require_pairwise(tasks)
 
 
-def _check_scenes(uri: str) -> None:
+def _check_scenes(uri: str, groups: str) -> None:
     from bindkit.scenes import open_scenes
+    from bindkit.scenes.groups import named_groups
     from bindkit.scenes.synthetic import require_unseen
 
     scheme, _, rest = uri.partition(":")
@@ -119,4 +128,6 @@ def _check_scenes(uri: str) -> None:
 
         find_root(Path(rest.split(",")[0]).expanduser())
     else:
-        require_unseen(open_scenes(uri))
+        scenes = open_scenes(uri)
+        require_unseen(scenes)
+        named_groups(scenes, groups)

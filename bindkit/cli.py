@@ -83,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         "--probes", metavar="PROBE", nargs="+", help="linear diag_quadratic quadratic quadratic_fixed_rank ..."
     )
     run.add_argument("--tasks", metavar="TASK", nargs="+", help="pairwise pointwise_class pointwise_identity ...")
+    run.add_argument("--groups", metavar="TEXT", help="which scenes belong together: a regular expression or a column")
+    run.add_argument("--folds", metavar="N", type=int, help="cross-validate in so many folds, 3 or more")
     run.add_argument("--seeds", metavar="N", type=int, help="how many seeds, counted from --seed on")
     run.add_argument("--protocol", choices=["strict", "paper"])
     run.add_argument("--patches-per-scene", metavar="N", type=int)
@@ -105,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--scenes", metavar="URI", required=True)
     cache.add_argument("--backbone", metavar="NAME", required=True)
     cache.add_argument("--root", metavar="DIR", required=True, help="directory that holds caches")
+    cache.add_argument(
+        "--groups", metavar="TEXT", help="which scenes belong together: a regular expression or a column"
+    )
     cache.add_argument("--layers", metavar="LAYERS", default="all", help="all (the default), or numbers such as 0,6,12")
     cache.add_argument("--patches-per-scene", metavar="N", type=_count_or_all, default=512, help="a number, or all")
     cache.add_argument("--dtype", choices=["float16", "float32"], default="float16")
@@ -132,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(command=_compare)
     compare.add_argument("workspaces", metavar="DIR", nargs="+", help="workspaces of the same scenes and protocol")
     compare.add_argument("--out", metavar="FILE.csv", type=Path, help="write the table, with all its columns")
-    compare.add_argument("--probe", metavar="PROBE", default="quadratic", help="which kind (default: quadratic)")
+    compare.add_argument("--probe", metavar="PROBE", help="which kind; default: the most capable that was fitted")
 
     export = commands.add_parser("export", help="write one page on which a click at a patch shows its affinities")
     export.set_defaults(command=_export)
@@ -187,6 +192,8 @@ def _run(options: argparse.Namespace) -> int:
         "controls": None if options.controls is None else " ".join(options.controls),
         "probes": options.probes,
         "tasks": options.tasks,
+        "groups": options.groups,
+        "folds": options.folds,
         "seeds": options.seeds,
         "protocol": options.protocol,
         "patches_per_scene": options.patches_per_scene,
@@ -294,13 +301,18 @@ def format_results(results: pd.DataFrame) -> str:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from bindkit.analysis import OVER_CONTROLS, ranked_by
     from bindkit.comparing import compare_workspaces, told_apart
     from bindkit.files import write_bytes
     from bindkit.model_table import model_table
+    from bindkit.probes import by_capability
 
-    table = model_table(compare_workspaces(options.workspaces), options.probe)
-    shown = ["kind", "workspace", "backbone", "layer", "accuracy", "gain", "auroc", "auroc_over_controls"]
-    shown += ["twins_auroc", "twins_auroc_over_controls", "n_scenes"]
+    results = compare_workspaces(options.workspaces)
+    fitted = results.loc[(results["task"] == "pairwise") & (results["probe"] != "oracle"), "probe"]
+    table = model_table(results, options.probe or min(fitted.unique(), key=by_capability, default="quadratic"))
+    shown = ["kind", "workspace", "backbone", "layer", "accuracy", "gain", "auroc", "twins_auroc"]
+    shown += [name for figure in ranked_by(table) for name in (figure, OVER_CONTROLS[figure])] + ["n_scenes"]
+    shown = list(dict.fromkeys(shown))
     print(told_apart(table)[shown].to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
     if options.out is not None:
         write_bytes(options.out, table.to_csv(index=False, float_format="%.6g").encode())
@@ -309,6 +321,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _cache(options: argparse.Namespace) -> int:
+    scenes = bindkit.open_scenes(options.scenes)
     cache = bindkit.cache_activations(
         bindkit.load_backbone(
             options.backbone,
@@ -316,8 +329,9 @@ def _cache(options: argparse.Namespace) -> int:
             normalization=options.normalization,
             arithmetic=options.arithmetic,
         ),
-        bindkit.open_scenes(options.scenes),
+        scenes,
         root=options.root,
+        split=bindkit.split_scenes(scenes, options.groups),
         layers=options.layers,
         patches_per_scene=options.patches_per_scene,
         dtype=options.dtype,

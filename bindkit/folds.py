@@ -18,7 +18,7 @@ from bindkit.scenes.splits import in_order
 Roles = Mapping[str, str | SceneChoice]
 """Scenes that train, validate and test."""
 
-_LEAST = 3
+LEAST_FOLDS = 3
 _FOLDS = " folds"
 
 
@@ -86,10 +86,10 @@ def _dealt(cache: ActivationCache, n_folds: int) -> list[tuple[str, ...]]:
     members: dict[str, list[int]] = {}
     for position, scene in enumerate(scenes):
         members.setdefault(cache.groups.get(scene, scene), []).append(position)
-    if not _LEAST <= n_folds <= len(members):
+    if not LEAST_FOLDS <= n_folds <= len(members):
         raise InvalidParameterError(
-            f"folds is at least {_LEAST} (one is judged, one validates, the rest trains) and at most the number of "
-            f"scenes or groups of them, {len(members)}; got {n_folds}"
+            f"folds is at least {LEAST_FOLDS} (one is judged, one validates, the rest trains) and at most the number "
+            f"of scenes or groups of them, {len(members)}; got {n_folds}"
         )
     folds: list[list[int]] = [[] for _ in range(n_folds)]
     for group in in_order(scenes, [tuple(found) for found in members.values()]):

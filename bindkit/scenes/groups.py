@@ -45,7 +45,7 @@ def group_scenes(scenes: Any, groups: Groups = None) -> Grouping:
 
     Arguments and errors as `bindkit.split_scenes`.
     """
-    named, notices = _named(scenes, groups)
+    named, notices = named_groups(scenes, groups)
     same = _identical_pictures(scenes)
     if same:
         n_scenes = sum(map(len, same))
@@ -58,8 +58,8 @@ def group_scenes(scenes: Any, groups: Groups = None) -> Grouping:
     return Grouping(_joined(len(scenes.ids), [*named, *same]), tuple(notices))
 
 
-def _named(scenes: Any, groups: Groups) -> tuple[list[tuple[int, ...]], list[str]]:
-    """Groups as they were told, of several scenes each, and what to say of them."""
+def named_groups(scenes: Any, groups: Groups) -> tuple[list[tuple[int, ...]], list[str]]:
+    """Groups as they were told, of several scenes each, and what to say of them; errors as `bindkit.split_scenes`."""
     if groups is None or (isinstance(groups, str) and not groups):
         return [], []
     ids = scenes.ids

@@ -16,6 +16,8 @@ COLUMNS = [
     *("accuracy", "accuracy_low", "accuracy_high", "auroc", "average_precision", "balanced_accuracy"),
     *("twins_accuracy", "twins_auroc", "majority_accuracy", "n_scenes", "n_pairs", "seed", "seconds"),
     *("auroc_low", "auroc_high", "twins_auroc_low", "twins_auroc_high", "class_accuracy", "matched_iou"),
+    *("matched_auroc", "matched_auroc_low", "matched_auroc_high"),
+    *("matched_twins_auroc", "matched_twins_auroc_low", "matched_twins_auroc_high"),
     *("reference_accuracy", "validation_accuracy", "judged_pairs"),
 ]
 

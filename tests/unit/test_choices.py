@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from bindkit.backbones import load_backbone
@@ -35,6 +37,20 @@ def test_a_run_without_the_task_that_its_notebooks_compare_is_refused(tasks):
     """It would fit everything and then die in notebook 03."""
     with pytest.raises(InvalidParameterError, match=r"lack pairwise, .* add it"):
         check_choices({"probes": "linear", "tasks": tasks})
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"folds": 2}, "folds is 0 for none, or at least 3; got 2"),
+        ({"folds": -1}, "folds"),
+        ({"scenes": "synthetic:n=4", "groups": "video"}, "'video' is found in no scene id"),
+        ({"scenes": "synthetic:n=4", "groups": "("}, "is neither"),
+    ],
+)
+def test_groups_and_folds_are_refused_before_anything_runs(values, said):
+    with pytest.raises(InvalidParameterError, match=re.escape(said)):
+        check_choices(values)
 
 
 def test_a_directory_of_a_shipped_backbones_kind_of_name_passes(tmp_path, monkeypatch):
