@@ -261,7 +261,7 @@ def test_what_the_hub_says_is_turned_into_a_remedy(
     def refuse(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    monkeypatch.setattr(transformers.PretrainedConfig, "get_config_dict", refuse)
     with pytest.raises(BackboneError, match=remedy) as raised:
         load_backbone("somebody/something")
     assert raised.value.__cause__ is error

@@ -128,7 +128,7 @@ def test_loss_and_accuracy_of_a_batch_are_those_of_the_plain_loop(batch, name):
     )
     loss, accuracy = plain_pairwise(plain_probe(name), part.activations, part.instances)
     ours = TASKS["pairwise"].loss(probe, part)
-    assert float(ours) == pytest.approx(float(loss), abs=1e-5, rel=1e-5)
+    assert ours.item() == pytest.approx(loss.item(), abs=1e-5, rel=1e-5)
     right = ((probe.says_same(part.activations, probe(part.activations)) == part.same) & part.counted).sum()
     assert float(right / part.counted.sum()) == pytest.approx(accuracy, abs=1e-5)
     if name == "softmax":
@@ -335,7 +335,7 @@ def test_the_references_own_figure_leaves_out_patches_that_a_scene_lacks(cache):
         said = (part.activations @ probe.weight.T + probe.bias).argmax(-1)
     rows = range(len(said))
     kept = [[labels[row][present[row]].tolist() for row in rows] for labels in (said, part.instances)]
-    found = own_figures(TASKS["pointwise_identity"], probe, [part])["reference_accuracy"]
+    found = own_figures(TASKS["pointwise_identity"], [(probe, part)])["reference_accuracy"]
     assert found == pytest.approx(reference_count(*kept, len(said)), abs=1e-9)
 
 
