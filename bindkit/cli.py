@@ -239,6 +239,7 @@ def format_results(results: pd.DataFrame) -> str:
 
     from bindkit.analysis import OVER_CONTROLS, best_layers, ranked_by
     from bindkit.control_names import CONTROL
+    from bindkit.folds import scenes_of
     from bindkit.probes import by_capability
     from bindkit.scenes.splits import FEW_SCENES
 
@@ -276,12 +277,12 @@ def format_results(results: pd.DataFrame) -> str:
         if has_controls and figure in figures:
             over = [number(value, "+") for value in best[OVER_CONTROLS[figure]]]
             table.insert(table.shape[1], "over controls", over, allow_duplicates=True)
-    splits = ", ".join(sorted(set(best["split"].dropna()))) or "unknown"
+    judged_on = ", ".join(map(scenes_of, sorted(set(best["split"].dropna())))) or "unknown scenes"
     protocols = ", ".join(sorted(set(best["protocol"].dropna()))) or "unknown"
     chosen_on = ", ".join(sorted(set(best["chosen_on"].dropna()))) or "judged"
     title = (
         f"Best layer of each backbone, chosen on the {chosen_on} scenes ({shown} probe, {protocols} protocol, "
-        f"judged on the {splits} scenes)"
+        f"judged on {judged_on})"
     )
     lines = ["", title, "", table.to_string(index=False)]
     fewest = best["n_scenes"].min()

@@ -76,6 +76,18 @@ def is_folds(split: str) -> bool:
     return split.endswith(_FOLDS)
 
 
+def scenes_of(split: str, n_scenes: int | None = None) -> str:
+    """The judged scenes in words, with their number where it is known.
+
+    >>> scenes_of("test"), scenes_of("test", 1), scenes_of("5 folds"), scenes_of("5 folds", 22)
+    ('the test scenes', '1 test scene', 'all scenes in 5 folds', '22 scenes in 5 folds')
+    """
+    if n_scenes is None:
+        return f"all scenes in {split}" if is_folds(split) else f"the {split} scenes"
+    noun = "scene" if n_scenes == 1 else "scenes"
+    return f"{n_scenes} {noun} in {split}" if is_folds(split) else f"{n_scenes} {split} {noun}"
+
+
 def _scene_ids(cache: ActivationCache) -> dict[str, None]:
     return {scene: None for split in cache.splits for scene in cache.labels(split).scene_ids}
 

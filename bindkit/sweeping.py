@@ -167,14 +167,14 @@ def same_class_rows(
     """
     rules = protocol_of(protocol)
     first_of: dict[str, ActivationCache] = {}
+    without: dict[str, None] = {}
     for cache in caches:
-        if not any((cache.labels(split).classes > 0).any() for split in cache.splits):
-            logger.info(
-                "no class is known in %s: figures of twins and the oracle that knows classes are left out",
-                cache.manifest.scenes_uri,
-            )
-            continue
-        first_of.setdefault(json.dumps(cache.backbone["geometry"], sort_keys=True), cache)
+        if any((cache.labels(name).classes > 0).any() for name in cache.splits):
+            first_of.setdefault(json.dumps(cache.backbone["geometry"], sort_keys=True), cache)
+        else:
+            without[cache.manifest.scenes_uri] = None
+    for uri in without:
+        logger.info("no class is known in %s: figures of twins and the oracle that knows classes are left out", uri)
     rows = []
     for cache in first_of.values():
         judged_on, figures = judge_same_class(cache, rules, split)

@@ -14,6 +14,7 @@ from bindkit.control_names import PREFIX, control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.figures.style import FAINT, colour_of, subtitle_lines, titled, translucent, whiskers
 from bindkit.figures.variations import write_on
+from bindkit.folds import scenes_of
 
 _PANELS = {
     "distance": ("distance", "between the two patches, in patches"),
@@ -137,8 +138,7 @@ def _measured(named: Mapping[str, pd.DataFrame]) -> list[str]:
     parts += [str(known["task"])] if known.get("task", "pairwise") != "pairwise" else []
     parts += [f"{known['protocol']} protocol"] if "protocol" in known else []
     if "n_scenes" in known:
-        n_scenes, split = known["n_scenes"], known.get("split")
-        parts.append(f"{n_scenes} {f'{split} ' if split else ''}scene{'' if n_scenes == 1 else 's'}")
+        parts.append(scenes_of(known.get("split", "judged"), known["n_scenes"]))
     return parts or ["pairs of patches"]
 
 

@@ -15,6 +15,7 @@ from bindkit.control_names import control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.figures.looks import Look, line_looks
 from bindkit.figures.style import FAINT, TEMPLATE, colour_of, subtitle_lines, titled, whiskers
+from bindkit.folds import scenes_of
 
 METRICS = {
     "accuracy": "accuracy on pairs of patches",
@@ -299,10 +300,9 @@ def whole_ticks(numbers: pd.Series) -> dict[str, Any]:
 def _subtitle(rows: pd.DataFrame, probe: str, metric: str) -> str:
     """What was measured on what, in one line."""
     parts = [probe] if probe else []
-    for column, words in (("protocol", "{} protocol"), ("split", "judged on the {} scenes")):
-        values = list(rows[column].dropna().unique()) if column in rows else []
-        if values:
-            parts.append(words.format(" and ".join(map(str, values))))
+    protocols, splits = (list(rows[name].dropna().unique()) if name in rows else [] for name in ("protocol", "split"))
+    parts += [f"{' and '.join(protocols)} protocol"] if protocols else []
+    parts += [f"judged on {' and '.join(map(scenes_of, splits))}"] if splits else []
     if _has_bounds(rows, metric):
         chosen = best_layers(rows[rows["layer"].notna()])["chosen_on"].dropna().unique()
         where = f", chosen on the {chosen[0]} scenes" if len(chosen) == 1 else ""

@@ -13,6 +13,7 @@ from bindkit.control_names import SAME_CLASS, control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.figures.looks import line_looks
 from bindkit.figures.style import FAINT, GRID, INK, subtitle_lines, titled, translucent, whiskers
+from bindkit.folds import scenes_of
 from bindkit.model_table import bounds_text, differences
 
 _PANELS = {"accuracy": ("accuracy", "gain", "the more frequent answer")} | {
@@ -260,9 +261,8 @@ def _subtitle(rows: pd.DataFrame) -> list[str]:
     parts.append(f"each model at its best layer{where}")
     parts += [f"{value} protocol" for value in rows["protocol"].dropna().unique()] if "protocol" in rows else []
     if "n_scenes" in rows and rows["n_scenes"].notna().any():
-        n_scenes = int(rows["n_scenes"].max())
-        split = rows["split"].dropna().unique() if "split" in rows else []
-        parts.append(f"{n_scenes} {f'{split[0]} ' if len(split) == 1 else ''}scene{'' if n_scenes == 1 else 's'}")
+        n_scenes, splits = int(rows["n_scenes"].max()), rows["split"].dropna().unique() if "split" in rows else []
+        parts.append(scenes_of(splits[0] if len(splits) == 1 else "judged", n_scenes))
     if "accuracy_low" in rows and rows["accuracy_low"].notna().any():
         parts.append("intervals: 95 % over scenes")
     return parts
