@@ -64,7 +64,7 @@ def test_a_run_of_other_probes_alone_goes_through(tmp_path):
 
 
 def test_a_second_run_with_another_backbone_keeps_the_rows_of_the_first(tmp_path):
-    chosen = {"scenes": "synthetic:n=16,seed=0,size=80x80", "probes": "linear", "controls": ""}
+    chosen = {"scenes": "synthetic:n=48,seed=0,size=80x80", "probes": "linear", "controls": ""}
     first, second = "bindkit/scenes-motion", "bindkit/scenes-dino"
     run_pipeline(tmp_path / "run", **chosen, backbones=first, layers="0,3")
     workspace = run_pipeline(tmp_path / "run", **chosen, backbones=second, layers="3").workspace
