@@ -127,6 +127,12 @@ def _parser() -> argparse.ArgumentParser:
         help="how sizes, windows and masks are rounded; the paper protocol takes the reference implementation's",
     )
     cache.add_argument("--seed", metavar="N", type=int, default=0)
+    cache.add_argument(
+        "--changed",
+        choices=["refuse", "recompute"],
+        default="refuse",
+        help="where scenes, weights or preprocessing have changed since the cache was made: say so, or compute anew",
+    )
 
     verify = commands.add_parser("verify", help="check every byte of a cache; exit status 1 if any is damaged")
     verify.set_defaults(command=_verify)
@@ -337,6 +343,7 @@ def _cache(options: argparse.Namespace) -> int:
         patches_per_scene=options.patches_per_scene,
         dtype=options.dtype,
         seed=options.seed,
+        changed=options.changed,
     )
     print(cache.path)
     return 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,55 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+_SETTLED_NS = 2_000_000_000
+"""A file touched within so many nanoseconds may be touched again without its time telling (FAT counts in 2 s)."""
+
+
+class RememberedDigests:
+    """SHA-256 of files, remembered by size and times, so that a second look reads no bytes.
+
+    The memory is one JSON file; losing it costs time only. Threads may share one of these.
+    """
+
+    def __init__(self, memory: Path | None = None) -> None:
+        self._place = memory
+        self._known: dict[str, list[Any]] = {}
+        self._learned = False
+        if memory is not None:
+            try:
+                self._known = dict(json.loads(memory.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError):
+                self._known = {}
+
+    def of(self, path: Path) -> str:
+        """In hex; empty where the file cannot be read, which whoever reads it for its content will explain."""
+        try:
+            place, state, now = str(path.absolute()), _state(path), time.time_ns()
+            known = self._known.get(place)
+            if isinstance(known, list) and known[:-1] == state:
+                return str(known[-1])
+            digest = sha256_of(path)
+            if max(state[1:]) < now - _SETTLED_NS and _state(path) == state:
+                self._known[place], self._learned = [*state, digest], True
+            return digest
+        except OSError:
+            return ""
+
+    def keep(self) -> None:
+        """Write the memory, where there is anything new and the disk takes it."""
+        if self._place is not None and self._learned:
+            with contextlib.suppress(OSError):
+                self._place.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(self._place, json.dumps(self._known).encode())
+                self._learned = False
+
+
+def _state(path: Path) -> list[int]:
+    """Size in bytes, and when its content and when anything of it was last changed, in nanoseconds."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def slug(text: str, longest: int = 80) -> str:

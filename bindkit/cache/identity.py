@@ -9,6 +9,7 @@ from typing import Any
 
 from bindkit.cache.layout import SPLITS
 from bindkit.errors import InvalidParameterError
+from bindkit.scenes.contents import SceneContents
 
 DTYPES = ("float16", "float32")
 
@@ -28,6 +29,8 @@ class Identity:
         Class id -> name.
     benchmark_classes : dict
         Class id -> number in the data set's benchmark, 0 for all others; empty where there is none.
+    contents : SceneContents or None
+        What the scenes were made from; None where nobody looked (caches of format version 1).
     patches_per_scene : int or "all"
     dtype : "float16" or "float32"
     seed : int
@@ -45,6 +48,7 @@ class Identity:
     seed: int
     benchmark_classes: Mapping[int, int] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
+    contents: SceneContents | None = None
 
     def __post_init__(self) -> None:
         count = self.patches_per_scene
@@ -62,10 +66,15 @@ class Identity:
         return 2 if self.dtype == "float16" else 4
 
     def fields(self) -> dict[str, Any]:
-        """Flat names and values for comparison. The revision is left out: the weights digest says it better."""
+        """Flat names and values for comparison.
+
+        The revision is left out: the weights digest says it better. Contents of single scenes are compared apart.
+        """
         flat: dict[str, Any] = {}
         _flatten("backbone", {key: value for key, value in self.backbone.items() if key != "revision"}, flat)
         flat["scenes"] = self.scenes_uri
+        if self.contents is not None and self.contents.made_by:
+            flat["scenes computed by"] = self.contents.made_by
         for split in SPLITS:
             flat[f"scene ids of {split}"] = tuple(self.scene_ids.get(split, ()))
         flat["class_names"] = {int(key): value for key, value in self.class_names.items()}
@@ -95,7 +104,9 @@ class Making:
         return flat | {"device": self.device, "windows_per_batch": self.windows_per_batch}
 
 
-def differences(cached: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+def differences(
+    cached: Mapping[str, Any], asked: Mapping[str, Any], sides: tuple[str, str] = ("the cache", "this call")
+) -> list[str]:
     """Name every field that differs, with both values.
 
     >>> differences({"seed": 0, "dtype": "float16"}, {"seed": 1, "dtype": "float16"})
@@ -108,7 +119,7 @@ def differences(cached: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str
             if isinstance(old, tuple) and isinstance(new, tuple):
                 lines.append(f"{name}: {_first_difference(old, new)}")
             else:
-                lines.append(f"{name}: the cache has {_short(old)}, this call has {_short(new)}")
+                lines.append(f"{name}: {sides[0]} has {_short(old)}, {sides[1]} has {_short(new)}")
     return lines
 
 

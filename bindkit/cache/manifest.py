@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from bindkit.cache.layout import (
 )
 from bindkit.errors import CacheError
 from bindkit.files import parse_json
+from bindkit.scenes.contents import SceneContents
 
 FORMAT = "bindkit activation cache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 did not say what the scenes held, nor its shards what they are of. It is read, and written when mended."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,29 @@ class Manifest:
                 manifest = manifest.with_shard(split, shard, left)
         return manifest
 
+    def stamp(self, split: str, shard: int) -> dict[str, str] | None:
+        """What the files of a shard say of themselves: all that the manifest says of them, long things by digests.
+
+        None in a cache of format version 1.
+        """
+        if self.identity.contents is None:
+            return None
+        ids, of, groups = self.shard_ids(split, shard), self.identity.contents.of, self.identity.groups
+        contents = [of[scene_id] for scene_id in ids] if of else []
+        named = [[scene_id, groups[scene_id]] if scene_id in groups else [scene_id] for scene_id in ids]
+        own = {"shard": f"{split}/{shard}", "ids": _short(named), "contents": _short(contents)}
+        return {**self._common_stamp, **own}
+
+    @cached_property
+    def _common_stamp(self) -> dict[str, str]:
+        identity = self.identity
+        scenes = [identity.scenes_uri, identity.contents.made_by if identity.contents else ""]
+        classes = [sorted(names.items()) for names in (identity.class_names, identity.benchmark_classes)]
+        known = {**self._settings(), "scenes": scenes, "classes": classes}
+        # Where it matters to a shard, its ids tell.
+        del known["scenes_per_shard"]
+        return {name: _short(value) if isinstance(value, dict | list) else str(value) for name, value in known.items()}
+
     # --- JSON ---------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
@@ -148,12 +174,12 @@ class Manifest:
         return _canonical(payload | {"manifest_sha256": _digest(payload)})
 
     def _to_json(self) -> dict[str, Any]:
-        identity = self.identity
+        identity, contents = self.identity, self.identity.contents
         benchmark = {str(key): number for key, number in identity.benchmark_classes.items()}
         return {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "backbone": dict(identity.backbone),
+            "format_version": 1 if contents is None else FORMAT_VERSION,
+            **self._settings(),
             "scenes": {
                 "uri": identity.scenes_uri,
                 "ids": {split: list(identity.scene_ids.get(split, ())) for split in SPLITS},
@@ -161,21 +187,27 @@ class Manifest:
                 "broken": [[skipped.id, skipped.reason] for skipped in self.broken],
                 **({"benchmark_classes": benchmark} if benchmark else {}),
                 **({"groups": dict(identity.groups)} if identity.groups else {}),
-            },
-            "patches_per_scene": identity.patches_per_scene,
-            "dtype": identity.dtype,
-            "seed": identity.seed,
-            "scenes_per_shard": self.scenes_per_shard,
-            "made_with": {
-                "versions": dict(self.making.versions),
-                "device": self.making.device,
-                "windows_per_batch": self.making.windows_per_batch,
+                **(_contents_to_json(contents, identity) if contents else {}),
             },
             "layers": list(self.layers),
             "shards": {
                 split: {f"{shard:05d}": _record_to_json(record) for shard, record in records.items()}
                 for split, records in self.shards.items()
                 if records
+            },
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "backbone": dict(self.identity.backbone),
+            "patches_per_scene": self.identity.patches_per_scene,
+            "dtype": self.identity.dtype,
+            "seed": self.identity.seed,
+            "scenes_per_shard": self.scenes_per_shard,
+            "made_with": {
+                "versions": dict(self.making.versions),
+                "device": self.making.device,
+                "windows_per_batch": self.making.windows_per_batch,
             },
         }
 
@@ -205,10 +237,10 @@ class Manifest:
             raise CacheError(f"{file} is not JSON ({error}); {again}") from None
         if not isinstance(payload, dict) or payload.get("format") != FORMAT:
             raise CacheError(f"{file} is not the manifest of a bindkit activation cache; {again}")
-        if payload.get("format_version") != FORMAT_VERSION:
+        if payload.get("format_version") not in (1, FORMAT_VERSION):
             raise CacheError(
-                f"{file} has format version {payload.get('format_version')!r}, this bindkit reads {FORMAT_VERSION}; "
-                f"use the bindkit that wrote it, or {again}"
+                f"{file} has format version {payload.get('format_version')!r}, this bindkit reads 1 and "
+                f"{FORMAT_VERSION}; use the bindkit that wrote it, or {again}"
             )
         digest = payload.pop("manifest_sha256", None)
         try:
@@ -218,13 +250,22 @@ class Manifest:
         if content != rewritten or digest != expected:
             raise CacheError(f"{file} was changed after it was written (its digest does not match); {again}")
         try:
-            return cls._from_json(payload)
+            manifest = cls._from_json(payload)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CacheError(f"{file} lacks what a manifest must say ({error!r}); {again}") from error
+        if manifest.to_bytes() != content:
+            raise CacheError(f"{file} says things that do not belong together (was it edited?); {again}")
+        return manifest
 
     @classmethod
     def _from_json(cls, payload: dict[str, Any]) -> Manifest:
         scenes, made = payload["scenes"], payload["made_with"]
+        if int(payload["backbone"]["d_model"]) < 1 or payload["scenes_per_shard"] < 1:
+            raise ValueError("d_model and scenes_per_shard are at least 1")
+        contents = None
+        if payload["format_version"] != 1:
+            pairs = (zip(scenes["ids"][split], scenes["contents"][split], strict=True) for split in scenes["contents"])
+            contents = SceneContents(scenes["made_by"], {scene_id: of for split in pairs for scene_id, of in split})
         identity = Identity(
             backbone=payload["backbone"],
             scenes_uri=scenes["uri"],
@@ -235,6 +276,7 @@ class Manifest:
             seed=payload["seed"],
             benchmark_classes={int(key): int(number) for key, number in scenes.get("benchmark_classes", {}).items()},
             groups=scenes.get("groups", {}),
+            contents=contents,
         )
         return cls(
             identity=identity,
@@ -248,6 +290,15 @@ class Manifest:
         )
 
 
+def _contents_to_json(contents: SceneContents, identity: Identity) -> dict[str, Any]:
+    of = {
+        split: [contents.of[scene_id] for scene_id in identity.scene_ids.get(split, ())]
+        for split in SPLITS
+        if contents.of
+    }
+    return {"made_by": contents.made_by, "contents": of}
+
+
 def _canonical(payload: dict[str, Any]) -> bytes:
     text = json.dumps(payload, indent=1, sort_keys=True, allow_nan=False)
     return (text + "\n").encode()
@@ -255,6 +306,11 @@ def _canonical(payload: dict[str, Any]) -> bytes:
 
 def _digest(payload: dict[str, Any]) -> str:
     return hashlib.sha256(_canonical(payload)).hexdigest()
+
+
+def _short(value: Any) -> str:
+    """A digest that keeps a stamp small beside the labels of a shard."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _record_to_json(record: ShardRecord) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from bindkit.arguments import read_path, require_kind
 from bindkit.cache import verifying
-from bindkit.cache.layout import SPLITS, Skipped, activations_file, labels_file
+from bindkit.cache.layout import SPLITS, Skipped, activations_file
 from bindkit.cache.manifest import Manifest
-from bindkit.cache.shards import ShardLabels, map_activations
+from bindkit.cache.shards import layer_stamp, map_activations
 from bindkit.cache.verifying import Damage
 from bindkit.errors import CacheError, InvalidParameterError, LayerError
 
@@ -150,7 +150,9 @@ class CachedActivations:
         if shard not in self._maps:
             record = self._manifest.shards[self.split][shard]
             file = self._path / activations_file(self.split, self.layer, shard)
-            mapped = map_activations(file, record.activations[self.layer], record.rows, self.d_model)
+            stamp = layer_stamp(self._manifest.stamp(self.split, shard), self.layer)
+            dtype = self._manifest.identity.dtype
+            mapped = map_activations(file, record.activations[self.layer], record.rows, self.d_model, dtype, stamp)
             self._maps[shard] = mapped.numpy()
         return self._maps[shard]
 
@@ -273,7 +275,7 @@ class ActivationCache:
                 "cache_activations call again to complete it"
             )
         shards = range(self.manifest.n_shards(split))
-        parts = [ShardLabels.read(self.path / labels_file(split, shard)) for shard in shards]
+        parts = [verifying.read_labels(self.path, self.manifest, split, shard) for shard in shards]
         ids = [scene_id for shard in shards for scene_id in self.manifest.shard_ids(split, shard)]
         scene_rows = _stack([part.scene_rows for part in parts], np.zeros(0, np.int64))
         present = np.flatnonzero(scene_rows)
@@ -314,10 +316,11 @@ class ActivationCache:
         return {name: record.sha256 for name, record in self.manifest.files().items()}
 
     def verify(self) -> list[Damage]:
-        """Check every byte against the manifest; an empty list means whole.
+        """Check every byte against the manifest, and what the manifest says against the shards; empty means whole.
 
-        Finds missing, cut-short, changed and foreign files and names each. Whether anything is left to compute is
-        another question: see `is_complete`.
+        Finds missing, cut-short, changed and foreign files, and files that are of something else than the manifest
+        says (which was edited, or they were taken from another cache), and names each. Whether anything is left to
+        compute is another question: see `is_complete`.
         """
         return verifying.find_damage(self.path, self.manifest)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from bindkit.cache.layout import MANIFEST_NAME
+from bindkit.cache.layout import MANIFEST_NAME, activations_file, labels_file
 from bindkit.cache.manifest import Manifest
+from bindkit.cache.shards import REPAIR, ShardLabels, layer_stamp, map_activations
 from bindkit.cache.writing import exclusive, is_ours, remove_strays, walk, write_manifest
+from bindkit.errors import CacheDamagedError
 from bindkit.files import sha256_of
 from bindkit.progress import progress
 
@@ -50,7 +53,10 @@ def quick_damage(path: Path, manifest: Manifest) -> list[Damage]:
 
 
 def find_damage(path: Path, manifest: Manifest) -> list[Damage]:
-    """Find every file that is missing, cut short, changed or foreign. Reads all of the cache once."""
+    """Find every file that is missing, cut short, changed, foreign, or not of what the manifest says it is of.
+
+    Reads all of the cache once, its labels twice.
+    """
     damage = {item.path: item for item in quick_damage(path, manifest)}
     files = manifest.files()
     with progress(len(files), "verifying", "files") as bar:
@@ -62,11 +68,58 @@ def find_damage(path: Path, manifest: Manifest) -> list[Damage]:
                 except OSError as error:
                     damage[name] = Damage(name, f"cannot be read: {error.strerror or error}")
             bar.update(1)
+    for split, shard in manifest.every_shard():
+        for name, contradiction in _contradictions(path, manifest, split, shard):
+            damage.setdefault(name, Damage(name, contradiction))
     for name in walk(path):
         if name not in files and name != MANIFEST_NAME:
             origin = "left by an interrupted run" if is_ours(name) else "not written by bindkit"
             damage[name] = Damage(name, f"foreign: not in the manifest ({origin})")
     return sorted(damage.values(), key=lambda item: item.path)
+
+
+def read_labels(path: Path, manifest: Manifest, split: str, shard: int) -> ShardLabels:
+    """Labels of a shard, held against all that the manifest says of them.
+
+    Raises
+    ------
+    CacheDamagedError
+        If they cannot be read or are others.
+    """
+    file, record = path / labels_file(split, shard), manifest.shards[split][shard]
+    labels = ShardLabels.read(file, manifest.stamp(split, shard))
+    ids, rows, most = manifest.shard_ids(split, shard), labels.scene_rows.tolist(), manifest.identity.patches_per_scene
+    empty = [scene_id for scene_id, count in zip(ids, rows, strict=False) if not count]
+    wrong = {
+        f"{len(rows)} scenes, the manifest {len(ids)}": len(rows) != len(ids),
+        f"{sum(rows)} rows, the manifest {record.rows}": sum(rows) != record.rows,
+        f"{max(rows, default=0)} rows of one scene, the manifest at most {most}": most != "all"
+        and max(rows, default=0) > int(most),
+        f"{len(empty)} scenes without rows, the manifest others": empty != [skipped.id for skipped in record.skipped],
+    }
+    for said, is_wrong in wrong.items():
+        if is_wrong:
+            raise CacheDamagedError(f"{file} has {said}; {REPAIR}")
+    return labels
+
+
+def _contradictions(path: Path, manifest: Manifest, split: str, shard: int) -> Iterator[tuple[str, str]]:
+    """Files of a shard that cannot be read as what the manifest says they are, each with the reason."""
+    record, identity = manifest.record(split, shard), manifest.identity
+    if record is None:
+        return
+    checks: dict[str, Callable[[], object]] = {}
+    if record.labels is not None:
+        checks[labels_file(split, shard)] = partial(read_labels, path, manifest, split, shard)
+    stamp, width = manifest.stamp(split, shard), int(identity.backbone["d_model"])
+    for layer, file in record.activations.items():
+        name, stamped = activations_file(split, layer, shard), layer_stamp(stamp, layer)
+        checks[name] = partial(map_activations, path / name, file, record.rows, width, identity.dtype, stamped)
+    for name, check in checks.items():
+        try:
+            check()
+        except CacheDamagedError as error:
+            yield name, str(error).removeprefix(f"{path / name} ").removesuffix(f"; {REPAIR}")
 
 
 def remove_damage(path: Path, manifest: Manifest, damage: Iterable[Damage]) -> Manifest:

@@ -8,7 +8,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,13 @@ from bindkit.arguments import read_layers, read_seeds
 from bindkit.control_names import KINDS
 from bindkit.emergence.runs import TrainingRun, read_runs
 from bindkit.errors import InvalidParameterError
-from bindkit.files import sha256_of, slug, write_bytes
+from bindkit.files import RememberedDigests, sha256_of, slug, write_bytes
 from bindkit.fits import RESULT_COLUMNS
 from bindkit.progress import progress
 from bindkit.protocols import Protocol
 from bindkit.protocols import protocol as protocol_of
 from bindkit.scenes import open_scenes
+from bindkit.scenes.contents import contents_of, memory_in
 from bindkit.scenes.synthetic import require_unseen
 
 if TYPE_CHECKING:
@@ -210,9 +211,13 @@ class _Measuring:
 
     def _made_from(self, digests: Mapping[str, str]) -> str:
         """Digest of what rows depend on besides layer, probe and seed."""
-        scenes = {"scenes": self.scenes.uri, "ids": list(self.scenes.ids)}
+        scenes = {"scenes": self.scenes.uri, "ids": list(self.scenes.ids), "contents": self._contents}
         content = {"files": dict(digests), **scenes, "rules": repr(self.rules), "bindkit": __version__}
         return _digest(content | self._own_code)
+
+    @cached_property
+    def _contents(self) -> dict[str, str]:
+        return dict(contents_of(self.scenes, digests=RememberedDigests(memory_in(self.root, self.scenes.uri))).of)
 
     @property
     def _own_code(self) -> dict[str, str | None]:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from bindkit.arguments import read_path, whole_number
 from bindkit.cache.identity import Identity
-from bindkit.cache.layout import SPLITS, ShardRecord, activations_file, labels_file
+from bindkit.cache.layout import MANIFEST_NAME, SPLITS, ShardRecord, activations_file, labels_file
 from bindkit.cache.manifest import Manifest
-from bindkit.cache.shards import activations_to_bytes
+from bindkit.cache.shards import activations_to_bytes, layer_stamp
 from bindkit.cache.store import ActivationCache
 from bindkit.cache.verifying import remove_damage
 from bindkit.cache.writing import (
@@ -25,13 +25,15 @@ from bindkit.cache.writing import (
     write_file,
     write_manifest,
 )
-from bindkit.errors import CacheMismatchError, EmptySplitError
+from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameterError
 from bindkit.extraction.drawing import DrawnScene, ahead, draw_scene
 from bindkit.extraction.forward import ActivationSource, ShardContent, compute_shard, require_source
 from bindkit.extraction.planning import (
+    SINCE,
     Job,
     Task,
     begin,
+    contents_by_id,
     nothing_readable,
     read_matching,
     require_readable,
@@ -42,15 +44,15 @@ from bindkit.extraction.sizing import (
     bytes_of,
     scene_sizes,
 )
-from bindkit.files import slug
+from bindkit.files import RememberedDigests, slug
 from bindkit.progress import progress
 from bindkit.scenes import Split, split_scenes
+from bindkit.scenes.contents import are_files, changes, content_of, contents_of, memory_in
 from bindkit.scenes.scene import SceneSet, require_scenes
 from bindkit.scenes.synthetic import require_unseen
 
 logger = logging.getLogger(__name__)
 
-_LIBRARIES = ("numpy", "pillow", "torch", "transformers")
 _FILE_OVERHEAD = 8192
 """Headers and the last block of a file, generously."""
 
@@ -66,6 +68,7 @@ def cache_activations(
     windows_per_batch: int | None = None,
     workers: int = 2,
     split: Split | None = None,
+    changed: str = "refuse",
 ) -> ActivationCache:
     """Compute a backbone's activations on a scene set and keep them on disk, or find them there.
 
@@ -101,6 +104,10 @@ def cache_activations(
         Threads that read and label scenes ahead of the model; 0 for none.
     split : Split, optional
         Which scenes train, validate and test, and which belong together. Default: `split_scenes`, without groups.
+    changed : "refuse" or "recompute"
+        What to do where the cache was made from other files than there are now: refuse and name them, or compute anew
+        the shards of changed scenes, and all of them where weights, preprocessing, class names or the list of scenes
+        have changed. What a cache was made from is known by content, not by names and times.
 
     Returns
     -------
@@ -109,7 +116,7 @@ def cache_activations(
     Raises
     ------
     CacheMismatchError
-        If a cache of other settings lies there; each differing field is named.
+        If a cache of other settings lies there, or of other files; each differing field and file is named.
     DiskSpaceError
         If the disk cannot hold it: before the first byte, or when it fills up on the way.
     EmptySplitError
@@ -128,7 +135,9 @@ def cache_activations(
     require_unseen(scenes)
     if windows_per_batch is not None:
         windows_per_batch = whole_number(windows_per_batch, "windows_per_batch", least=1)
-    workers = whole_number(workers, "workers", least=0)
+    workers, root = whole_number(workers, "workers", least=0), read_path(root, "root")
+    if changed not in ("refuse", "recompute"):
+        raise InvalidParameterError(f'changed is "refuse" or "recompute", got {changed!r}')
     if split is None:
         split = split_scenes(scenes)
         for notice in split.notices:
@@ -149,9 +158,16 @@ def cache_activations(
         raise EmptySplitError(
             f"{scenes.uri} has no scene to cache ({len(scenes.broken)} left out on opening); check the scene set"
         )
-    job = Job(backbone, scenes, positions, identity, backbone.resolve_layers(layers), windows_per_batch, workers)
-    path = cache_path(read_path(root, "root"), scenes.uri, backbone.name)
-    manifest = read_matching(path, identity)
+    wanted = backbone.resolve_layers(layers)
+    digests = RememberedDigests(memory_in(root, scenes.uri))
+    every = [position for chosen in positions.values() for position in chosen]
+    identity = replace(identity, contents=contents_of(scenes, every, digests, workers))
+    job = Job(backbone, scenes, positions, identity, wanted, windows_per_batch, workers, digests, changed)
+    path = cache_path(root, scenes.uri, backbone.name)
+    manifest = read_matching(path, job)
+    if manifest is not None and changed == "recompute":
+        # A shard that is computed anew has all layers that it had.
+        job = replace(job, layers=tuple(sorted({*wanted, *Manifest.read(path).layers})))
     if manifest is None or job.missing(job.undamaged(path, manifest)):
         manifest = _complete(path, job)
     else:
@@ -174,12 +190,15 @@ def _complete(path: Path, job: Job) -> Manifest:
     identity = job.identity
     sizes = scene_sizes(job.scenes, everything, job.backbone.geometry, identity.patches_per_scene, job.workers)
     require_readable(job.scenes, job.positions, sizes)
-    manifest = read_matching(path, identity)
+    manifest = read_matching(path, job)
     begun = job.undamaged(path, manifest) if manifest else begin(job, sizes)
     _announce(path, job, begun, sizes)
     with exclusive(path):
         # Another process may have worked here between the first look and the lock.
-        manifest = read_matching(path, identity)
+        manifest = read_matching(path, job)
+        if (path / MANIFEST_NAME).exists() and (manifest is None or manifest != Manifest.read(path)):
+            _say_what_goes(path, job, manifest)
+            write_manifest(path, manifest or begin(job, sizes))
         remove_strays(path, manifest)
         if manifest is None:
             manifest = begin(job, sizes)
@@ -193,6 +212,15 @@ def _complete(path: Path, job: Job) -> Manifest:
         _require_rows(path, manifest)
     logger.info("Cached in %s.", path)
     return manifest
+
+
+def _say_what_goes(path: Path, job: Job, left: Manifest | None) -> None:
+    there = Manifest.read(path)
+    if there.files():
+        gone = sum(1 for split, shard in there.every_shard() if left is None or left.record(split, shard) is None)
+        logger.info("What %s was made from has changed: %d of its shards are computed anew.", path, gone)
+        for sentence in changes(contents_by_id(there.identity), contents_by_id(job.identity), job.scenes, SINCE):
+            logger.info("%s", sentence)
 
 
 def _require_rows(path: Path, manifest: Manifest) -> None:
@@ -268,11 +296,20 @@ def _compute(path: Path, job: Job, manifest: Manifest) -> Manifest:
                     manifest.making.windows_per_batch,
                     bar.update,
                 )
+                _require_unchanged(job, task)
                 manifest = writing.result() if writing else manifest
                 writing = writer.submit(_write_shard, path, manifest, task, content, job.backbone.d_model)
         finally:
             drawn.close()
         return writing.result() if writing else manifest
+
+
+def _require_unchanged(job: Job, task: Task) -> None:
+    """Refuse a shard whose files changed between the look at them and their reading."""
+    if are_files(job.scenes):
+        now = {job.scenes.ids[k]: content_of(job.scenes, job.digests, k) for k in task.positions}
+        if said := changes(contents_by_id(job.identity), now, job.scenes, "this call began"):
+            raise CacheMismatchError(f"{'; '.join(said)}; make the same call again once they stay as they are")
 
 
 def _warning(drawn: Iterator[DrawnScene]) -> Iterator[DrawnScene]:
@@ -284,7 +321,8 @@ def _warning(drawn: Iterator[DrawnScene]) -> Iterator[DrawnScene]:
 
 def _write_shard(path: Path, manifest: Manifest, task: Task, content: ShardContent, d_model: int) -> Manifest:
     """Write a shard's files, then the manifest that lists them."""
-    labels = content.labels().to_bytes()
+    stamp = manifest.stamp(task.split, task.shard)
+    labels = content.labels().to_bytes(stamp)
     record = manifest.record(task.split, task.shard)
     if record is None:
         record = ShardRecord(content.n_rows, content.skipped)
@@ -294,7 +332,8 @@ def _write_shard(path: Path, manifest: Manifest, task: Task, content: ShardConte
     files = dict(record.activations)
     for layer in task.layers:
         # Popped, so that a layer's memory is free once it is written.
-        encoded = activations_to_bytes(content.blocks.pop(layer), d_model, manifest.identity.dtype)
+        stamped = layer_stamp(stamp, layer)
+        encoded = activations_to_bytes(content.blocks.pop(layer), d_model, manifest.identity.dtype, stamped)
         files[layer] = write_file(path, activations_file(task.split, layer, task.shard), encoded)
     manifest = manifest.with_shard(task.split, task.shard, replace(record, activations=files))
     write_manifest(path, manifest)

@@ -88,7 +88,7 @@ def compare_with_model(cache: ActivationCache, backbone: ActivationSource, scene
     if not np.array_equal(labels.instances[at], cached.instances[rows]):
         raise CacheMismatchError(
             f"scene {scene.id} is labelled otherwise now than in the cache {cache.path}; its masks have changed, so "
-            "fill a new cache (another root)"
+            'compute anew what they change: cache_activations(..., changed="recompute")'
         )
     differences = [torch.zeros(())]
     for layer in cache.layers:

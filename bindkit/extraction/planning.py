@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bindkit import __version__
@@ -14,6 +15,8 @@ from bindkit.cache.verifying import Damage, quick_damage
 from bindkit.errors import CacheMismatchError, EmptySplitError
 from bindkit.extraction.forward import ActivationSource
 from bindkit.extraction.sizing import SceneSize, default_windows_per_batch, scenes_per_shard
+from bindkit.files import RememberedDigests
+from bindkit.scenes.contents import changed_ids, changes
 from bindkit.scenes.scene import SceneSet
 
 _LIBRARIES = ("numpy", "pillow", "torch", "transformers")
@@ -41,6 +44,8 @@ class Job:
     layers: tuple[int, ...]
     windows_per_batch: int | None
     workers: int
+    digests: RememberedDigests
+    changed: str = "refuse"
 
     def missing(self, manifest: Manifest) -> list[Task]:
         """Shards that lack labels or layers, in order."""
@@ -72,26 +77,69 @@ class Job:
         return Making(versions, self.backbone.device.type, windows or default_windows_per_batch(self.backbone))
 
 
-def read_matching(path: Path, identity: Identity) -> Manifest | None:
-    """The manifest at a place, if shards of the same identity lie there.
+def read_matching(path: Path, job: Job) -> Manifest | None:
+    """The manifest at a place, of those shards that are of what is asked for; None where all is to be computed.
+
+    Where what the cache was made from has changed, that depends on ``job.changed``: under ``"recompute"`` the shards
+    with changed scenes are left out, or all, where the change is not one of single scenes.
 
     Raises
     ------
     CacheMismatchError
-        Naming every field that differs.
+        Naming every field and file that differs.
     """
     if not (path / MANIFEST_NAME).exists():
         return None
     manifest = Manifest.read(path)
     if not manifest.files():
         return None
-    differing = differences(manifest.identity.fields(), identity.fields())
-    if differing:
-        raise CacheMismatchError(
-            f"the cache {path} was made with other settings:\n  " + "\n  ".join(differing) + "\nAsk for the settings "
-            "it was made with, give another root, or delete that directory to cache afresh."
-        )
-    return manifest
+    there, asked = manifest.identity, job.identity
+    differing = differences(there.fields(), asked.fields())
+    if there.contents is None:
+        differing = [*differing, NOBODY_LOOKED]
+    before, now = contents_by_id(there), contents_by_id(asked)
+    if not differing and before == now:
+        return manifest
+    settings = [name for name in _SETTINGS if getattr(there, name) != getattr(asked, name)]
+    if job.changed == "recompute" and not settings:
+        return None if differing else _without_changed(manifest, job)
+    said = "\n  ".join(differing + changes(before, now, job.scenes, SINCE))
+    remedy = "Ask for the settings it was made with" if settings else _RECOMPUTE
+    raise CacheMismatchError(
+        f"the cache {path} was made with other settings or from other files:\n  {said}\n{remedy}, give another root, "
+        "or delete that directory to cache afresh."
+    )
+
+
+SINCE = "this cache was made"
+NOBODY_LOOKED = "contents of the scenes: the cache is of an earlier bindkit, which did not look at them"
+_RECOMPUTE = (
+    'Ask with changed="recompute" (console: --changed recompute) to compute anew what depends on them, put back what '
+    "it was made from"
+)
+_SETTINGS = ("patches_per_scene", "dtype", "seed")
+"""Of an identity what a call chooses: another choice asks for another cache, it is no change of this one."""
+
+
+def contents_by_id(identity: Identity) -> Mapping[str, str]:
+    """Scene id -> content; empty for computed scenes, and where nobody looked."""
+    return identity.contents.of if identity.contents else {}
+
+
+def _without_changed(manifest: Manifest, job: Job) -> Manifest | None:
+    """The manifest without the shards of changed scenes; None where the rest could not stay beside them.
+
+    That is so where this call computes otherwise than the cache was made, and where all patches are kept, since sizes
+    of pictures then decide what a shard holds.
+    """
+    if manifest.making.fields() != job.making(manifest).fields() or job.identity.patches_per_scene == "all":
+        return None
+    changed = set(changed_ids(contents_by_id(manifest.identity), contents_by_id(job.identity)))
+    for split, shard in list(manifest.every_shard()):
+        if changed.intersection(manifest.shard_ids(split, shard)):
+            manifest = manifest.with_shard(split, shard, None)
+    identity = replace(manifest.identity, contents=job.identity.contents)
+    return replace(manifest, identity=identity, broken=_left_out(job.scenes))
 
 
 def require_same_making(path: Path, manifest: Manifest, job: Job) -> None:
@@ -113,8 +161,13 @@ def begin(job: Job, sizes: dict[int, SceneSize | str]) -> Manifest:
         identity=job.identity,
         making=job.making(None),
         scenes_per_shard=scenes_per_shard(job.backbone, job.identity, largest if asked == "all" else int(asked)),
-        broken=tuple(Skipped(scene.id, scene.reason) for scene in job.scenes.broken),
+        broken=_left_out(job.scenes),
     )
+
+
+def _left_out(scenes: SceneSet) -> tuple[Skipped, ...]:
+    """Scenes that the set itself left out on opening."""
+    return tuple(Skipped(scene.id, scene.reason) for scene in scenes.broken)
 
 
 def require_readable(

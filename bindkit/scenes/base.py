@@ -27,6 +27,8 @@ class SceneSequence:
     class_names: Mapping[int, str]
     scenes_csv: Path | None = None
     """Where a table of the scenes may lie, with a column ``id``; None where the format has none."""
+    made_by: str | None = None
+    """Of a set whose scenes are computed from its URI alone: by what, so that another version is another content."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,6 +77,7 @@ class SceneSubset(SceneSequence):
         self.official_splits = None if splits is None else tuple(splits[k] for k in self._positions)
         self.class_names = scenes.class_names
         self.scenes_csv = getattr(scenes, "scenes_csv", None)
+        self.made_by = getattr(scenes, "made_by", None)
 
     @property
     def benchmark_classes(self) -> Mapping[int, int] | None:

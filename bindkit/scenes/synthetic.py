@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bindkit import __version__
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes.base import SceneSequence
 from bindkit.scenes.composition import SURFACES, Recipe, compose
@@ -151,6 +152,7 @@ class SyntheticScenes(SceneSequence):
         self.ids = tuple(f"synthetic-{options.seed}-{position:06d}" for position in range(options.n))
         self.broken = ()
         self.official_splits = None
+        self.made_by = f"bindkit {__version__}"
         self.class_names = {number: shape.name for number, shape in enumerate(SHAPES, start=1)}
 
     def __getitem__(self, position: int) -> Scene:

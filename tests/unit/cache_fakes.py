@@ -32,6 +32,7 @@ class ExactScenes:
         self, n: int = 7, broken: Sequence[int] = (), headless: Sequence[int] = (), uri: str = "exact:"
     ) -> None:
         self.uri = uri
+        self.made_by = "exact arithmetic"
         self.ids = tuple(f"scene-{k}" for k in range(n))
         self.broken: tuple[BrokenScene, ...] = ()
         self.class_names = {1: "disc", 2: "star"}

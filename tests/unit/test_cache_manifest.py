@@ -15,6 +15,7 @@ from bindkit.cache import ActivationCache, Identity, Making, Manifest, ShardReco
 from bindkit.cache.identity import differences
 from bindkit.cache.layout import FileRecord
 from bindkit.errors import CacheError, InvalidParameterError
+from bindkit.scenes.contents import SceneContents
 
 IDENTITY = Identity(
     backbone={"name": "tiny", "d_model": 4, "revision": None, "preprocessing": {"mean": (0.5, 0.25, 0.125)}},
@@ -64,6 +65,27 @@ def test_a_manifest_has_these_very_bytes() -> None:
     assert hashlib.sha256(whole().to_bytes()).hexdigest()[:16] == "5463f8b6a8578a70"
 
 
+LOOKED_AT = replace(IDENTITY, contents=SceneContents("", {"a": "1 2", "ü": "3 4", "\udcff": "-", "c": "5 6"}))
+
+
+def test_contents_are_read_back_as_written(tmp_path: Path) -> None:
+    for contents in (LOOKED_AT.contents, SceneContents("bindkit 9")):
+        manifest = replace(whole(), identity=replace(IDENTITY, contents=contents))
+        again = Manifest.read(put(tmp_path, manifest.to_bytes()))
+        assert again == manifest and again.identity.contents == contents
+
+
+def test_a_manifest_with_contents_has_these_very_bytes_and_stamps() -> None:
+    manifest = replace(whole(), identity=LOOKED_AT)
+    assert hashlib.sha256(manifest.to_bytes()).hexdigest()[:16] == "00dd15e1e62bf994"
+    said = manifest.stamp("train", 1)
+    assert said == {
+        **{"backbone": "16de0e75", "patches_per_scene": "512", "dtype": "float16", "seed": "0"},
+        **{"made_with": "28e2f0df", "scenes": "ac714c8c", "classes": "d4b85683"},
+        **{"shard": "train/1", "ids": "c1cb3436", "contents": "6c2899e3"},
+    }
+
+
 @given(st.data())
 def test_every_flipped_bit_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     content = bytearray(whole().to_bytes())
@@ -85,7 +107,7 @@ def test_no_cache_there(tmp_path: Path) -> None:
 
 def test_an_unknown_format_version_is_named(tmp_path: Path) -> None:
     payload = json.loads(whole().to_bytes()) | {"format_version": 99}
-    with pytest.raises(CacheError, match="format version 99, this bindkit reads 1"):
+    with pytest.raises(CacheError, match="format version 99, this bindkit reads 1 and 2"):
         ActivationCache.open(put(tmp_path, json.dumps(payload).encode()))
 
 

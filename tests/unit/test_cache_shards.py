@@ -14,7 +14,7 @@ from safetensors.numpy import load
 from bindkit.cache.layout import FileRecord
 from bindkit.cache.shards import BYTES_PER_ROW, BYTES_PER_SCENE, ShardLabels, activations_to_bytes, map_activations
 from bindkit.errors import CacheDamagedError, InvalidParameterError
-from bindkit.extraction import cache_activations
+from bindkit.extraction import cache_activations, planning
 from bindkit.scenes import Split
 
 
@@ -45,7 +45,10 @@ def test_activations_have_these_very_bytes() -> None:
     assert content == len(header).to_bytes(8, "little") + header + bytes.fromhex("0000003c 00400042 004400c5")
 
 
-def test_a_tiny_cache_has_these_very_files(tmp_path: Path) -> None:
+def test_a_tiny_cache_has_these_very_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every file says by which versions it was made.
+    monkeypatch.setattr(planning, "_LIBRARIES", ())
+    monkeypatch.setattr(planning, "__version__", "0")
     split = Split(train=(2, 0), validation=(), test=(1,), notices=())
     cache = cache_activations(
         ExactBackbone(), ExactScenes(3), tmp_path, layers=[0, 2], patches_per_scene=5, split=split
@@ -56,12 +59,12 @@ def test_a_tiny_cache_has_these_very_files(tmp_path: Path) -> None:
 
 
 GOLDEN = {
-    "test/labels/00000.safetensors": "45fd2695c246a567",
-    "test/layer_00/00000.safetensors": "c409bf98c0abb4a5",
-    "test/layer_02/00000.safetensors": "6c2668c3870df90f",
-    "train/labels/00000.safetensors": "a9e0c4b4f7c02af6",
-    "train/layer_00/00000.safetensors": "ec7adfcd9a3c9c2c",
-    "train/layer_02/00000.safetensors": "6c121fc43af785bd",
+    "test/labels/00000.safetensors": "b53dcfcb854aa3f0",
+    "test/layer_00/00000.safetensors": "2e9fa2f914630e7e",
+    "test/layer_02/00000.safetensors": "a3b87eecff255ef2",
+    "train/labels/00000.safetensors": "509405cf9462a3bb",
+    "train/layer_00/00000.safetensors": "72fd0e517221379d",
+    "train/layer_02/00000.safetensors": "38d2652cd7ae329f",
 }
 
 
@@ -102,10 +105,10 @@ def test_files_that_are_no_labels_are_refused(tmp_path: Path, content: bytes) ->
 def test_mapped_activations_are_those_written(tmp_path: Path, dtype: str) -> None:
     content = np.random.default_rng(0).normal(size=(7, 5)).astype(dtype)
     file, record = written(tmp_path / "a", activations_to_bytes([content], 5, dtype))
-    mapped = map_activations(file, record, 7, 5)
+    mapped = map_activations(file, record, 7, 5, dtype)
     np.testing.assert_array_equal(mapped.numpy(), content)
     empty, record = written(tmp_path / "b", activations_to_bytes([], 5, dtype))
-    assert map_activations(empty, record, 0, 5).shape == (0, 5)
+    assert map_activations(empty, record, 0, 5, dtype).shape == (0, 5)
 
 
 def test_a_wrong_width_is_refused_by_name(tmp_path: Path) -> None:
@@ -113,9 +116,9 @@ def test_a_wrong_width_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(
         CacheDamagedError, match=r"holds activations \[3, 4\] but the manifest promises 3 rows of width 8"
     ):
-        map_activations(file, record, 3, 8)
+        map_activations(file, record, 3, 8, "float16")
     with pytest.raises(CacheDamagedError, match="promises 2 rows of width 4"):
-        map_activations(file, record, 2, 4)
+        map_activations(file, record, 2, 4, "float16")
 
 
 def test_cut_missing_and_senseless_files_are_refused(tmp_path: Path) -> None:
@@ -123,23 +126,23 @@ def test_cut_missing_and_senseless_files_are_refused(tmp_path: Path) -> None:
     file, record = written(tmp_path / "a", whole)
     file.write_bytes(whole[:-1])
     with pytest.raises(CacheDamagedError, match=f"has {len(whole) - 1} bytes, the manifest says {len(whole)}"):
-        map_activations(file, record, 3, 4)
+        map_activations(file, record, 3, 4, "float16")
     file.write_bytes(b"\xff" * len(whole))
     with pytest.raises(CacheDamagedError, match="cannot be read as activations"):
-        map_activations(file, record, 3, 4)
+        map_activations(file, record, 3, 4, "float16")
     file.write_bytes(whole.replace(b"F16", b"F99"))
     with pytest.raises(CacheDamagedError, match="cannot be read as activations"):
-        map_activations(file, record, 3, 4)
+        map_activations(file, record, 3, 4, "float16")
     file.unlink()
     with pytest.raises(CacheDamagedError, match="cannot be read as activations"):
-        map_activations(file, record, 3, 4)
+        map_activations(file, record, 3, 4, "float16")
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc/self/fd to count open files")
 def test_maps_hold_no_file_open(tmp_path: Path) -> None:
     file, record = written(tmp_path / "a", activations_to_bytes([np.zeros((3, 4), np.float16)], 4, "float16"))
     before = len(list(Path("/proc/self/fd").iterdir()))
-    maps = [map_activations(file, record, 3, 4) for _ in range(50)]
+    maps = [map_activations(file, record, 3, 4, "float16") for _ in range(50)]
     assert len(maps) == 50 and len(list(Path("/proc/self/fd").iterdir())) < before + 50
 
 
@@ -147,7 +150,7 @@ def test_a_read_only_cache_can_be_mapped_and_writing_to_a_map_does_not_reach_the
     content = activations_to_bytes([np.ones((3, 4), np.float16)], 4, "float16")
     file, record = written(tmp_path / "a", content)
     file.chmod(0o400)
-    mapped = map_activations(file, record, 3, 4)
+    mapped = map_activations(file, record, 3, 4, "float16")
     mapped += 1
     assert torch.equal(mapped, torch.full((3, 4), 2.0, dtype=torch.float16))
     assert file.read_bytes() == content
@@ -158,7 +161,7 @@ def test_files_are_plain_safetensors(tmp_path: Path) -> None:
     cache = cache_activations(ExactBackbone(), ExactScenes(4), tmp_path, patches_per_scene=5, split=split)
     for name, content in all_bytes(cache.path).items():
         if name == "manifest.json":
-            assert json.loads(content)["format_version"] == 1
+            assert json.loads(content)["format_version"] == 2
         elif "layer" in name:
             assert load(content)["activations"].shape[1] == D_MODEL
         else:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from own_probes import Odd, probe_mine
+from PIL import Image
 
 import bindkit as bk
 from bindkit.emergence import (
@@ -132,6 +133,23 @@ def test_other_weights_in_its_place_are_measured_anew(run, table, root, tmp_path
     swapped = measure_checkpoints([moved], UNSEEN, measured, layers=[1], protocol=BRIEF, checkpoints=[32])
     assert swapped["auroc"].iloc[0] == pytest.approx(table["auroc"].iloc[0])
     assert swapped["auroc"].iloc[0] != table["auroc"].iloc[1]
+
+
+def test_scenes_that_changed_on_disk_are_measured_anew(run, tmp_path, fitted):
+    folder = tmp_path / "scenes"
+    for scene in bk.open_scenes(UNSEEN):
+        for kind, array in (("images", scene.image), ("instances", scene.instances.astype(np.uint8))):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(folder / kind / f"{scene.id}.png")
+    asked = {"layers": [1], "protocol": BRIEF, "checkpoints": [32]}
+    made = []
+    for change in (False, False, True):
+        if change:
+            for mask in (folder / "instances").iterdir():
+                Image.fromarray(np.asarray(Image.open(mask))[::-1]).save(mask)
+        measure_checkpoints([run.directory], f"folder:{folder}", tmp_path / "measured", **asked)
+        made.append([name for name, *_ in fitted].count(str(run.final)))
+    assert made == [1, 1, 2]
 
 
 @pytest.mark.parametrize(
