@@ -23,8 +23,8 @@ def check_choices(values: Mapping[str, Any]) -> None:
     """Refuse what no notebook of a run would take, as far as that shows without loading a model.
 
     Checked are, where they are given, ``scenes`` and ``groups`` (scenes are opened, ADE20K's directory is only looked
-    for), ``backbones``, ``layers``, ``window``, ``controls``, ``probes``, ``tasks``, ``protocol``, ``dtype``, ``seed``,
-    ``folds`` and counts. Depth and patch of a backbone are known where its config lies on this machine.
+    for), ``backbones``, ``layers``, ``window``, ``controls``, ``probes``, ``tasks``, ``protocol``, ``dtype``,
+    ``changed``, ``seed``, ``folds`` and counts. Depth and patch of a backbone are known where its config lies on this machine.
 
     Parameters
     ----------
@@ -74,9 +74,10 @@ def _check_folds(n_folds: int) -> None:
 
 def _check_names(values: Mapping[str, Any]) -> None:
     from bindkit.cache.identity import DTYPES
+    from bindkit.extraction.planning import CHANGED
     from bindkit.protocols import PROTOCOLS
 
-    for name, known in (("protocol", tuple(PROTOCOLS)), ("dtype", DTYPES)):
+    for name, known in (("protocol", tuple(PROTOCOLS)), ("dtype", DTYPES), ("changed", CHANGED)):
         if name in values and values[name] not in known:
             raise InvalidParameterError(f"unknown {name} {values[name]!r}; choose one of {', '.join(known)}")
 

@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--window", metavar="PIXELS", type=int, help="side of the windows; 0: the backbone's own")
     run.add_argument("--seed", metavar="N", type=int)
     run.add_argument("--workspace", metavar="DIR", default="workspace", help="directory to fill (default: workspace)")
-    run.add_argument("--force", action="store_true", help="execute every notebook, complete or not")
+    run.add_argument("--force", action="store_true", help="execute every notebook, anew for changed scenes or weights")
     run.add_argument(
         "-p",
         "--parameter",

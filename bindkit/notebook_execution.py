@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,18 +46,21 @@ class ExecutionRecord:
         Parameters that were set, plain values.
     version : str
         Version of bindkit.
+    inputs : dict
+        Digests of what it reads from outside: scenes and backbones, as far as they are known.
     """
 
     source: str
     parameters: dict[str, Any]
     version: str
+    inputs: dict[str, str]
 
     @classmethod
-    def of(cls, path: Path, parameters: dict[str, Any], version: str) -> ExecutionRecord:
+    def of(cls, path: Path, parameters: dict[str, Any], version: str, inputs: dict[str, str]) -> ExecutionRecord:
         """Record of executing the notebook at `path` now; its outputs do not count, only its cells."""
         cells = [[cell.cell_type, cell.source] for cell in nbformat.read(path, as_version=4).cells]
         digest = hashlib.sha256(json.dumps(cells).encode()).hexdigest()
-        return cls(digest, json.loads(json.dumps(parameters)), version)
+        return cls(digest, json.loads(json.dumps(parameters)), version, inputs)
 
     def describes(self, path: Path, workspace: Path) -> bool:
         """Whether `path` is a complete execution of exactly this: no error, every code cell executed.
@@ -70,8 +73,14 @@ class ExecutionRecord:
         except Exception:  # missing, cut short by a kill, or no notebook at all
             return False
         recorded = dict(notebook.metadata.get(RECORD, {}))
-        left = recorded.pop("left", [])
-        if recorded != asdict(self) or not all((workspace / name).exists() for name in left):
+        left, inputs = recorded.pop("left", []), recorded.pop("inputs", None)
+        # What nobody knew then, such as a hub model before its download, is no difference.
+        same = inputs is not None and all(inputs.get(name, known) == known for name, known in self.inputs.items())
+        if (
+            not same
+            or {**recorded, "inputs": self.inputs} != asdict(self)
+            or not all((workspace / name).exists() for name in left)
+        ):
             return False
         cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
         outputs = [output for cell in cells for output in cell.outputs]
@@ -79,10 +88,13 @@ class ExecutionRecord:
         return executed and all(output.output_type != "error" for output in outputs)
 
 
-def execute_notebook(source: Path, target: Path, record: ExecutionRecord, workspace: Path) -> None:
+def execute_notebook(
+    source: Path, target: Path, record: ExecutionRecord, workspace: Path, also: Mapping[str, Any]
+) -> None:
     """Execute `source` into `target` in the directory of `target`; what its kernel says goes to standard error.
 
-    `workspace` is the directory whose files are noted as what the notebook left.
+    `workspace` is the directory whose files are noted as what the notebook left; `also` are parameters by which
+    nobody tells one execution from another, so that the record lacks them.
 
     Raises
     ------
@@ -96,7 +108,7 @@ def execute_notebook(source: Path, target: Path, record: ExecutionRecord, worksp
             executed = papermill.execute_notebook(
                 _literally(source),
                 _literally(target),
-                parameters=record.parameters,
+                parameters={**record.parameters, **also},
                 engine_name=ENGINE,
                 kernel_name=KERNEL_NAME,
                 language="python",

@@ -11,11 +11,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bindkit
 from bindkit.choices import check_choices
-from bindkit.errors import NotebookFailedError, WorkspaceBusyError
+from bindkit.errors import NotebookFailedError, WorkspaceBusyError, WorkspaceMismatchError
 from bindkit.parameters import check_known, check_parameters, notebook_parameters
 from bindkit.workspace import (
     Workspace,
@@ -25,6 +25,9 @@ from bindkit.workspace import (
     workspace_root,
     writing_into,
 )
+
+if TYPE_CHECKING:
+    from bindkit.inputs import Inputs
 
 __all__ = [
     "RUN_DEFAULTS",
@@ -139,7 +142,8 @@ def run_pipeline(
     notebooks : str or Path, optional
         Directory of numbered notebooks; by default bindkit's own.
     force : bool
-        Execute every notebook, complete or not.
+        Execute every notebook, complete or not, and compute anew what depends on scenes and weights that have changed
+        since the workspace's run.
     **parameters
         Parameters of the notebooks; each notebook gets those that it has. Relative paths in `scenes` and `backbones`
         are meant from the present directory.
@@ -157,7 +161,8 @@ def run_pipeline(
     BackboneError, LayerError, ProbeError
         For a shipped backbone, layers, a probe or a task that there are not. Nothing is started.
     WorkspaceMismatchError
-        If the workspace holds a run of another configuration, or something else. Nothing is started.
+        If the workspace holds a run of another configuration, or something else, or if scenes or backbones have
+        changed since, by content; each is named. Nothing is started.
     WorkspaceBusyError
         If another run is writing to the workspace.
     NotebookFailedError
@@ -193,10 +198,16 @@ def run_pipeline(
 
 def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: bool) -> RunReport:
     """Execute what is not complete; once one notebook was executed, all later ones are too."""
+    from bindkit.inputs import Inputs
     from bindkit.notebook_execution import ExecutionRecord, execute_notebook
 
     started = time.perf_counter()
     sources = numbered_notebooks(directory)
+    before, inputs = Inputs.read(workspace.inputs), Inputs.look(values, workspace.cache, workspace.index)
+    recompute = force or values.get("changed") == "recompute"
+    changed = before is not None and workspace.holds_results and _has_changed(workspace, before, inputs, recompute)
+    if not changed:
+        inputs.also_of(before).write(workspace.inputs)
     runs: list[NotebookRun] = []
     stale = force
     for number, source in enumerate(sources, 1):
@@ -205,19 +216,44 @@ def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: b
         given = {name: values[name] for name in names if name in values}
         if "workspace" in names:
             given["workspace"] = str(workspace.root)
-        record = ExecutionRecord.of(source, given, bindkit.__version__)
+        also = {"changed": "recompute" if recompute else "refuse"} if given.pop("changed", None) else {}
+        record = ExecutionRecord.of(source, given, bindkit.__version__, inputs.of(given))
         heading = f"[{number}/{len(sources)}] {source.stem}"
         # What other workspaces hold may have changed since.
         stale = stale or bool(given.get("also")) or not record.describes(target, workspace.root)
         begun = time.perf_counter()
         if stale:
             logger.info("%s: running", heading)
-            execute_notebook(source, target, record, workspace.root)
+            execute_notebook(source, target, record, workspace.root, also)
             logger.info("%s: done in %.0f s", heading, time.perf_counter() - begun)
         else:
             logger.info("%s: complete already, skipped", heading)
+        if also:
+            # All caches are of these inputs now: a later notebook that fails goes on from here.
+            inputs.also_of(before).write(workspace.inputs)
         runs.append(NotebookRun(source.stem, target, not stale, time.perf_counter() - begun))
+    inputs.also_of(before).write(workspace.inputs)
     return RunReport(workspace, tuple(runs), time.perf_counter() - started)
+
+
+def _has_changed(workspace: Workspace, before: Inputs, inputs: Inputs, accepted: bool) -> bool:
+    """Whether scenes or backbones have changed since the workspace's run.
+
+    Raises
+    ------
+    WorkspaceMismatchError
+        If they have and nobody accepted it.
+    """
+    said = inputs.changes_since(before, "the run in this workspace")
+    if said and not accepted:
+        raise WorkspaceMismatchError(
+            f"{workspace.root} holds a run on other files:\n  " + "\n  ".join(said) + "\nrun again with --force (in "
+            "Python force=True) to compute anew what depends on them, put back what it was run on, or give another "
+            "workspace"
+        )
+    for sentence in said:
+        logger.info("%s", sentence)
+    return bool(said)
 
 
 def _with_absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:

@@ -80,6 +80,11 @@ class Workspace:
         return self.root / "viewer.html"
 
     @property
+    def inputs(self) -> Path:
+        """What the scenes and backbones of the run were made from."""
+        return self.root / "inputs.json"
+
+    @property
     def caches_csv(self) -> Path:
         """The table of caches, one row a backbone, with paths relative to the workspace."""
         return self.root / "caches.csv"
@@ -101,8 +106,10 @@ class Workspace:
     @property
     def holds_results(self) -> bool:
         """Whether anything was made here that belongs to the recorded settings."""
-        made = [directory for directory in (self.cache, self.probes) if directory.is_dir() and any(directory.iterdir())]
-        return bool(made) or self.results_csv.exists()
+        from bindkit.scenes.contents import MEMORY
+
+        cached = any(file.is_file() and file.name != MEMORY for file in self.cache.rglob("*"))
+        return cached or any(self.probes.glob("*")) or self.results_csv.exists()
 
 
 def open_workspace(path: str | Path, **fixed_settings: Any) -> Workspace:

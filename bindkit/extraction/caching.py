@@ -29,6 +29,7 @@ from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameter
 from bindkit.extraction.drawing import DrawnScene, ahead, draw_scene
 from bindkit.extraction.forward import ActivationSource, ShardContent, compute_shard, require_source
 from bindkit.extraction.planning import (
+    CHANGED,
     SINCE,
     Job,
     Task,
@@ -136,7 +137,7 @@ def cache_activations(
     if windows_per_batch is not None:
         windows_per_batch = whole_number(windows_per_batch, "windows_per_batch", least=1)
     workers, root = whole_number(workers, "workers", least=0), read_path(root, "root")
-    if changed not in ("refuse", "recompute"):
+    if changed not in CHANGED:
         raise InvalidParameterError(f'changed is "refuse" or "recompute", got {changed!r}')
     if split is None:
         split = split_scenes(scenes)

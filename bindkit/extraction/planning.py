@@ -114,9 +114,11 @@ def read_matching(path: Path, job: Job) -> Manifest | None:
 SINCE = "this cache was made"
 NOBODY_LOOKED = "contents of the scenes: the cache is of an earlier bindkit, which did not look at them"
 _RECOMPUTE = (
-    'Ask with changed="recompute" (console: --changed recompute) to compute anew what depends on them, put back what '
-    "it was made from"
+    'Ask with changed="recompute" (bindkit cache --changed recompute, bindkit run --force) to compute anew what '
+    "depends on them, put back what it was made from"
 )
+CHANGED = ("refuse", "recompute")
+"""What a call may want where what a cache was made from has changed."""
 _SETTINGS = ("patches_per_scene", "dtype", "seed")
 """Of an identity what a call chooses: another choice asks for another cache, it is no change of this one."""
 

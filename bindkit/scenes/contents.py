@@ -24,6 +24,9 @@ from bindkit.scenes.scene import ReadFromFiles, SceneSet
 _DIGITS = 32
 """Of a SHA-256 in hex: 128 bits keep files apart, and a manifest of a hundred thousand scenes small."""
 
+MEMORY = "contents.json"
+"""Name of the file that remembers digests."""
+
 _UNREADABLE = "-"
 _KINDS = ("picture", "mask", "class mask")
 """What the files of a scene are, in the order of its sources."""
@@ -54,7 +57,7 @@ def memory_in(root: str | Path, scenes_uri: str) -> Path:
     >>> memory_in("cache", "folder:/data/mine").as_posix()
     'cache/folder-data-mine/contents.json'
     """
-    return Path(root) / slug(scenes_uri) / "contents.json"
+    return Path(root) / slug(scenes_uri) / MEMORY
 
 
 def contents_of(

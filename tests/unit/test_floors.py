@@ -31,7 +31,7 @@ FLOORS = {
     },
     5: {
         *("analysis", "breakdowns", "difficulty", "emergence", "model_table", "paired_gains", "pretraining", "repair"),
-        *("scene_tables", "sweeping", "verdicts"),
+        *("inputs", "scene_tables", "sweeping", "verdicts"),
     },
     6: {
         "choices",
