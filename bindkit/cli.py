@@ -127,14 +127,10 @@ def _parser() -> argparse.ArgumentParser:
         help="how sizes, windows and masks are rounded; the paper protocol takes the reference implementation's",
     )
     cache.add_argument("--seed", metavar="N", type=int, default=0)
-    cache.add_argument(
-        "--changed",
-        choices=["refuse", "recompute"],
-        default="refuse",
-        help="where scenes, weights or preprocessing have changed since the cache was made: say so, or compute anew",
-    )
+    told = "of scenes, weights or preprocessing that have changed since: say so (the default), or compute anew"
+    cache.add_argument("--changed", choices=["refuse", "recompute"], default="refuse", help=told)
 
-    verify = commands.add_parser("verify", help="check every byte of a cache; exit status 1 if any is damaged")
+    verify = commands.add_parser("verify", help="check every byte of a cache, and its scenes; exit status 1 if changed")
     verify.set_defaults(command=_verify)
     verify.add_argument("path", metavar="PATH", type=Path, help="a cache, or a directory (a workspace) with several")
     verify.add_argument("--repair", action="store_true", help="remove damaged shards and compute them again")
@@ -350,7 +346,7 @@ def _cache(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from bindkit.repair import repair_cache
+    from bindkit.repair import repair_cache, scene_changes
 
     whole = True
     for path in _caches_in(options.path):
@@ -373,6 +369,12 @@ def _verify(options: argparse.Namespace) -> int:
             whole = False
         else:
             print(f"{path}: whole" + ("" if cache.is_complete else ", but not finished: make the same call again"))
+        try:
+            for sentence in scene_changes(cache):
+                print(f"{path}: its scenes, not the cache itself: {sentence}")
+                whole = False
+        except (BindkitError, OSError) as error:
+            print(f"{path}: its scenes could not be looked at ({error})")
     return 0 if whole else DAMAGED
 
 

@@ -1,4 +1,4 @@
-"""Mend a damaged cache: remove what is damaged and compute exactly that again from the same backbone and scenes."""
+"""A cache beside what it was made from: damage mended from the same backbone and scenes, scene files looked at."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from bindkit.cache import ActivationCache, Damage
 from bindkit.control_names import is_control
-from bindkit.errors import BindkitError
+from bindkit.errors import BindkitError, CacheError
 from bindkit.geometry import WindowGeometry
 
 if TYPE_CHECKING:
     from bindkit.extraction.forward import ActivationSource
+    from bindkit.scenes import SceneSet
 
 logger = logging.getLogger(__name__)
 
@@ -60,19 +61,52 @@ def repair_cache(path: str | Path) -> Repair:
     return Repair(damage, "")
 
 
+def scene_changes(cache: ActivationCache) -> list[str]:
+    """Say by name which scenes of a cache are no longer what it was made from; nothing of scenes that are computed.
+
+    Scenes that the set has besides are no change: a cache may be of some scenes only.
+
+    Raises
+    ------
+    BindkitError
+        If the scene set cannot be opened, or the cache is of an earlier bindkit and does not say what it held.
+    """
+    from bindkit.extraction.planning import NOBODY_LOOKED, SINCE
+    from bindkit.files import RememberedDigests
+    from bindkit.scenes.contents import MEMORY, changes, comings_and_goings, contents_of
+
+    then, names = cache.manifest.identity.contents, cache.class_names
+    if then is None:
+        raise CacheError(NOBODY_LOOKED)
+    if not then.of:
+        return []
+    scenes, memory = _scenes_of(cache), cache.path.parent / MEMORY
+    positions = [position for position, scene_id in enumerate(scenes.ids) if scene_id in then.of]
+    now = contents_of(scenes, positions, RememberedDigests(memory if memory.exists() else None)).of
+    said = comings_and_goings(then.of, now, SINCE) + changes(then.of, now, scenes, SINCE)
+    if names != {int(number): str(name) for number, name in scenes.class_names.items()}:
+        said.append(f"names of classes have changed since {SINCE}")
+    return said
+
+
+def _scenes_of(cache: ActivationCache) -> SceneSet:
+    """The scene set of a cache, opened as its manifest names it."""
+    from bindkit.scenes import open_scenes
+
+    index = cache.path.resolve().parent.parent.parent / "index"
+    return open_scenes(cache.manifest.scenes_uri, index_dir=index if index.is_dir() else None)
+
+
 def _compute_again(cache: ActivationCache, layers: list[int]) -> None:
     """Make the call again that made the cache."""
     from bindkit.backbones import load_backbone
     from bindkit.backbones.preprocessing import IMAGENET
     from bindkit.controls import control_of
     from bindkit.extraction import cache_activations
-    from bindkit.scenes import open_scenes, split_scenes
+    from bindkit.scenes import split_scenes
 
     identity, making = cache.manifest.identity, cache.manifest.making
-    described = cache.backbone
-    root = cache.path.resolve().parent.parent
-    index = root.parent / "index"
-    scenes = open_scenes(identity.scenes_uri, index_dir=index if index.is_dir() else None)
+    described, scenes = cache.backbone, _scenes_of(cache)
     source: ActivationSource
     if is_control(described.get("objective")):
         source = control_of(described)
@@ -91,7 +125,7 @@ def _compute_again(cache: ActivationCache, layers: list[int]) -> None:
     cache_activations(
         source,
         scenes,
-        root=root,
+        root=cache.path.resolve().parent.parent,
         layers=layers,
         patches_per_scene=identity.patches_per_scene,
         dtype=identity.dtype,
