@@ -24,7 +24,8 @@ def check_choices(values: Mapping[str, Any]) -> None:
 
     Checked are, where they are given, ``scenes`` and ``groups`` (scenes are opened, ADE20K's directory is only looked
     for), ``backbones``, ``layers``, ``window``, ``controls``, ``probes``, ``tasks``, ``protocol``, ``dtype``,
-    ``changed``, ``seed``, ``folds`` and counts. Depth and patch of a backbone are known where its config lies on this machine.
+    ``changed``, ``seed``, ``folds`` and counts. Depth and patch of a backbone are known where its config lies on this
+    machine.
 
     Parameters
     ----------

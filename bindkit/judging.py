@@ -17,7 +17,7 @@ from bindkit.folds import Roles, judged_scenes, roles_for
 from bindkit.metrics import JudgedPairs, judge
 from bindkit.patch_batches import PatchBatch, SplitPatches, flat_pairs
 from bindkit.probes import Probe, require_probe
-from bindkit.protocols import Protocol
+from bindkit.protocols import Protocol, protocol_of_fit
 from bindkit.protocols import protocol as protocol_of
 from bindkit.tasks import TASKS, own_figures
 
@@ -102,7 +102,7 @@ def judging(
     layer = probe.layer_for(cache.backbone, layer)
     probe.check_fits(cache.d_model, layer)
     fitted = probe.fitted_on
-    rules = protocol_of(fitted.get("protocol", "strict") if protocol is None else protocol)
+    rules = protocol_of_fit(fitted) if protocol is None else protocol_of(protocol)
     patches = _judged_patches(cache, split, layer, rules, where, roles_for(fitted, cache))
     # The activations are as they were cached: a fitted probe takes them in their own units.
     try:

@@ -53,9 +53,9 @@ class LayerPatches:
         attention: Callable[[], AttentionMaps] | None = None,
         roles: Roles | None = None,
     ) -> None:
-        self.protocol = protocol_of(protocol)
-        if is_control(cache.backbone.get("objective")):
-            self.protocol = self.protocol.for_controls()
+        self.asked_protocol = protocol_of(protocol)
+        is_one = is_control(cache.backbone.get("objective"))
+        self.protocol = self.asked_protocol.for_controls() if is_one else self.asked_protocol
         self.cache, self.layer, self._attention = cache, whole_number(layer, "layer"), attention
         _say_what_is_otherwise(cache, self.protocol)
         self.device = read_device(device)

@@ -19,7 +19,7 @@ from bindkit.folds import is_folds
 from bindkit.judging import judging, same_class_pairs
 from bindkit.metrics import JudgedPairs, left_out
 from bindkit.model_table import COMPARED_FIGURES, agreeing, comparisons, rival_of, shuffled_rows
-from bindkit.protocols import Protocol
+from bindkit.protocols import Protocol, protocol_of_fit
 from bindkit.resampling import UNKNOWN, interval
 from bindkit.sweeping import probe_directory
 
@@ -180,10 +180,12 @@ class _Told:
     def _oracle(self, row: dict[str, Any]) -> _LeftOut:
         """It needs labels alone: any cache whose pairs are the same will do."""
         rows = agreeing(self._results, row, ["judged_pairs", "protocol", "split"])
-        cache = self._cache(rows[rows["probe"] != "oracle"].iloc[0].to_dict())
+        asked = rows[rows["probe"] != "oracle"].iloc[0].to_dict()
+        cache = self._cache(asked)
         key = f"oracle of {cache.path}"
         if key not in self._known:
-            rules = row["protocol"] if self._protocol is None else self._protocol
+            place = probe_directory(self._roots[asked.get("workspace")], asked)
+            rules = self._protocol or protocol_of_fit(load_folds(place)[0].fitted_on)
             self._known[key] = _summary(same_class_pairs(cache, rules, row["split"])[1])
         return self._known[key]
 

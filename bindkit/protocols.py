@@ -8,7 +8,12 @@ False
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from bindkit.errors import InvalidParameterError
 
@@ -80,8 +85,13 @@ class Protocol:
         }
         return options.get(kind, {})
 
+    @property
+    def is_shipped(self) -> bool:
+        """Whether its name alone says all of its fields."""
+        return PROTOCOLS.get(self.name) == self
+
     def for_controls(self) -> Protocol:
-        """The same patches, pairs and loss, trained as under ``strict`` where training is in raw units.
+        """The same name, patches, pairs and loss, trained as under ``strict`` where training is in raw units.
 
         Controls are ours and no part of the reference, and what they are for is to read all there is without a model:
         raw coordinates hardly move a probe at the reference's learning rate.
@@ -150,18 +160,47 @@ PROTOCOLS = {"paper": PAPER, "strict": STRICT}
 
 
 def protocol(name: str | Protocol) -> Protocol:
-    """Look up a protocol by name; a Protocol of one's own passes through.
+    """Look up a protocol by name; one of one's own gets a digest of its fields into its name, in places and rows.
+
+    >>> protocol("strict") is STRICT, protocol(replace(STRICT, epochs=1)).name
+    (True, 'strict-120c0484')
 
     Raises
     ------
     InvalidParameterError
         For a name that is neither "paper" nor "strict".
     """
-    if isinstance(name, Protocol):
+    if not isinstance(name, Protocol):
+        if name not in PROTOCOLS:
+            raise InvalidParameterError(
+                f"unknown protocol {name!r}; choose one of {', '.join(sorted(PROTOCOLS))}, or give one of your own"
+            )
+        return PROTOCOLS[name]
+    if name.is_shipped:
         return name
-    if name not in PROTOCOLS:
-        raise InvalidParameterError(f"unknown protocol {name!r}; choose one of {', '.join(sorted(PROTOCOLS))}")
-    return PROTOCOLS[name]
+    fields = {field: value for field, value in asdict(name).items() if field != "name"}
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+    return replace(name, name=f"{re.sub('-[0-9a-f]{8}$', '', name.name)}-{digest}")
+
+
+def protocol_of_fit(fitted_on: Mapping[str, Any]) -> Protocol:
+    """The protocol that a probe was fitted under, by what it keeps of its fit; strict where it says nothing.
+
+    Raises
+    ------
+    InvalidParameterError
+        For one of another bindkit, which has other fields.
+    """
+    fields = fitted_on.get("protocol_fields")
+    if fields is None:
+        return protocol(fitted_on.get("protocol", "strict"))
+    try:
+        return protocol(Protocol(**fields))
+    except TypeError as error:
+        raise InvalidParameterError(
+            f"the probe was fitted under the protocol {fitted_on.get('protocol')!r}, whose fields are not those of "
+            f"this bindkit ({error}); say protocol="
+        ) from error
 
 
 def loading_options(name: str | Protocol) -> dict[str, str]:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -230,7 +230,7 @@ def _fitted_on(
     seconds: float,
     metrics: dict[str, float],
 ) -> dict[str, Any]:
-    described = patches.cache.backbone
+    described, asked = patches.cache.backbone, patches.asked_protocol
     return {
         "backbone": described["name"],
         "objective": described["objective"],
@@ -239,7 +239,8 @@ def _fitted_on(
         "layer": patches.layer,
         "probe": training.name,
         "task": training.task.name,
-        "protocol": patches.protocol.name,
+        "protocol": asked.name,
+        **({} if asked.is_shipped else {"protocol_fields": asdict(asked)}),
         "seed": seed,
         "split": split,
         "seconds": round(seconds, 3),

@@ -15,7 +15,7 @@ from bindkit.metrics import JudgedPairs, auroc, left_out
 from bindkit.model_table import model_table
 from bindkit.paired_gains import with_gain_intervals
 from bindkit.probes import load_probe
-from bindkit.protocols import PAPER, STRICT
+from bindkit.protocols import PAPER, STRICT, protocol
 from bindkit.resampling import interval
 from bindkit.sweeping import probe_directory, sweep
 
@@ -48,7 +48,14 @@ def table(swept):
 def pairs_of(swept, name, seed, task="pairwise"):
     caches, root, _ = swept
     layer = math.nan if name.startswith("control") else 2
-    row = {"backbone": name, "layer": layer, "probe": "quadratic", "task": task, "protocol": "strict", "seed": seed}
+    row = {
+        "backbone": name,
+        "layer": layer,
+        "probe": "quadratic",
+        "task": task,
+        "protocol": protocol(BRIEF).name,
+        "seed": seed,
+    }
     cache = next(cache for cache in caches if cache.backbone["name"] == name)
     with judging(load_probe(probe_directory(root, row)), cache, "test", BRIEF) as judged:
         return judged.pairs()

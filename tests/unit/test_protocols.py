@@ -1,11 +1,13 @@
 """The paper protocol is a set of facts, the strict one says where it differs; neither changes by accident."""
 
-from dataclasses import asdict
+import json
+import re
+from dataclasses import asdict, replace
 
 import pytest
 
 from bindkit.errors import InvalidParameterError
-from bindkit.protocols import PAPER, STRICT, protocol
+from bindkit.protocols import PAPER, STRICT, protocol, protocol_of_fit
 
 
 def test_the_paper_protocol_is_the_reference_implementations():
@@ -47,3 +49,46 @@ def test_a_protocol_is_found_by_name_and_one_of_ones_own_passes_through():
     assert protocol(STRICT) is STRICT
     with pytest.raises(InvalidParameterError, match="unknown protocol 'loose'; choose one of paper, strict"):
         protocol("loose")
+
+
+VARIED = [
+    {name: (not value if isinstance(value, bool) else value + 1 if not isinstance(value, str) else "accuracy")}
+    for name, value in asdict(STRICT).items()
+    if name != "name"
+]
+
+
+@pytest.mark.parametrize("change", VARIED, ids=str)
+def test_other_fields_give_another_name(change):
+    named = protocol(replace(STRICT, **change)).name
+    assert re.fullmatch("strict-[0-9a-f]{8}", named)
+    assert protocol(protocol(replace(STRICT, **change))).name == named
+    assert named not in {protocol(replace(STRICT, **other)).name for other in VARIED if other != change}
+
+
+def test_names_say_the_fields_and_nothing_else_does():
+    brief = protocol(replace(STRICT, epochs=1))
+    assert protocol(replace(brief, epochs=STRICT.epochs)).name.startswith("strict-")
+    assert protocol(replace(brief, epochs=2)).name == protocol(replace(STRICT, epochs=2)).name
+    renamed = protocol(replace(STRICT, name="mine"))
+    assert renamed.name == "mine-" + protocol(replace(brief, epochs=STRICT.epochs)).name.removeprefix("strict-")
+    assert protocol(replace(PAPER, name="strict")).name != "strict"
+
+
+@pytest.mark.parametrize("asked", [PAPER, replace(PAPER, epochs=3)])
+def test_controls_keep_the_name_of_the_protocol_that_was_asked_for(asked):
+    for_controls = protocol(asked).for_controls()
+    assert for_controls.name == protocol(asked).name and for_controls.precondition
+
+
+@pytest.mark.parametrize("rules", [STRICT, PAPER, protocol(replace(PAPER, judged_patches=16))])
+def test_a_fit_says_its_protocol(rules):
+    kept = {"protocol": rules.name} | ({} if rules.is_shipped else {"protocol_fields": asdict(rules)})
+    assert protocol_of_fit(json.loads(json.dumps(kept))) == rules
+    assert protocol_of_fit({}) is STRICT
+
+
+def test_a_protocol_of_another_bindkit_is_named():
+    fields = asdict(STRICT) | {"temper": 3}
+    with pytest.raises(InvalidParameterError, match="the protocol 'strict-1234', whose fields are not"):
+        protocol_of_fit({"protocol": "strict-1234", "protocol_fields": fields})

@@ -121,11 +121,20 @@ def test_figures_that_are_undefined_come_back_as_such(fitted, tmp_path):
     "rules",
     [replace(BRIEF, learning_rate=0.5), replace(BRIEF, min_purity=0.75), replace(PAPER, epochs=2, name="strict")],
 )
-def test_other_rules_under_the_same_name_are_fitted_again(cache, fitted, rules, tmp_path):
-    sweep([cache], [2], ["linear"], protocol=BRIEF, root=tmp_path)
+def test_other_rules_under_the_same_name_have_a_place_and_rows_of_their_own(cache, fitted, rules, tmp_path):
+    first = sweep([cache], [2], ["linear"], protocol=BRIEF, root=tmp_path)
     table = sweep([cache], [2], ["linear"], protocol=rules, root=tmp_path)
     assert len(fitted) == 2
     assert table["accuracy"][0] == fit_probe(cache, 2, "linear", protocol=rules).metrics["accuracy"]
+    assert first["protocol"][0] != table["protocol"][0] != "strict"
+    # Neither fit took the other's place.
+    for asked, rows in ((BRIEF, first), (rules, table)):
+        pd.testing.assert_frame_equal(sweep([cache], [2], ["linear"], protocol=asked, root=tmp_path), rows)
+        assert len(fitted) == 2
+        probe = load_probe(probe_directory(tmp_path, rows.iloc[0].to_dict()))
+        # Judged again, without being told under which rules.
+        assert judge_probe(probe, cache)["accuracy"] == rows["accuracy"][0]
+        assert judge_probe(probe, cache)["n_pairs"] == rows["n_pairs"][0]
 
 
 class OtherMasks(PlantedScenes):
