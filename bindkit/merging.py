@@ -12,7 +12,7 @@ from bindkit.errors import BindkitError, InvalidParameterError
 from bindkit.files import write_bytes
 from bindkit.folds import is_folds
 from bindkit.protocols import Protocol
-from bindkit.sweeping import SWEEP_COLUMNS, kept_rows, same_class_rows
+from bindkit.sweeping import SWEEP_COLUMNS, kept_rows, remove_stale_fits, same_class_rows
 from bindkit.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,9 @@ ROW_KEY = ["backbone", "layer", "probe", "task", "protocol", "seed", "split"]
 
 def merge_caches(space: Workspace, caches: Sequence[ActivationCache]) -> pd.DataFrame:
     """List this run's caches in ``caches.csv``, before those of earlier runs that are still there.
+
+    What was made from scenes or weights that have changed since is left out or removed, which is said: caches of the
+    scenes as they were, and fits on a cache as it was before it was computed anew.
 
     ::
 
@@ -44,8 +47,33 @@ def merge_caches(space: Workspace, caches: Sequence[ActivationCache]) -> pd.Data
     table = _cache_table(space, caches, latest=True)
     names = set(table["backbone"])
     earlier = [cache for cache in read_caches(space) if cache.backbone["name"] not in names]
-    _write_csv(space, "caches.csv", pd.concat([table, _cache_table(space, earlier, latest=False)]))
+    alike = [cache for cache in earlier if all(_of_same_scenes(cache, other) for other in caches)]
+    for cache in earlier:
+        if cache not in alike:
+            logger.warning(
+                "the cache of %s is left out: it is of the scenes as they were before they changed; run that backbone "
+                "again in this workspace",
+                cache.backbone["name"],
+            )
+    for cache in caches:
+        if n_removed := remove_stale_fits(space.probes, cache):
+            logger.warning(
+                "%d fits of %s are removed: they were made from scenes or weights that have changed since",
+                n_removed,
+                cache.backbone["name"],
+            )
+    _write_csv(space, "caches.csv", pd.concat([table, _cache_table(space, alike, latest=False)]))
     return table
+
+
+def _of_same_scenes(one: ActivationCache, other: ActivationCache) -> bool:
+    """Whether two caches were made from the same scenes, by content."""
+    first, second = one.manifest.identity, other.manifest.identity
+    return all(getattr(first, name) == getattr(second, name) for name in _OF_SCENES)
+
+
+_OF_SCENES = ("contents", "scene_ids", "class_names", "groups")
+"""What of a cache's identity is of its scenes."""
 
 
 def read_caches(space: Workspace, latest: bool = False) -> list[ActivationCache]:

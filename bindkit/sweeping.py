@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -307,6 +308,24 @@ def kept_rows(
                     continue  # cut short, or of a probe that is not registered
                 rows += [] if row is None else [row]
     return rows
+
+
+def remove_stale_fits(root: str | Path, cache: ActivationCache) -> int:
+    """Remove fits below `root` on a cache as it was before it was computed anew; returns how many.
+
+    Whoever looks for a backbone's probes would find them beside those of now.
+    """
+    digests = {f"layer_{layer:02d}": layer_digest(cache, layer) for layer in cache.layers}
+    n_removed = 0
+    for record in sorted((Path(root) / slug(cache.backbone["name"])).glob("layer_*/*/row.json")):
+        try:
+            made_from = parse_json(record.read_text(encoding="utf-8"))["made_from"]["cache"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # cut short: a sweep will replace it
+        if made_from != digests.get(record.parent.parent.name):
+            shutil.rmtree(record.parent)
+            n_removed += 1
+    return n_removed
 
 
 def probe_directory(root: str | Path, row: Mapping[str, Any]) -> Path:

@@ -11,7 +11,7 @@ from planted_runs import BRIEF, run
 
 from bindkit.errors import InvalidParameterError
 from bindkit.extraction import cache_activations
-from bindkit.merging import ROW_KEY, merge_results, read_caches
+from bindkit.merging import ROW_KEY, merge_caches, merge_results, read_caches
 from bindkit.sweeping import probe_directory, sweep
 from bindkit.workspace import open_workspace
 
@@ -103,3 +103,28 @@ def test_rows_of_another_protocol_are_not_mixed_in(tmp_path):
         merge_results(space, pd.concat([asked, asked.assign(protocol="paper")]))
     with pytest.raises(InvalidParameterError, match="one protocol"):
         merge_results(space, asked[:0])
+
+
+def test_caches_of_scenes_that_have_changed_since_are_not_listed_beside_those_of_now(tmp_path, caplog):
+    run(tmp_path, "a")
+    run(tmp_path, "b")
+    shutil.rmtree(next(cache.path for cache in read_caches(open_workspace(tmp_path)) if "vit-b" in str(cache.path)))
+    with caplog.at_level(logging.WARNING, "bindkit"):
+        space, _, merged = run(tmp_path, "b", n_scenes=11)
+    assert set(merged["backbone"]) == {"vit-b", "control:same-class"}
+    assert "the cache of vit-a is left out: it is of the scenes as they were before they changed" in caplog.text
+    assert [cache.backbone["name"] for cache in read_caches(space)] == ["vit-b"]
+
+
+def test_fits_on_a_cache_that_was_computed_anew_are_found_no_more(tmp_path, caplog):
+    space, asked, _ = run(tmp_path, "a")
+    stale = [probe_directory(space.probes, row) for row in asked[asked["probe"] == "linear"].to_dict("records")]
+    (cache,) = read_caches(space)
+    (other,) = [cache_activations(PlantedBackbone("vit-b"), PlantedScenes(10), root=space.cache)]
+    merge_caches(space, [other])
+    assert all(place.exists() for place in stale)
+    shutil.rmtree(cache.path)
+    with caplog.at_level(logging.WARNING, "bindkit"):
+        run(tmp_path, "fewer", n_scenes=11)
+    assert [place.exists() for place in stale] == [False, True]
+    assert "2 fits of vit-a are removed" in caplog.text
