@@ -127,8 +127,11 @@ def _check_scenes(uri: str, groups: str) -> None:
         from pathlib import Path
 
         from bindkit.scenes.ade20k import find_root
+        from bindkit.scenes.reading_options import ADE20K_OPTIONS, ReadingOptions, split_directory
 
-        find_root(Path(rest.split(",")[0]).expanduser())
+        directory, options = split_directory(rest)
+        ReadingOptions.parse(options, ADE20K_OPTIONS)
+        find_root(Path(directory).expanduser())
     else:
         scenes = open_scenes(uri)
         require_unseen(scenes)

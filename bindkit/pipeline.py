@@ -277,8 +277,11 @@ def absolute_scenes(uri: str, base: Path) -> str:
     scheme, colon, rest = uri.partition(":")
     if not colon or not rest or scheme == "synthetic":
         return uri
-    if (base / Path(rest).expanduser()).exists():
-        return f"{scheme}:{_absolute(rest, base)}"
+    from bindkit.scenes.reading_options import split_directory  # not at the top: it needs NumPy
+
+    directory, options = split_directory(rest, base)
+    if (base / Path(directory).expanduser()).exists():
+        return f"{scheme}:{','.join([_absolute(directory, base), *options])}"
     parts = [part if "=" in part else _absolute(part, base) for part in rest.split(",")]
     return f"{scheme}:{','.join(parts)}"
 

@@ -21,11 +21,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from bindkit.errors import SceneSetError
+from bindkit.errors import BrokenSceneError, SceneSetError
 from bindkit.scenes.ade20k_index import Ade20kIndex, names_from_annotations, read_index
 from bindkit.scenes.base import SceneSequence
-from bindkit.scenes.decoding import image_size, read_image, read_rgb_mask, require_same_size, why_unusable
+from bindkit.scenes.decoding import why_unusable
+from bindkit.scenes.reading_options import ADE20K_OPTIONS, ReadingOptions, split_directory
 from bindkit.scenes.scene import BrokenScene, Scene
+from bindkit.scenes.scene_files import MaskFile, SceneReader
 
 logger = logging.getLogger(__name__)
 
@@ -155,9 +157,10 @@ def _sort_out(root: Path, found: list[_Found], index: Ade20kIndex | None) -> tup
 class Ade20kScenes(SceneSequence):
     """Scenes of ADE20K's full release; made by `open_ade20k`."""
 
-    def __init__(self, root: Path, index_dir: Path | None) -> None:
+    def __init__(self, root: Path, options: ReadingOptions, index_dir: Path | None) -> None:
         self.root = root
-        self.uri = f"ade20k:{root.as_posix()}"
+        self.uri = f"ade20k:{root.as_posix()}{options}"
+        self._reader = SceneReader(options)
         index = read_index(root, index_dir)
         found, lost = _walk(root)
         self._files, broken = _sort_out(root, found, index)
@@ -182,15 +185,17 @@ class Ade20kScenes(SceneSequence):
 
     def __getitem__(self, position: int) -> Scene:
         image = self._files[self._position(position)]
-        picture = read_image(self.root / image.file)
-        mask = read_rgb_mask(self.root / image.mask)
-        require_same_size(mask, self.root / image.mask, picture, self.root / image.file)
-        red, green, blue = (mask[..., channel].astype(np.int32) for channel in range(3))
-        return Scene(image.id, picture, instances=blue, classes=red // 10 * 256 + green)
+        mask = self.root / image.mask
+        found = self._reader.read(self.root / image.file, [MaskFile(mask, rgb=True, gray=False)])
+        if found.masks[0].dtype != np.uint8:
+            raise BrokenSceneError(f"{mask}: a mask of 16 bits a channel; expected ADE20K's own, of 8")
+        red, green, blue = (found.masks[0][..., channel].astype(np.int32) for channel in range(3))
+        return Scene(image.id, found.image, blue, red // 10 * 256 + green, found.remarks)
 
     def size_of(self, position: int) -> tuple[int, int]:
-        """``(height, width)`` in pixels, from the image's header only. Raises BrokenSceneError."""
-        return image_size(self.root / self._files[self._position(position)].file)
+        """``(height, width)`` in pixels, from headers only. Raises BrokenSceneError."""
+        image = self._files[self._position(position)]
+        return self._reader.size_of(self.root / image.file, [self.root / image.mask])
 
     def sources(self, position: int) -> tuple[Path, ...]:
         """Picture and mask."""
@@ -241,12 +246,12 @@ def map_to_benchmark(class_names: Mapping[int, str], table: Path) -> dict[int, i
 
 
 def open_ade20k(directory: str, index_dir: Path | None = None) -> Ade20kScenes:
-    """Open ``ade20k:DIR``: the release's directory or the one that holds it.
+    """Open ``ade20k:DIR,OPTIONS``: the release's directory or the one that holds it.
 
     Parameters
     ----------
     directory : str
-        As the URI gives it; ``~`` is understood.
+        As the URI gives it, options included; ``~`` is understood.
     index_dir : Path, optional
         Where what is needed of ``index_ade20k.pkl`` is kept; nothing is kept if not given.
 
@@ -256,5 +261,9 @@ def open_ade20k(directory: str, index_dir: Path | None = None) -> Ade20kScenes:
         If there is no ADE20K, or no usable scene in it.
     UnsafePickleError
         If the index asks for anything but plain containers, strings and arrays.
+    InvalidParameterError
+        For an option that is not understood; lists them all.
     """
-    return Ade20kScenes(find_root(Path(directory).expanduser()), index_dir)
+    name, items = split_directory(directory)
+    options = ReadingOptions.parse(items, ADE20K_OPTIONS)
+    return Ade20kScenes(find_root(Path(name).expanduser()), options, index_dir)

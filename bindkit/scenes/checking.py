@@ -46,6 +46,8 @@ class SceneStatistics:
         Classes with two or more instances: only these yield twins.
     labelled : float
         Share of the pixels that belong to an instance, 0..1.
+    remarks : tuple of str
+        What there is to say about how its files were read; mostly nothing.
     """
 
     position: int
@@ -56,6 +58,7 @@ class SceneStatistics:
     classes: int
     twins_classes: int
     labelled: float
+    remarks: tuple[str, ...] = ()
 
 
 def _count_pairs(instances: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -90,6 +93,7 @@ def describe_scene(scene: Scene, position: int) -> SceneStatistics:
         classes=int((n_of_class > 0).sum()),
         twins_classes=int((n_of_class > 1).sum()),
         labelled=labelled / max(1, height * width),
+        remarks=scene.remarks,
     )
 
 
@@ -155,7 +159,8 @@ class SceneReport:
         table = csv.DictWriter(stream, ["id", "usable", *[name for name in columns if name != "id"], "reason"])
         table.writeheader()
         for scene in self.statistics:
-            table.writerow({**asdict(scene), "usable": "yes", "labelled": f"{scene.labelled:.6f}"})
+            written = {"usable": "yes", "labelled": f"{scene.labelled:.6f}", "remarks": "; ".join(scene.remarks)}
+            table.writerow({**asdict(scene), **written})
         for left_out in self.broken:
             table.writerow({"id": left_out.id, "usable": "no", "reason": left_out.reason})
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +178,10 @@ class SceneReport:
             if without:
                 have = "1 scene has" if without == 1 else f"{without} scenes have"
                 lines.append(f"{have} no labelled object")
+        for remark in dict.fromkeys(remark for scene in self.statistics for remark in scene.remarks):
+            ids = [scene.id for scene in self.statistics if remark in scene.remarks]
+            some = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+            lines.append(f"note: {remark}: {some}")
         lines += [f"broken: {scene.id}: {scene.reason}" for scene in self.broken[:20]]
         if len(self.broken) > 20:
             lines.append(f"broken: and {len(self.broken) - 20} more")

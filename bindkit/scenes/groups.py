@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,8 @@ def _columns(table: Path) -> dict[str, dict[str, str]]:
         raise SceneSetError(f"{table} cannot be read ({error}); give a CSV with a column id, or remove it") from error
     if "id" not in names:
         raise SceneSetError(f"{table} has no column id; it has {', '.join(names) or 'none'}; add scene ids as id")
+    for row in rows:
+        row["id"] = unicodedata.normalize("NFC", row["id"] or "")  # as scene ids are
     ids = [row["id"] for row in rows]
     twice = next((scene_id for scene_id in ids if ids.count(scene_id) > 1), None) if len(set(ids)) < len(ids) else None
     if twice is not None:

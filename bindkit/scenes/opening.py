@@ -39,7 +39,8 @@ def open_scenes(uri: str, index_dir: str | Path | None = None) -> SceneSet:
     ----------
     uri : str
         ``"synthetic:n=400,seed=0"`` (options: `bindkit.scenes.synthetic.OPTIONS`), ``"ade20k:DIR"`` or
-        ``"folder:DIR"``.
+        ``"folder:DIR"``; of the latter two, options follow the directory, such as ``"folder:DIR,void=255"``
+        (`bindkit.scenes.reading_options.OPTIONS`).
     index_dir : str or Path, optional
         Where a format may keep what it read out of a large index file; nothing is kept if not given.
 
@@ -53,7 +54,7 @@ def open_scenes(uri: str, index_dir: str | Path | None = None) -> SceneSet:
     SceneSetError
         For an unknown scheme, no directory, another data set, or one without a usable scene.
     InvalidParameterError
-        For an unknown or malformed option of synthetic scenes.
+        For an unknown or malformed option.
     """
     require_kind(uri, str, f"a scene set is named by a URI such as {FORMS['synthetic']}", SceneSetError)
     scheme, colon, rest = uri.partition(":")

@@ -30,6 +30,8 @@ class Scene:
         Instance id per pixel; equal ids mean the same object.
     classes : int32 array of shape (height, width)
         Class id per pixel.
+    remarks : tuple of str
+        What there is to say about how its files were read, one sentence for all scenes of which it is true.
 
     Raises
     ------
@@ -41,6 +43,7 @@ class Scene:
     image: np.ndarray
     instances: np.ndarray
     classes: np.ndarray
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:

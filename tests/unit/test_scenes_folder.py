@@ -164,16 +164,6 @@ def test_files_that_break_after_opening_raise_one_named_error(tmp_path, file: st
     assert str(tmp_path / file) in str(caught.value)
 
 
-def test_decompression_bombs_are_broken_scenes(tmp_path, monkeypatch):
-    add(tmp_path, "a")
-    scenes = open_scenes(f"folder:{tmp_path}")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    with pytest.raises(BrokenSceneError, match="exceeds limit"):
-        scenes[0]
-    with pytest.raises(BrokenSceneError, match="exceeds limit"):
-        scenes.size_of(0)
-
-
 def test_nothing_usable_is_an_error_with_the_first_reasons(tmp_path):
     add(tmp_path, "a")
     (tmp_path / "instances" / "a.png").write_bytes(b"")
