@@ -22,7 +22,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from bindkit.errors import (
-    BrokenSceneError,
     GeometryError,
     InvalidParameterError,
     NonFiniteActivationsError,
@@ -33,7 +32,7 @@ from bindkit.fits import Fit
 from bindkit.geometry import Box
 from bindkit.probes import Probe, load_probe
 from bindkit.scenes import Scene
-from bindkit.scenes.decoding import COLOUR_MODES, reading
+from bindkit.scenes.decoding import COLOUR_MODES, read_image
 from bindkit.stitching import ImageGrid, stitch
 
 Picture = Scene | np.ndarray | Image.Image | str | Path
@@ -166,14 +165,13 @@ def image_pixels(image: Any) -> np.ndarray:
     if isinstance(image, Scene):
         pixels = image.image
     elif isinstance(image, str | Path):
-        with reading(Path(image)), Image.open(image) as opened:
-            opened.load()
-            try:
-                pixels = _upright(opened, str(image))
-            except InvalidParameterError as error:
-                raise BrokenSceneError(str(error)) from error
+        pixels = read_image(Path(image))
     elif isinstance(image, Image.Image):
-        pixels = _upright(image, "the image")
+        if image.mode not in COLOUR_MODES:
+            raise InvalidParameterError(
+                f"the image is of mode {image.mode}; expected 8 bits a channel, so convert it to RGB"
+            )
+        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     elif isinstance(image, np.ndarray):
         pixels = image
     else:
@@ -188,12 +186,6 @@ def image_pixels(image: Any) -> np.ndarray:
     if not pixels.size:
         raise GeometryError(f"the image has no pixels: {pixels.shape[0]} x {pixels.shape[1]} px")
     return pixels
-
-
-def _upright(image: Image.Image, name: str) -> np.ndarray:
-    if image.mode not in COLOUR_MODES:
-        raise InvalidParameterError(f"{name} is of mode {image.mode}; expected 8 bits a channel, so convert it to RGB")
-    return np.array(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
 
 
 def image_activations(

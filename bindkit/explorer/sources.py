@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from bindkit.affinities import Picture, layer_of
 from bindkit.arguments import each_of, require_kind
 from bindkit.control_names import control_title
-from bindkit.errors import BindkitError, BrokenSceneError, InvalidParameterError, LayerError, ProbeError
+from bindkit.errors import BindkitError, InvalidParameterError, LayerError, ProbeError
 from bindkit.explorer.outlines import Coverage, Line, mask_outline
 from bindkit.extraction.forward import ActivationSource
 from bindkit.probes import Probe, load_probe
 from bindkit.scenes import Scene
-from bindkit.scenes.decoding import reading
+from bindkit.scenes.decoding import read_image
 from bindkit.scenes.scene import SceneSet
 from bindkit.stitching import ImageGrid
 from bindkit.viewer.probe_choice import best_shown, probes_by_kind, usual_start
@@ -322,16 +320,7 @@ def uploaded_image(name: str, content: bytes) -> ShownImage:
     BrokenSceneError, GeometryError
         If it cannot be read.
     """
-    with reading(Path(name)):
-        try:
-            opened = Image.open(io.BytesIO(content))
-        except UnidentifiedImageError as error:  # whose words name an object in memory
-            raise BrokenSceneError(f"{name}: cannot be read; the file is damaged or not an image") from error
-        opened.load()
-    try:
-        subject = subject_of(opened, 1, {})
-    except InvalidParameterError as error:
-        raise BrokenSceneError(f"{name}: {error}") from error
+    subject = subject_of(read_image(Path(name), content=content), 1, {})
     shown = ShownImage(name, lambda: Subject(name, subject.pixels, None, {}))
     _ = shown.subject
     return shown
