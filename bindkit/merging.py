@@ -58,9 +58,9 @@ def merge_caches(space: Workspace, caches: Sequence[ActivationCache]) -> pd.Data
     for cache in caches:
         if n_removed := remove_stale_fits(space.probes, cache):
             logger.warning(
-                "%d fits of %s are removed: they were made from scenes or weights that have changed since",
-                n_removed,
+                "fits of %s that are removed, since scenes or weights have changed: %d",
                 cache.backbone["name"],
+                n_removed,
             )
     _write_csv(space, "caches.csv", pd.concat([table, _cache_table(space, alike, latest=False)]))
     return table

@@ -127,4 +127,4 @@ def test_fits_on_a_cache_that_was_computed_anew_are_found_no_more(tmp_path, capl
     with caplog.at_level(logging.WARNING, "bindkit"):
         run(tmp_path, "fewer", n_scenes=11)
     assert [place.exists() for place in stale] == [False, True]
-    assert "2 fits of vit-a are removed" in caplog.text
+    assert "fits of vit-a that are removed, since scenes or weights have changed: 2" in caplog.text
