@@ -240,11 +240,13 @@ def format_results(results: pd.DataFrame) -> str:
     import pandas as pd
 
     from bindkit.analysis import OVER_CONTROLS, best_layers, ranked_by
+    from bindkit.chance import below_chance
     from bindkit.control_names import CONTROL
     from bindkit.folds import scenes_of
     from bindkit.probes import by_capability
     from bindkit.scenes.splits import FEW_SCENES
 
+    below = below_chance(results.to_dict("records"))
     if "task" in results:
         results = results[results["task"].isna() | (results["task"] == "pairwise")]
     best = best_layers(results[results["probe"] != "oracle"])
@@ -287,6 +289,8 @@ def format_results(results: pd.DataFrame) -> str:
         f"judged on {judged_on})"
     )
     lines = ["", title, "", table.to_string(index=False)]
+    if below:
+        lines += ["", *below]
     fewest = best["n_scenes"].min()
     if not pd.isna(fewest) and fewest < FEW_SCENES:
         judged = f"{fewest} scene{'' if fewest == 1 else 's'}"
@@ -305,6 +309,7 @@ def format_results(results: pd.DataFrame) -> str:
 
 def _compare(options: argparse.Namespace) -> int:
     from bindkit.analysis import OVER_CONTROLS, ranked_by
+    from bindkit.chance import below_chance
     from bindkit.comparing import compare_workspaces, told_apart
     from bindkit.files import write_bytes
     from bindkit.model_table import model_table
@@ -317,6 +322,8 @@ def _compare(options: argparse.Namespace) -> int:
     shown += [name for figure in ranked_by(table) for name in (figure, OVER_CONTROLS[figure])] + ["n_scenes"]
     shown = list(dict.fromkeys(shown))
     print(told_apart(table)[shown].to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
+    for sentence in below_chance(results.to_dict("records")):
+        print(sentence)
     if options.out is not None:
         write_bytes(options.out, table.to_csv(index=False, float_format="%.6g").encode())
         print(options.out)

@@ -36,7 +36,8 @@ class Fit:
     history : tuple of dict
         One entry an epoch: training loss, validation loss and accuracy (None without a validation split), seconds
         (shared with the probes that were trained beside it) and scenes per second. Where there is a start in closed
-        form, it comes first as epoch -1, without a training loss.
+        form, it comes first as epoch -1, without a training loss; behind the protocol's epochs comes what a probe of
+        one's own is trained on to its end.
     split : str
         The judged split: "test", or what there is where the scene set is too small to have one.
     seconds : float

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from bindkit.analysis import JUDGED_ALIKE, best_layers
+from bindkit.chance import figures_below_chance
 from bindkit.control_names import CONTROL, SAME_CLASS, parse_control
 from bindkit.errors import InvalidParameterError
 
@@ -94,10 +95,10 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     [{('', 'model'): 'vit', ('', 'layer'): '3', ('accuracy', 'is'): 0.9, ('accuracy', '− majority'): 0.1, ('AUROC', 'is'): 0.95, ('AUROC', '− position'): 0.2}]
 
     Columns without any figure are left out. Intervals, and gains that have one, are text; the layer of what has none is
-    a dash; all else is as in the table.
+    a dash; a model below chance beyond its interval is marked so; all else is as in the table.
     """  # noqa: E501
     heads: dict[tuple[str, str], pd.Series] = {
-        ("", "model"): table["backbone"],
+        ("", "model"): _texts(table, _name),
         ("", "layer"): table["layer"].map(lambda layer: "-" if pd.isna(layer) else f"{layer:.0f}"),
     }
     for figure, title in FIGURE_TITLES.items():
@@ -113,6 +114,10 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             heads[title, "− shuffled labels"] = _gain(table, "selectivity")
     shown = {head: column for head, column in heads.items() if column is not None and column.notna().any()}
     return pd.DataFrame(shown)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['backbone']} (BELOW CHANCE)" if figures_below_chance(row) else str(row["backbone"])
 
 
 def differences(table: pd.DataFrame, figure: str) -> list[str]:

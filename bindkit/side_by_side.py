@@ -34,6 +34,8 @@ class Training:
     parameters: dict[str, Tensor]
     optimiser: torch.optim.Optimizer | None
     schedule: torch.optim.lr_scheduler.LRScheduler | None
+    fresh: dict[str, Tensor]
+    """Parameters before any step: as the probe was made, an offset alone at its likeliest."""
     best: float = -math.inf
     kept: dict[str, Tensor] | None = None
     losses: list[Tensor] = field(default_factory=list)
@@ -42,6 +44,10 @@ class Training:
     def raw(self) -> dict[str, Tensor]:
         """Parameters for activations as they are."""
         return self.parameters if self.units is None else self.probe.folded(self.parameters, self.units)
+
+    def logits(self, batch: PatchBatch) -> Tensor:
+        """What the probe says of every pair with the present parameters."""
+        return functional_call(self.probe, self.raw(), (batch.activations,))
 
     def loss(self, batch: PatchBatch) -> Tensor:
         """What the task says of the present parameters, in nats."""
@@ -86,21 +92,25 @@ def prepared(name: str, task: Task, patches: LayerPatches, seed: int) -> Trainin
     if units is not None and task.kind is None and not task.shuffled:
         start = probe.closed_form(patches.moments.in_units(units))
     parameters = {key: value.detach().clone() for key, value in probe.named_parameters() if value.requires_grad}
-    training = Training(name, task, probe, units, parameters, None, None)
+    training = Training(name, task, probe, units, parameters, None, None, fresh=parameters)
     if start is not None:
         training.parameters = {key: start[key].detach().clone() for key in parameters}
         _set_scale_and_offset(training, train)
     elif rules.precondition and task.kind is None and {k: v.numel() for k, v in parameters.items()} == {"bias": 1}:
         training.parameters["bias"].fill_(_likeliest_offset(training, train))
         start = training.parameters
-    for value in training.parameters.values():
-        value.requires_grad_(True)
+    training.parameters = copy_of(training.parameters)
     rate = rules.learning_rate / (probe.d_model if rules.divide_by_width else 1)
     training.optimiser = torch.optim.Adam(list(training.parameters.values()), lr=rate)
     training.schedule = torch.optim.lr_scheduler.StepLR(training.optimiser, rules.decay_every, rules.decay)
     if start is not None:
-        _look(training, patches, {"epoch": -1, "train_loss": None}, time.perf_counter())
+        look(training, patches, {"epoch": -1, "train_loss": None}, time.perf_counter())
     return training
+
+
+def copy_of(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters to be moved, of their own."""
+    return {name: value.detach().clone().requires_grad_(True) for name, value in parameters.items()}
 
 
 def _likeliest_offset(training: Training, train: SplitPatches) -> float:
@@ -158,14 +168,14 @@ def train_side_by_side(trainings: Sequence[Training], patches: LayerPatches, see
             training.schedule.step()
             entry: dict[str, float | None] = {"epoch": epoch, "train_loss": float(torch.stack(training.losses).mean())}
             entry["scenes_per_second"] = round(speed, 1)
-            _look(training, patches, entry, started)
+            look(training, patches, entry, started)
     for training in trainings:
         if training.kept is not None:
             training.parameters = training.kept
         training.settle()
 
 
-def _look(training: Training, patches: LayerPatches, entry: dict[str, float | None], started: float) -> None:
+def look(training: Training, patches: LayerPatches, entry: dict[str, float | None], started: float) -> None:
     """Note loss and accuracy on the validation scenes, and keep the weights if they are the best so far."""
     validation, rules = patches.splits["validation"], patches.protocol
     entry["validation_loss"] = entry["validation_accuracy"] = None

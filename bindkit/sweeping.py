@@ -17,6 +17,7 @@ from bindkit import __version__
 from bindkit.arguments import each_of, read_layers, read_seeds
 from bindkit.cache import ActivationCache
 from bindkit.cache.choosing import labels_of
+from bindkit.chance import warn_below_chance
 from bindkit.control_names import CONTROL, SAME_CLASS, is_control
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.files import parse_json, slug, with_nan, without_nan, write_json
@@ -133,6 +134,8 @@ def sweep(
                 kept = {pair: row for pair, row in read.items() if row is not None}
                 missing = [pair for pair in here if pair not in kept]
                 n_read += len(kept)
+                # Those that are fitted now say it themselves.
+                warn_below_chance(kept.values())
                 if missing:
                     if folds is None:
                         patches = patches or LayerPatches(cache, layer, rules, device)

@@ -13,8 +13,10 @@ import torch
 
 from bindkit.arguments import read_seed, whole_number
 from bindkit.cache import ActivationCache, require_cache
+from bindkit.chance import warn_below_chance
 from bindkit.errors import InvalidParameterError, LayerError, NonFiniteActivationsError, OneAnswerError, ProbeError
 from bindkit.files import without_nan
+from bindkit.finishing import finish
 from bindkit.fits import Fit
 from bindkit.folds import fold_roles, said
 from bindkit.judging import Judged, judge_split, judge_together
@@ -145,6 +147,7 @@ def fit_probes(patches: LayerPatches, wanted: Sequence[tuple[str, str]], seed: i
             metrics = judge_split(probe, patches.splits[split], training.task.name)
             probe.fitted_on = _fitted_on(training, patches, seed, split, seconds, metrics)
             fits.append(Fit(probe.cpu(), metrics, tuple(training.history), split, seconds))
+    warn_below_chance(fit.row() for fit in fits)
     return fits
 
 
@@ -198,6 +201,7 @@ def fit_folds(
             probe.fitted_on["fold"] = fold | {"saved": saved}
             ones.append(Fit(probe.cpu(), metrics, history, said(folds), seconds))
         fits.append(replace(ones[0], seconds=sum(one.seconds for one in ones), folds=tuple(ones)))
+    warn_below_chance(fit.row() for fit in fits)
     return fits
 
 
@@ -208,6 +212,8 @@ def _trained(patches: LayerPatches, wanted: Sequence[tuple[str, str]], seed: int
     started = time.perf_counter()
     trainings = [prepared(name, TASKS[task], patches, seed) for name, task in wanted]
     train_side_by_side(trainings, patches, seed)
+    for training in trainings:
+        finish(training, patches, seed)
     return trainings, (time.perf_counter() - started) / len(trainings)
 
 

@@ -11,6 +11,7 @@ import pytest
 FLOORS = {
     1: {
         "arguments",
+        "chance",
         "control_names",
         "errors",
         "files",
@@ -27,7 +28,7 @@ FLOORS = {
     3: {"backbones", "controls"},
     4: {
         *("affinities", "attention_source", "calibration", "extraction", "folds", "judging", "patch_batches", "starts"),
-        *("fits", "layer_patches", "side_by_side", "tasks", "training"),
+        *("finishing", "fits", "layer_patches", "side_by_side", "tasks", "training"),
     },
     5: {
         *("analysis", "breakdowns", "difficulty", "emergence", "model_table", "paired_gains", "pretraining", "repair"),
