@@ -7,10 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from bindkit.analysis import JUDGED_ALIKE, best_layers
-from bindkit.chance import figures_below_chance
+from bindkit.analysis import JUDGED_ALIKE, OVER_CONTROLS, best_layers, ranked_by
+from bindkit.chance import below_chance, figures_below_chance
 from bindkit.control_names import CONTROL, SAME_CLASS, parse_control
 from bindkit.errors import InvalidParameterError
+from bindkit.folds import scenes_of
+from bindkit.probes import by_capability
+from bindkit.scenes.splits import FEW_SCENES
 
 UNTRAINED = "random-init"
 """Objective of an untrained backbone, and what its name begins with."""
@@ -221,3 +224,69 @@ def _difference(row: dict, best: pd.DataFrame, name: str, figure: str) -> float:
 def _selectivity(row: dict, results: pd.DataFrame) -> float:
     shuffled = shuffled_rows(row, results)
     return float(row["auroc"] - shuffled["auroc"].mean()) if len(shuffled) else float("nan")
+
+
+def format_results(results: pd.DataFrame) -> str:
+    """Write the table across models: the best layer of every backbone by the most capable probe that was fitted.
+
+    Where there are controls, two more columns say by how much AUROC and twins AUROC exceed the strongest of them.
+    """
+    below = below_chance(results.to_dict("records"))
+    if "task" in results:
+        results = results[results["task"].isna() | (results["task"] == "pairwise")]
+    best = best_layers(results[results["probe"] != "oracle"])
+    if best.empty:
+        return "No fit has figures yet."
+    shown = min(best["probe"].astype(str), key=by_capability)
+    best = best[best["probe"].astype(str) == shown]
+
+    def number(value: float, sign: str = "") -> str:
+        return "-" if pd.isna(value) else f"{value:{sign}.3f}"
+
+    table = pd.DataFrame(
+        {
+            "backbone": best["backbone"],
+            "objective": ["-" if pd.isna(objective) else objective for objective in best["objective"]],
+            "layer": ["-" if pd.isna(layer) else f"{layer:.0f}" for layer in best["layer"]],
+            "accuracy": best["accuracy"].map(number),
+            "95 % interval": [
+                "-" if pd.isna(low) else f"{number(low)} to {number(high)}"
+                for low, high in zip(best["accuracy_low"], best["accuracy_high"], strict=True)
+            ],
+            "majority": best["majority_accuracy"].map(number),
+            "gain": [number(gain, "+") for gain in best["gain"]],
+        }
+    )
+    has_controls = bool((best["objective"] == CONTROL).any())
+    figures = ranked_by(best)
+    plain = {"auroc": "AUROC", "twins_auroc": "twins AUROC"}
+    matched = {"matched_auroc": "at equal distance", "matched_twins_auroc": "twins at equal distance"}
+    for figure, head in (plain if figures[0] in plain else plain | matched).items():
+        table[head] = best[figure].map(number)
+        if has_controls and figure in figures:
+            over = [number(value, "+") for value in best[OVER_CONTROLS[figure]]]
+            table.insert(table.shape[1], "over controls", over, allow_duplicates=True)
+    judged_on = ", ".join(map(scenes_of, sorted(set(best["split"].dropna())))) or "unknown scenes"
+    protocols = ", ".join(sorted(set(best["protocol"].dropna()))) or "unknown"
+    chosen_on = ", ".join(sorted(set(best["chosen_on"].dropna()))) or "judged"
+    title = (
+        f"Best layer of each backbone, chosen on the {chosen_on} scenes ({shown} probe, {protocols} protocol, "
+        f"judged on {judged_on})"
+    )
+    lines = ["", title, "", table.to_string(index=False)]
+    if below:
+        lines += ["", *below]
+    fewest = best["n_scenes"].min()
+    if not pd.isna(fewest) and fewest < FEW_SCENES:
+        judged = f"{fewest} scene{'' if fewest == 1 else 's'}"
+        lines += ["", f"Judged on {judged} only: a demonstration that the path works, not a measurement."]
+    if (best["objective"] == "random-init").any():
+        lines += ["", "random-init: never trained; a control that trained backbones have to beat, not a result."]
+    if has_controls:
+        lines += [
+            "",
+            "over controls: AUROC minus that of the strongest control, which reads the same pairs without a model.",
+        ]
+    if figures[0] not in plain:
+        lines += ["", "at equal distance: AUROC among pairs that lie equally far apart, where proximity tells nothing."]
+    return "\n".join(lines)

@@ -7,7 +7,7 @@ import pandas as pd
 import papermill
 import pytest
 
-from bindkit.cli import format_results
+from bindkit.model_table import format_results
 from bindkit.parameters import notebook_parameters
 from bindkit.pipeline import FIRST_LAB, RUN_DEFAULTS, run_pipeline
 

@@ -14,11 +14,12 @@ from planted import PlantedBackbone, PlantedScenes
 
 import bindkit as bk
 from bindkit.arguments import positive_number, read_layers, read_seeds, resolve_layers, whole_number
-from bindkit.cli import format_results, main
+from bindkit.cli import main
 from bindkit.errors import InvalidParameterError, LayerError, ProbeError
 from bindkit.extraction import cache_activations
 from bindkit.fits import RESULT_COLUMNS
 from bindkit.layer_patches import LayerPatches
+from bindkit.model_table import format_results
 from bindkit.training import fit_probe, fit_probes
 
 

@@ -8,9 +8,8 @@ import torch
 from planted import PlantedBackbone, PlantedScenes
 
 from bindkit.chance import below_chance, figures_below_chance
-from bindkit.cli import format_results
 from bindkit.extraction import cache_activations
-from bindkit.model_table import model_table, readable
+from bindkit.model_table import format_results, model_table, readable
 from bindkit.probes import PROBES, Probe, register_probe
 from bindkit.sweeping import sweep
 from bindkit.verdicts import verdicts
