@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from bindkit.analysis import JUDGED_ALIKE, OVER_CONTROLS, best_layers, ranked_by
-from bindkit.chance import below_chance, figures_below_chance
+from bindkit.chance import below_chance, chance_remark
 from bindkit.control_names import CONTROL, SAME_CLASS, parse_control
 from bindkit.errors import InvalidParameterError
 from bindkit.folds import scenes_of
@@ -120,7 +120,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return f"{row['backbone']} (BELOW CHANCE)" if figures_below_chance(row) else str(row["backbone"])
+    remark = chance_remark(row).partition(":")[0]
+    return f"{row['backbone']} ({remark})" if remark else str(row["backbone"])
 
 
 def differences(table: pd.DataFrame, figure: str) -> list[str]:

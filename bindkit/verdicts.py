@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from bindkit.analysis import OVER_CONTROLS, PLAIN, ranked_by, strongest_controls
-from bindkit.chance import BELOW_CHANCE, figures_below_chance
+from bindkit.chance import chance_remark
 from bindkit.control_names import control_title, is_control
 from bindkit.resampling import MIN_SCENES
 from bindkit.scenes.splits import FEW_SCENES
@@ -51,7 +51,7 @@ def verdicts(best: pd.DataFrame) -> list[str]:
     for number, row in enumerate(best.to_dict("records")):
         rivals = [_rival(row, controls.iloc[number], figure) for figure, controls in against.items()]
         sentence = _control_sentence(row, figures) if is_control(row["objective"]) else _sentence(row, rivals)
-        sentences.append(f"{sentence} BELOW CHANCE: {BELOW_CHANCE}." if figures_below_chance(row) else sentence)
+        sentences.append(f"{sentence} {chance_remark(row)}".rstrip())
     return sentences
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from planted import PlantedBackbone, PlantedScenes
 
-from bindkit.chance import below_chance, figures_below_chance
+from bindkit.chance import below_chance, chance_remark, figures_below_chance, warn_below_chance
 from bindkit.extraction import cache_activations
 from bindkit.model_table import format_results, model_table, readable
 from bindkit.probes import PROBES, Probe, register_probe
@@ -71,3 +71,18 @@ def test_nothing_is_said_of_a_fit_above_chance(cache, caplog):
 
 def test_a_table_without_intervals_is_said_nothing_of():
     assert below_chance(pd.DataFrame({"backbone": ["vit"], "auroc": [0.3]}).to_dict("records")) == []
+
+
+def test_fits_below_chance_at_equal_distance_alone_share_a_sentence_for_each_probe(caplog):
+    row = {"backbone": "vit", "task": "pairwise", "auroc": 0.7, "auroc_low": 0.68, "auroc_high": 0.72}
+    rows = [
+        row | {"probe": probe, "layer": layer, "matched_auroc": auroc, "matched_auroc_low": auroc - 0.02}
+        | {"matched_auroc_high": auroc + 0.02}
+        for probe, layer, auroc in [("linear", 1, 0.46), ("linear", 4, 0.43), ("quadratic", 2, 0.47), ("dot", 2, 0.49)]
+    ]  # fmt: skip
+    linear, quadratic = below_chance(rows)
+    assert "linear (pairwise) in 2 fits, the lowest on vit, layer 4: AUROC among pairs at equal" in linear
+    assert "quadratic (pairwise) in 1 fit, the lowest on vit, layer 2: " in quadratic
+    warn_below_chance(rows)
+    assert not caplog.text, "over all pairs none is below chance"
+    assert [chance_remark(each).partition(":")[0] for each in rows] == ["BELOW CHANCE AT EQUAL DISTANCE"] * 3 + [""]
