@@ -155,7 +155,7 @@ def merge_results(space: Workspace, results: pd.DataFrame, protocol: str | Proto
                 split if is_folds(split) else None,
             )
         merged = pd.DataFrame(rows, columns=list(SWEEP_COLUMNS))
-        logger.info("%d rows of earlier runs are kept beside the %d of this one", len(kept), len(results))
+        logger.info("rows kept of earlier runs: %d, beside %d of this one", len(kept), len(results))
     _say_what_is_left_out(space, merged)
     _write_csv(space, "results.csv", merged)
     return merged
