@@ -20,6 +20,7 @@ from bindkit.backbones.families import Family, family_of_type
 from bindkit.backbones.positions import start_positions
 from bindkit.backbones.preprocessing import Preprocessing, read_preprocessing
 from bindkit.backbones.shape import vision_config_of
+from bindkit.backbones.shipped import require_place
 from bindkit.errors import BackboneError
 
 logger = logging.getLogger(__name__)
@@ -45,12 +46,7 @@ def read_config(name: str, revision: str | None = None) -> Any:
     BackboneError
         If `name` is neither a model directory nor a model of the hub, or its architecture is unknown.
     """
-    if not name.strip():
-        raise BackboneError("a backbone needs a name: a hub id, a local directory or random-init:NAME")
-    if not Path(name).is_dir() and (name.startswith((".", "~")) or Path(name).is_absolute()):
-        raise BackboneError(
-            f"{name} is no directory; give a hub id or the directory that holds the model's config.json"
-        )
+    require_place(name)
     from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
     with quiet(), _explained(name, "config"):

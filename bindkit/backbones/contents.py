@@ -30,7 +30,7 @@ def contents_of_backbone(name: str, digests: RememberedDigests | None = None) ->
     if untrained is not None and untrained.is_embedded:
         return {}
     source = name if untrained is None else untrained.source
-    directory = Path(directory_of(source)).expanduser()
+    directory = Path(directory_of(source))
     if not directory.is_dir():
         revision = _revision_here(source)
         return {"revision": revision} if revision else {}

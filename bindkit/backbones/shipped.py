@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
 from bindkit.errors import BackboneError
 from bindkit.files import parse_json
 
@@ -24,7 +27,7 @@ def shipped_names() -> tuple[str, ...]:
 
 
 def directory_of(name: str) -> str:
-    """The directory behind a shipped name; any other name as it is.
+    """The directory behind a shipped name or one that begins with ``~``; any other name as it is.
 
     Raises
     ------
@@ -32,6 +35,8 @@ def directory_of(name: str) -> str:
         For a name that begins with ``bindkit/`` and is not shipped; lists those that are. A directory of that name
         from where one stands passes.
     """
+    if name.startswith("~"):
+        return str(Path(name).expanduser())
     if not name.startswith(PREFIX) or Path(name).is_dir():
         return name
     if name not in shipped_names():
@@ -39,6 +44,28 @@ def directory_of(name: str) -> str:
             f"bindkit comes with no backbone {name!r}; it has {', '.join(shipped_names()) or 'none (install it again)'}"
         )
     return str(ASSETS / name.removeprefix(PREFIX))
+
+
+def require_place(name: str) -> None:
+    """Refuse what can be neither a directory nor a hub id, without asking the hub.
+
+    Raises
+    ------
+    BackboneError
+        For an empty name, a path without a directory, and what is not written as hub ids are.
+    """
+    if not name.strip():
+        raise BackboneError("a backbone needs a name: a hub id, a local directory or random-init:NAME")
+    if Path(name).is_dir():
+        return
+    if name.startswith((".", "~")) or Path(name).is_absolute():
+        raise BackboneError(
+            f"{name} is no directory; give a hub id or the directory that holds the model's config.json"
+        )
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise BackboneError(f"{name!r} is no directory here and no hub id such as owner/model: {error}") from error
 
 
 def depth_and_patch(name: str) -> tuple[int | None, int | None]:
@@ -52,9 +79,11 @@ def depth_and_patch(name: str) -> tuple[int | None, int | None]:
     Raises
     ------
     BackboneError
-        For a name that begins with ``bindkit/`` and is not shipped.
+        For a name that begins with ``bindkit/`` and is not shipped, and for what can be no name of a backbone.
     """
-    file = Path(directory_of(name)).expanduser() / "config.json"
+    directory = directory_of(name)
+    require_place(directory)
+    file = Path(directory) / "config.json"
     try:
         config = parse_json(file.read_text(encoding="utf-8"))
         vision = config.get("vision_config") or config

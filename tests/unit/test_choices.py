@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
+from tiny_models import write_checkpoint
 
 from bindkit.backbones import load_backbone
 from bindkit.backbones.shipped import depth_and_patch, shipped_names
 from bindkit.choices import check_choices
-from bindkit.errors import InvalidParameterError
+from bindkit.errors import BackboneError, InvalidParameterError
 from bindkit.pipeline import notebooks_directory, pipeline_parameters
 
 
@@ -21,14 +22,17 @@ def test_what_a_run_measures_by_default_passes():
     "values",
     [
         {},
-        {"backbones": "some/hub-id ../mine 'a directory' random-init:vit,seed=3", "layers": "99"},
+        {"backbones": "some/hub-id ./mine 'a directory' random-init:vit,seed=3", "layers": "99"},
         {"backbones": "random-init:bindkit/scenes-mae,seed=3 bindkit/scenes-clip", "layers": "5, 0"},
         {"controls": ""},
         {"probes": "quadratic_fixed_rank@16 linear", "tasks": "pairwise pointwise_class shuffled_labels"},
         {"layers": [0, 3]},  # somebody's own notebooks may mean something else
     ],
 )
-def test_what_may_be_right_passes(values):
+def test_what_may_be_right_passes(values, tmp_path, monkeypatch):
+    for directory in ("mine", "a directory"):
+        (tmp_path / directory).mkdir()
+    monkeypatch.chdir(tmp_path)
     check_choices(values)
 
 
@@ -51,6 +55,29 @@ def test_a_run_without_the_task_that_its_notebooks_compare_is_refused(tasks):
 def test_groups_and_folds_are_refused_before_anything_runs(values, said):
     with pytest.raises(InvalidParameterError, match=re.escape(said)):
         check_choices(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("/no/such/directory", "is no directory"),
+        ("random-init:./nothing", "is no directory"),
+        ("~/no-such-directory", "is no directory"),
+        ("a/b/c", "no hub id such as owner/model"),
+        ('"two words"', "no hub id such as owner/model"),
+        ("owner/model--", "no hub id such as owner/model"),
+    ],
+)
+def test_what_cannot_name_a_backbone_is_refused_before_anything_runs(name, said):
+    with pytest.raises(BackboneError, match=said):
+        check_choices({"backbones": name})
+
+
+def test_a_home_directory_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_checkpoint("vit", tmp_path / "mine")
+    check_choices({"backbones": "~/mine", "layers": "0"})
+    assert load_backbone("~/mine", device="cpu").n_layers == depth_and_patch("~/mine")[0]
 
 
 def test_a_directory_of_a_shipped_backbones_kind_of_name_passes(tmp_path, monkeypatch):
