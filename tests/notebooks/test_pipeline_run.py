@@ -85,7 +85,9 @@ def test_a_second_run_with_another_backbone_keeps_the_rows_of_the_first(tmp_path
     assert sorted(table["backbone"]) == sorted(
         [first, "control:same-class", f"{second} ({workspace.root})", f"{second} ({tmp_path / 'other'})"]
     )
-    assert table.loc[table["kind"] == "trained", "gain_low"].notna().all()
+    # Not `gain_low`: probes that call every pair different are as good as the majority class in every scene alike, and
+    # what does not vary has no interval.
+    assert table.loc[table["kind"] == "trained", "auroc_over_same-class_low"].notna().all()
 
 
 def test_pointwise_tasks_are_shown_with_the_figures_of_their_own(tmp_path):
