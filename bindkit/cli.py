@@ -184,8 +184,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from bindkit.parameters import parse_value, unknown_parameters
-    from bindkit.pipeline import notebooks_directory, pipeline_parameters, run_pipeline
+    from bindkit.pipeline.parameters import parse_value, unknown_parameters
+    from bindkit.pipeline.running import notebooks_directory, pipeline_parameters, run_pipeline
 
     named = {
         "scenes": options.scenes,
@@ -218,7 +218,7 @@ def _run(options: argparse.Namespace) -> int:
 
     import pandas as pd
 
-    from bindkit.model_table import format_results
+    from bindkit.results.model_table import format_results
 
     print(format_results(pd.read_csv(workspace.results_csv)))
     print()
@@ -235,12 +235,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from bindkit.analysis import OVER_CONTROLS, ranked_by
-    from bindkit.chance import below_chance
-    from bindkit.comparing import compare_workspaces, told_apart
     from bindkit.files import write_bytes
-    from bindkit.model_table import model_table
+    from bindkit.pipeline.comparing import compare_workspaces, told_apart
     from bindkit.probes import by_capability
+    from bindkit.probes.chance import below_chance
+    from bindkit.results.model_table import model_table
+    from bindkit.results.tables import OVER_CONTROLS, ranked_by
 
     results = compare_workspaces(options.workspaces)
     fitted = results.loc[(results["task"] == "pairwise") & (results["probe"] != "oracle"), "probe"]
@@ -280,7 +280,7 @@ def _cache(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from bindkit.repair import repair_cache, scene_changes
+    from bindkit.cache.repair import repair_cache, scene_changes
 
     whole = True
     for path in _caches_in(options.path):
@@ -352,7 +352,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from bindkit.viewer import find_probes
+    from bindkit.views.viewer import find_probes
 
     images: list[Any] = []
     class_names: dict[int, str] = {}

@@ -1,13 +1,19 @@
-"""Files that are either whole or absent: written beside their place, flushed to disk, then renamed."""
+"""Files that are either whole or absent: written beside their place, flushed to disk, then renamed.
+
+Also how far long work is: a progress bar with its rate and the remaining time, in JupyterLab a widget. papermill sets
+``BINDKIT_PROGRESS=text`` so that no widget state lands in executed notebooks; ``BINDKIT_PROGRESS=off`` is silent.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -120,3 +126,27 @@ def slug(text: str, longest: int = 80) -> str:
     if len(readable) <= longest and text.isascii():
         return readable
     return f"{readable[: longest - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def progress(total: int, description: str, unit: str, initial: int = 0) -> Any:
+    """Open a tqdm bar over `total` steps of `unit`; use as a context manager and call ``bar.update(n)``."""
+    style = os.environ.get("BINDKIT_PROGRESS", "auto")
+    if style == "auto":
+        from tqdm.auto import tqdm
+    else:
+        from tqdm import tqdm
+    return tqdm(total=total, desc=description, unit=f" {unit}", initial=initial, disable=style == "off", leave=False)
+
+
+def show_messages(level: int = logging.INFO) -> None:
+    """Show what bindkit says of its work (sizes announced, work resumed or skipped) on standard error.
+
+    >>> show_messages()
+    """
+    logger = logging.getLogger("bindkit")
+    logger.setLevel(level)
+    if not any(getattr(handler, "is_bindkit", False) for handler in logger.handlers):
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.is_bindkit = True  # type: ignore[attr-defined]
+        logger.addHandler(handler)

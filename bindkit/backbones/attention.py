@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bindkit.backbones.backbone import Backbone
 from bindkit.errors import ContractError, LayerError
-from bindkit.probes import AttentionMaps
 
 _QUERIES, _KEYS = ("q_proj", "query"), ("k_proj", "key")
 """Last parts of the names that the families of transformers give to their maps."""
 
 _NORMS = ("norm1", "layernorm_before", "layer_norm1")
 """Names that they give to the layer norm in front of the attention; some register it behind the attention."""
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Query and key maps of one transformer block with the norm in front of them.
+
+    Attributes
+    ----------
+    norm_weight, norm_bias : float tensors of shape (d_model,)
+        Of the layer norm that the block's attention looks through.
+    norm_epsilon : float
+        Of that norm.
+    query_weight, key_weight : float tensors of shape (d_model, d_model)
+    query_bias, key_bias : float tensors of shape (d_model,)
+        Zero where the block has none.
+    n_heads : int
+        Heads; each owns ``d_model / n_heads`` rows, one after the other.
+    """
+
+    norm_weight: Float[Tensor, " d_model"]
+    norm_bias: Float[Tensor, " d_model"]
+    norm_epsilon: float
+    query_weight: Float[Tensor, "d_model d_model"]
+    query_bias: Float[Tensor, " d_model"]
+    key_weight: Float[Tensor, "d_model d_model"]
+    key_bias: Float[Tensor, " d_model"]
+    n_heads: int
 
 
 def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:

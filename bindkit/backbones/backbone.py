@@ -24,7 +24,7 @@ from bindkit.arguments import resolve_layers
 from bindkit.backbones.preprocessing import Preprocessing
 from bindkit.backbones.tower import VisionTower, patch_tokens
 from bindkit.errors import GeometryError, InvalidParameterError
-from bindkit.geometry import TokenLayout, WindowGeometry
+from bindkit.scenes.geometry import TokenLayout, WindowGeometry
 
 
 @dataclass(frozen=True, eq=False)

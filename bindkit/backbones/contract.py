@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bindkit.backbones.tower import VisionTower
 from bindkit.errors import ContractError
-from bindkit.geometry import PatchGrid
+from bindkit.scenes.geometry import PatchGrid
 
 # A token counts as moved above this share of the largest embedding value; rounding stays a thousand times below.
 _MOVED = 1e-4

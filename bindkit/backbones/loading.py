@@ -17,7 +17,7 @@ from bindkit.backbones.shape import EncoderShape
 from bindkit.backbones.shipped import directory_of
 from bindkit.backbones.tower import VisionTower
 from bindkit.errors import BackboneError, InvalidParameterError
-from bindkit.geometry import TokenLayout, WindowGeometry
+from bindkit.scenes.geometry import TokenLayout, WindowGeometry
 
 NORMALIZATIONS = ("checkpoint", "imagenet")
 
@@ -55,7 +55,7 @@ def load_backbone(
         Whose mean and std to use; "imagenet" also resizes bicubically, which together is the paper's choice.
     arithmetic : {"centred", "reference"}
         How sizes, windows and masks are rounded; "reference" as in the paper's reference implementation, whose masks
-        lie up to a pixel beside the picture. ``bindkit.protocols.loading_options`` gives what a protocol takes.
+        lie up to a pixel beside the picture. ``bindkit.probes.protocols.loading_options`` gives what a protocol takes.
     revision : str, optional
         Branch, tag or commit of a hub model.
     device : str or torch.device

@@ -17,7 +17,7 @@ from bindkit.errors import BackboneError
 from bindkit.files import parse_json
 
 PREFIX = "bindkit/"
-ASSETS = Path(__file__).parent.parent / "assets"
+ASSETS = Path(__file__).parent / "assets"
 """Holds one Hugging Face directory for each, with its model card."""
 
 

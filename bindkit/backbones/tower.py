@@ -19,7 +19,7 @@ from bindkit.backbones.capture import BlockCapture, find_blocks
 from bindkit.backbones.families import FAMILIES
 from bindkit.backbones.shape import EncoderShape
 from bindkit.errors import ContractError
-from bindkit.geometry import PatchGrid
+from bindkit.scenes.geometry import PatchGrid
 
 
 @dataclass(frozen=True, eq=False)

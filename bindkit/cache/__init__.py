@@ -1,4 +1,4 @@
-"""Activations and patch labels of one backbone on one scene set, on disk: shards with a manifest.
+"""Activations and patch labels of one backbone on one scene set: computed by `cache_activations`, kept on disk.
 
 On disk, below ``root/slug(scenes)/slug(backbone)/``::
 
@@ -11,9 +11,13 @@ A shard is a run of consecutive scenes of a split. Rows are ragged: a scene has 
 from it, and a skipped scene has none; nothing is ever padded.
 """
 
+from bindkit.cache.comparing import Deviation, compare_with_model
+from bindkit.cache.extraction import cache_activations, cache_path
 from bindkit.cache.identity import Identity, Making
 from bindkit.cache.layout import ShardRecord, Skipped
 from bindkit.cache.manifest import Manifest
+from bindkit.cache.sampling import draw_patches
+from bindkit.cache.sizing import estimate_bytes
 from bindkit.cache.store import ActivationCache, CachedActivations, CachedLabels, require_cache
 from bindkit.cache.verifying import Damage
 
@@ -22,10 +26,16 @@ __all__ = [
     "CachedActivations",
     "CachedLabels",
     "Damage",
+    "Deviation",
     "Identity",
     "Making",
     "Manifest",
     "ShardRecord",
     "Skipped",
+    "cache_activations",
+    "cache_path",
+    "compare_with_model",
+    "draw_patches",
+    "estimate_bytes",
     "require_cache",
 ]

@@ -13,8 +13,7 @@ from bindkit.cache.manifest import Manifest
 from bindkit.cache.shards import REPAIR, ShardLabels, layer_stamp, map_activations
 from bindkit.cache.writing import exclusive, is_ours, remove_strays, walk, write_manifest
 from bindkit.errors import CacheDamagedError
-from bindkit.files import sha256_of
-from bindkit.progress import progress
+from bindkit.files import progress, sha256_of
 
 logger = logging.getLogger(__name__)
 

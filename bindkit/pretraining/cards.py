@@ -34,7 +34,7 @@ def ship(run: str | Path, directory: str | Path) -> Path:
 
     ::
 
-        ship("runs/mae", "bindkit/assets/scenes-mae")
+        ship("runs/mae", "bindkit/backbones/assets/scenes-mae")
 
     Parameters
     ----------

@@ -20,11 +20,10 @@ from bindkit import __version__
 from bindkit.arguments import positive_number, read_device, read_path, read_seed, whole_number
 from bindkit.backbones.positions import position_embeddings
 from bindkit.errors import BackboneError, InvalidParameterError, NonFiniteActivationsError
-from bindkit.files import parse_json, write_json
+from bindkit.files import parse_json, progress, write_json
 from bindkit.pretraining.architecture import FADE_IN_STEPS, POSITION_SCALE, POSITION_SCALE_LATER
 from bindkit.pretraining.objectives import Objective, make_objective
 from bindkit.pretraining.training_scenes import TRAINING_SCENES, TrainingScenes
-from bindkit.progress import progress
 
 logger = logging.getLogger(__name__)
 

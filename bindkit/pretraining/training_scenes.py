@@ -21,12 +21,12 @@ from torch import Tensor
 
 from bindkit.backbones.preprocessing import IMAGENET
 from bindkit.errors import InvalidParameterError
-from bindkit.geometry import WindowGeometry
-from bindkit.labels import label_patches
+from bindkit.files import progress
 from bindkit.pretraining.architecture import GRID, PATCH, SIDE
 from bindkit.pretraining.captions import Named
-from bindkit.progress import progress
 from bindkit.scenes import open_scenes
+from bindkit.scenes.geometry import WindowGeometry
+from bindkit.scenes.labels import label_patches
 from bindkit.scenes.synthetic import TRAINING_SEED, SyntheticScenes, require_unseen
 
 TRAINING_SCENES = (

@@ -3,41 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bindkit.backbones.attention import AttentionMaps
 from bindkit.errors import ProbeError
-from bindkit.probes.base import Probe, register_probe
-
-
-@dataclass(frozen=True)
-class AttentionMaps:
-    """Query and key maps of one transformer block with the norm in front of them.
-
-    Attributes
-    ----------
-    norm_weight, norm_bias : float tensors of shape (d_model,)
-        Of the layer norm that the block's attention looks through.
-    norm_epsilon : float
-        Of that norm.
-    query_weight, key_weight : float tensors of shape (d_model, d_model)
-    query_bias, key_bias : float tensors of shape (d_model,)
-        Zero where the block has none.
-    n_heads : int
-        Heads; each owns ``d_model / n_heads`` rows, one after the other.
-    """
-
-    norm_weight: Float[Tensor, " d_model"]
-    norm_bias: Float[Tensor, " d_model"]
-    norm_epsilon: float
-    query_weight: Float[Tensor, "d_model d_model"]
-    query_bias: Float[Tensor, " d_model"]
-    key_weight: Float[Tensor, "d_model d_model"]
-    key_bias: Float[Tensor, " d_model"]
-    n_heads: int
+from bindkit.probes.base import Probe
+from bindkit.probes.registry import register_probe
 
 
 @register_probe("self_attention")

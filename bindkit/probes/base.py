@@ -1,10 +1,10 @@
-"""What a probe is: a logit for every pair of patches, and the registry of the kinds there are."""
+"""What a probe is: a logit for every pair of patches."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -14,9 +14,6 @@ from torch import Tensor, nn
 from bindkit.arguments import require_kind
 from bindkit.errors import LayerError, ProbeError, ProbeMismatchError
 from bindkit.probes.moments import PairMoments
-
-PROBES: dict[str, type[Probe]] = {}
-"""Probe name -> class; `register_probe` adds to it."""
 
 
 class Probe(nn.Module, ABC):
@@ -40,7 +37,7 @@ class Probe(nn.Module, ABC):
     scale : float
         What activations are multiplied with before `pairwise` sees them; 1 unless training under ``strict`` set it.
     temperature : float
-        What logits are divided by before they become affinities; 1 unless `bindkit.calibration` set it.
+        What logits are divided by before they become affinities; 1 unless `bindkit.results.calibration` set it.
     fitted_on : dict
         What a fitted probe was fitted on (backbone, layer, scenes, protocol, seed, figures); empty before.
     """
@@ -172,116 +169,6 @@ def by_capability(name: str) -> tuple[int, int, str]:
     kind, _, number = name.partition("@")
     place = _FROM_THE_MOST_CAPABLE.index(kind) if kind in _FROM_THE_MOST_CAPABLE else len(_FROM_THE_MOST_CAPABLE)
     return place, -int(number) if number.isdigit() else 0, name
-
-
-_UNITS = ("normed", "scaled", "whitened", "raw")
-
-
-def is_shipped(probe_class: type[Probe]) -> bool:
-    """Whether a class comes with bindkit."""
-    return probe_class.__module__.partition(".")[0] == "bindkit"
-
-
-def register_probe(kind: str) -> Callable[[Any], type[Probe]]:
-    """Class decorator that makes a probe known under a name to `fit_probe`, `sweep` and `load_probe`.
-
-    ::
-
-        @register_probe("sum_of_products")
-        class SumOfProducts(Probe): ...
-
-    One's own name can be registered again, as by a notebook's cell that is run twice; the latest class counts.
-
-    Parameters
-    ----------
-    kind : str
-        ASCII letters, digits and underscores, no digit first: it becomes part of directories, and of names such as
-        ``KIND@16``.
-
-    Raises
-    ------
-    ProbeError
-        For another kind of name, that of a probe that comes with bindkit, or something that is no subclass of `Probe`.
-    """
-    if not (isinstance(kind, str) and kind.isascii() and kind.isidentifier()):
-        raise ProbeError(
-            f"a probe's name is made of letters, digits and underscores and does not begin with a digit, got {kind!r}; "
-            'write @register_probe("my_probe") above the class'
-        )
-
-    def add(probe_class: Any) -> type[Probe]:
-        if not (isinstance(probe_class, type) and issubclass(probe_class, Probe)):
-            raise ProbeError(f"{probe_class!r} is no probe; write class {kind.title()}(bindkit.probes.Probe)")
-        if kind in PROBES and is_shipped(PROBES[kind]) and not is_shipped(probe_class):
-            raise ProbeError(f"{kind!r} is a probe that comes with bindkit; register {probe_class.__name__} as another")
-        if probe_class.trained_in not in _UNITS:
-            raise ProbeError(
-                f"{probe_class.__name__} says trained_in = {probe_class.trained_in!r}; it is one of {', '.join(_UNITS)}"
-            )
-        probe_class.kind = kind
-        PROBES[kind] = probe_class
-        return probe_class
-
-    return add
-
-
-def parse_probe(name: str) -> tuple[str, dict[str, int]]:
-    """Read ``KIND`` or ``KIND@NUMBER``, where the number is a kind's own: a rank, a head.
-
-    >>> parse_probe("quadratic"), parse_probe("quadratic_fixed_rank@16")
-    (('quadratic', {}), ('quadratic_fixed_rank', {'rank': 16}))
-
-    Raises
-    ------
-    ProbeError
-        For a kind that is not in the registry, or a number where it takes none.
-    """
-    require_kind(name, str, "a probe is asked for by its name, such as 'quadratic'", ProbeError)
-    kind, at, number = name.partition("@")
-    if kind not in PROBES:
-        raise ProbeError(f"unknown probe {name!r}; there are {', '.join(PROBES)}")
-    option = PROBES[kind].numbered
-    if not at:
-        return kind, {}
-    if option is None or not (number.isascii() and number.isdigit()):
-        takes = f"takes a whole number behind the @ ({option})" if option else "takes nothing behind an @"
-        raise ProbeError(f"unknown probe {name!r}: {kind} {takes}")
-    return kind, {option: int(number)}
-
-
-def make_probe(name: str, d_model: int, seed: int = 0, **options: Any) -> Probe:
-    """A fresh probe; the weights depend on the seed alone, and the global random state is left as it was.
-
-    Parameters
-    ----------
-    name : str
-        ``KIND`` or ``KIND@NUMBER``.
-    d_model : int
-        Width of the activations.
-    seed : int
-        Of the weights.
-    **options
-        What else the kind takes.
-
-    Raises
-    ------
-    ProbeError
-        For a name that is not in the registry; for a probe that would not come back from disk as it is, and what else
-        `check_probe` finds in a class that does not come with bindkit.
-    """
-    kind, numbered = parse_probe(name)
-    if twice := numbered.keys() & options:
-        raise ProbeError(f"the name {name!r} gives {twice.pop()} already; leave one of the two out")
-    probe_class, given = PROBES[kind], numbered | options
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if is_shipped(probe_class):
-            return probe_class(d_model, **given)
-        from bindkit.probes.checking import check_probe, made
-
-        probe = made(probe_class, d_model, given)
-        check_probe(probe, given)
-        return probe
 
 
 def uniform_start(*shape: int, fan_in: int) -> nn.Parameter:

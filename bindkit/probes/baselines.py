@@ -5,7 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from bindkit.probes.base import Probe, register_probe, uniform_start
+from bindkit.probes.base import Probe, uniform_start
+from bindkit.probes.registry import register_probe
 
 _LEAST_NORMS = 1e-8
 """What the product of two norms counts for at least, as in the reference implementation."""

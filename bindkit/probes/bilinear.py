@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bindkit.errors import ProbeError
-from bindkit.probes.base import Probe, register_probe, uniform_start
+from bindkit.probes.base import Probe, uniform_start
 from bindkit.probes.moments import PairMoments
 from bindkit.probes.pair_products import diagonal_logits, symmetric_logits
+from bindkit.probes.registry import register_probe
 
 RANK = 100
 """Of `quadratic_fixed_rank`, as in the reference implementation."""

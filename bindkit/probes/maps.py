@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import softmax
 
 from bindkit.errors import ProbeError
-from bindkit.probes.base import Probe, register_probe, uniform_start
+from bindkit.probes.base import Probe, uniform_start
 from bindkit.probes.bilinear import times_units
+from bindkit.probes.registry import register_probe
 
 OUTCOMES = 151
 """Of the `softmax` probe: the 150 classes of ADE20K's benchmark and other, as in the reference implementation."""

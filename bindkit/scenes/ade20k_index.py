@@ -17,8 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bindkit.errors import SceneSetError
-from bindkit.files import parse_json, write_bytes
-from bindkit.progress import progress
+from bindkit.files import parse_json, progress, write_bytes
 from bindkit.scenes.safe_pickle import load_plain_pickle, plain
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ import numpy as np
 
 from bindkit.arguments import whole_number
 from bindkit.errors import BrokenSceneError, OneAnswerError
-from bindkit.files import write_bytes
-from bindkit.progress import progress
+from bindkit.files import progress, write_bytes
 from bindkit.scenes.base import subset
 from bindkit.scenes.scene import BrokenScene, Scene, SceneSet, require_scenes
 

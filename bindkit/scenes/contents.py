@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bindkit.errors import BrokenSceneError
-from bindkit.files import RememberedDigests, slug
-from bindkit.progress import progress
+from bindkit.files import RememberedDigests, progress, slug
 from bindkit.scenes.scene import ReadFromFiles, SceneSet
 
 _DIGITS = 32

@@ -50,7 +50,7 @@ def large_source(width, layers, patches=37):
     import torch
 
     from bindkit.backbones.preprocessing import IMAGENET
-    from bindkit.geometry import WindowGeometry
+    from bindkit.scenes.geometry import WindowGeometry
 
     class Source:
         name, d_model, n_layers = f"noise of width {width}", width, layers

@@ -32,16 +32,15 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bindkit.backbones.preprocessing import IMAGENET
-from bindkit.cache import ActivationCache
-from bindkit.extraction import cache_activations
-from bindkit.geometry import WindowGeometry
-from bindkit.layer_patches import LayerPatches
-from bindkit.protocols import PAPER, STRICT
+from bindkit.cache import ActivationCache, cache_activations
+from bindkit.probes.fitting import fit_probe
+from bindkit.probes.layers import LayerPatches
+from bindkit.probes.protocols import PAPER, STRICT
+from bindkit.probes.side_by_side import prepared
+from bindkit.probes.tasks import TASKS
 from bindkit.scenes import Split
+from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.scene import Scene
-from bindkit.side_by_side import prepared
-from bindkit.tasks import TASKS
-from bindkit.training import fit_probe
 
 try:
     import h5py

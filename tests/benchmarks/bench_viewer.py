@@ -20,10 +20,10 @@ sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from test_viewer_packing import full_rank, like_a_fitted_probe
 from viewer_pages import photo
 
-from bindkit.viewer.packing import pack
-from bindkit.viewer.page import page_of
-from bindkit.viewer.subjects import Subject
-from bindkit.viewer.text_bytes import to_text
+from bindkit.views.viewer.packing import pack
+from bindkit.views.viewer.page import page_of
+from bindkit.views.viewer.subjects import Subject
+from bindkit.views.viewer.text_bytes import to_text
 
 CLICKS = """async () => {
   const stage = document.getElementById("stage"), took = [];

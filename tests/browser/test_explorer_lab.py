@@ -13,7 +13,6 @@ from PIL import Image
 
 import bindkit as bk
 
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
 sys.path.append(str(Path(__file__).parent))
 
 import tiny_models

@@ -5,8 +5,8 @@ from __future__ import annotations
 import plotly.graph_objects as go
 import pytest
 
-from bindkit.figures import save_figure
-from bindkit.figures.style import titled
+from bindkit.views.figures import save_figure
+from bindkit.views.figures.style import titled
 
 pytestmark = pytest.mark.browser
 

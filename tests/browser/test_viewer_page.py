@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-import bindkit as bk
-
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
-
 import tiny_models
 from viewer_pages import HOSTILE, Page, photo, probes_of
 
-from bindkit.viewer.packing import TOLERANCE
+import bindkit as bk
+from bindkit.views.viewer.packing import TOLERANCE
 
 pytestmark = pytest.mark.browser
 

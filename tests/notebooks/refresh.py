@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from bindkit.notebook_engine import WIDGET
+from bindkit.pipeline.engine import WIDGET
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 

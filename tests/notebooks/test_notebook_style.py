@@ -7,8 +7,8 @@ import re
 import nbformat
 import pytest
 
-from bindkit.parameters import notebook_parameters
-from bindkit.pipeline import FIRST_LAB, RUN_DEFAULTS
+from bindkit.pipeline.parameters import notebook_parameters
+from bindkit.pipeline.running import FIRST_LAB, RUN_DEFAULTS
 
 LONGEST_CELL = 15
 LARGEST_BYTES = 300_000

@@ -7,9 +7,9 @@ import pandas as pd
 import papermill
 import pytest
 
-from bindkit.model_table import format_results
-from bindkit.parameters import notebook_parameters
-from bindkit.pipeline import FIRST_LAB, RUN_DEFAULTS, run_pipeline
+from bindkit.pipeline.parameters import notebook_parameters
+from bindkit.pipeline.running import FIRST_LAB, RUN_DEFAULTS, run_pipeline
+from bindkit.results.model_table import format_results
 
 COLUMNS = [
     *("backbone", "objective", "layer", "probe", "task", "protocol", "split"),

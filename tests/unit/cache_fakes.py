@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bindkit.errors import BrokenSceneError, LayerError
-from bindkit.geometry import WindowGeometry
+from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.scene import BrokenScene, Scene
 
 SIDE, PATCH, D_MODEL = 16, 4, 6

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bindkit.geometry import PatchGrid, TokenLayout, WindowGeometry
+from bindkit.scenes.geometry import PatchGrid, TokenLayout, WindowGeometry
 from bindkit.scenes.scene import Scene
 
 D_MODEL = 24

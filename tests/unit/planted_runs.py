@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from planted import PlantedBackbone, PlantedScenes
 
-from bindkit.extraction import cache_activations
-from bindkit.merging import merge_caches, merge_results, read_caches
-from bindkit.protocols import STRICT
-from bindkit.sweeping import sweep
-from bindkit.workspace import open_workspace
+from bindkit.cache import cache_activations
+from bindkit.pipeline.merging import merge_caches, merge_results, read_caches
+from bindkit.pipeline.workspace import open_workspace
+from bindkit.probes.protocols import STRICT
+from bindkit.results.sweeping import sweep
 
 BRIEF = replace(STRICT, epochs=2, min_steps=4, judged_patches=24)
 RUNS = {

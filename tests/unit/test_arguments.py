@@ -14,13 +14,13 @@ from planted import PlantedBackbone, PlantedScenes
 
 import bindkit as bk
 from bindkit.arguments import positive_number, read_layers, read_seeds, resolve_layers, whole_number
+from bindkit.cache import cache_activations
 from bindkit.cli import main
 from bindkit.errors import InvalidParameterError, LayerError, ProbeError
-from bindkit.extraction import cache_activations
-from bindkit.fits import RESULT_COLUMNS
-from bindkit.layer_patches import LayerPatches
-from bindkit.model_table import format_results
-from bindkit.training import fit_probe, fit_probes
+from bindkit.probes.fits import RESULT_COLUMNS
+from bindkit.probes.fitting import fit_probe, fit_probes
+from bindkit.probes.layers import LayerPatches
+from bindkit.results.model_table import format_results
 
 
 @pytest.mark.parametrize("given", [3, 3.0, np.int64(3), np.uint8(3), np.float64(3), np.float32(3), torch.tensor(3)])

@@ -1,4 +1,4 @@
-"""Imports only point down: the floors of DESIGN.md, walked module by module."""
+"""The house: the rooms of the package, which of them may know which, and how large they are."""
 
 from __future__ import annotations
 
@@ -8,64 +8,43 @@ import sys
 
 import pytest
 
-FLOORS = {
-    1: {
-        "arguments",
-        "chance",
-        "control_names",
-        "errors",
-        "files",
-        "geometry",
-        "matching",
-        "layer_choice",
-        "metrics",
-        "probes",
-        "progress",
-        "protocols",
-        "resampling",
-    },
-    2: {"cache", "labels", "scenes", "stitching"},
-    3: {"backbones", "controls"},
-    4: {
-        *("affinities", "attention_source", "calibration", "extraction", "folds", "judging", "patch_batches", "starts"),
-        *("finishing", "fits", "layer_patches", "side_by_side", "tasks", "training"),
-    },
-    5: {
-        *("analysis", "breakdowns", "difficulty", "emergence", "model_table", "paired_gains", "pretraining", "repair"),
-        *("inputs", "scene_tables", "sweeping", "verdicts"),
-    },
-    6: {
-        "choices",
-        "cli",
-        "comparing",
-        "explorer",
-        "figures",
-        "merging",
-        "parameters",
-        "pipeline",
-        "viewer",
-        "workspace",
-    }
-    | {"notebook_engine", "notebook_execution"},
+ROOMS = (
+    *("errors", "arguments", "files"),
+    *("scenes", "backbones", "cache", "probes", "results", "affinities", "pretraining", "analysis"),
+    *("views", "pipeline", "cli"),
+)
+"""From the ground up: a room may import those before it, and none behind it."""
+
+WALLS = {
+    "plotly": "bindkit.views",
+    "kaleido": "bindkit.views.figures",
+    "ipywidgets": "bindkit.views.explorer",
+    "anywidget": "bindkit.views.explorer",
+    "transformers": ("bindkit.backbones", "bindkit.pretraining"),
+    "papermill": "bindkit.pipeline",
+    "argparse": "bindkit.cli",
+    "bindkit.pipeline": ("bindkit.pipeline", "bindkit.cli"),
+    "bindkit.analysis": ("bindkit.analysis", "bindkit.cli"),
+    "bindkit.views": ("bindkit.views", "bindkit.cli"),
 }
-FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}
-TRANSFORMERS_FREE = ("bindkit.cache", "bindkit.probes", "bindkit.metrics", "bindkit.training", "bindkit.sweeping")
+"""Who alone may import what."""
+
+TRANSFORMERS_FREE = ("bindkit.cache", "bindkit.probes", "bindkit.probes.fitting", "bindkit.results.sweeping")
 
 
-def parts_of(root):
-    """(part, file) of every module: the part is the name right below bindkit."""
-    package = root / "bindkit"
-    for path in sorted(package.rglob("*.py")):
-        relative = path.relative_to(package)
-        if relative.parts == ("__init__.py",):
-            continue
-        yield relative.parts[0].removesuffix(".py"), path
+def modules_of(root):
+    """(dotted name, file) of every module, packages by their own name."""
+    for path in sorted((root / "bindkit").rglob("*.py")):
+        yield ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"), path
 
 
-def imported_by(path, package):
+def room_of(module):
+    return (*module.split("."), "")[1]
+
+
+def imported_by(module, path):
     """Dotted names that a module imports anywhere in it, functions included."""
-    module = ["bindkit", *path.relative_to(package).with_suffix("").parts]
-    parents = module if path.name == "__init__.py" else module[:-1]
+    parents = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -77,64 +56,63 @@ def imported_by(path, package):
 
 
 def arrows(root):
-    """(from part, to part, file) for every import within bindkit."""
-    for part, path in parts_of(root):
-        for name in imported_by(path, root / "bindkit"):
-            words = name.split(".")
-            if words[0] == "bindkit" and len(words) > 1 and words[1] in FLOOR_OF and words[1] != part:
-                yield part, words[1], path
+    """(module, module that it imports) within the package; a package stands for what its `__init__` offers."""
+    known = dict(modules_of(root))
+    for module, path in known.items():
+        for name in imported_by(module, path):
+            if name in known and name != module:
+                yield module, name
 
 
-def test_every_module_stands_on_a_floor(root):
-    unplaced = {part for part, _ in parts_of(root)} - set(FLOOR_OF)
-    assert not unplaced, f"place these in FLOORS (and in DESIGN's order): {sorted(unplaced)}"
+def test_the_top_of_the_package_shows_the_rooms_and_nothing_else(root):
+    there = {path.name.removesuffix(".py") for path in (root / "bindkit").iterdir() if path.name != "__pycache__"}
+    assert there == {*ROOMS, "__init__"}
 
 
 def test_no_import_points_up(root):
-    upward = {
-        f"{path.relative_to(root)} imports bindkit.{target} (floor {FLOOR_OF[target]} from {FLOOR_OF[part]})"
-        for part, target, path in arrows(root)
-        if FLOOR_OF[target] > FLOOR_OF[part]
-    }
-    assert not upward, "\n".join(sorted(upward))
+    upward = [
+        f"{module} imports {target}"
+        for module, target in arrows(root)
+        if room_of(module) and room_of(target) and ROOMS.index(room_of(target)) > ROOMS.index(room_of(module))
+    ]
+    assert not upward, "\n".join(upward)
 
 
 def test_no_import_goes_in_a_circle(root):
-    below = {part: set() for part in FLOOR_OF}
-    for part, target, _ in arrows(root):
-        below[part].add(target)
-    while free := {part for part, targets in below.items() if not targets}:
-        below = {part: targets - free for part, targets in below.items() if part not in free}
+    """Between modules, imports inside functions included. A package's `__init__` only offers names of its modules."""
+    below = {module: set() for module, _ in modules_of(root)}
+    packages = {module for module, path in modules_of(root) if path.name == "__init__.py"}
+    for module, target in arrows(root):
+        if module not in packages and not (target in packages and module.startswith(f"{target}.")):
+            below[module].add(target)
+    while free := {module for module, targets in below.items() if not targets}:
+        below = {module: targets - free for module, targets in below.items() if module not in free}
     assert not below, f"these import each other: {below}"
 
 
 def test_the_walk_sees_imports_inside_functions_and_relative_ones(tmp_path):
     package = tmp_path / "bindkit"
     (package / "cache").mkdir(parents=True)
+    for name in ("__init__", "metrics", "training", "cache/__init__", "cache/layout"):
+        (package / f"{name}.py").write_text("")
     (package / "metrics.py").write_text("def judge():\n    from bindkit import training\n")
     (package / "cache" / "shards.py").write_text("from ..training import fit\nfrom . import layout\n")
-    found = {(part, target) for part, target, _ in arrows(tmp_path)}
-    assert found == {("metrics", "training"), ("cache", "training")}
-
-
-@pytest.mark.parametrize(
-    ("library", "allowed"),
-    [
-        ("plotly", {"explorer", "figures"}),
-        ("kaleido", {"figures"}),
-        ("ipywidgets", {"explorer"}),
-        ("anywidget", {"explorer"}),
-        ("transformers", {"backbones", "pretraining"}),
-        ("papermill", {"notebook_engine", "notebook_execution"}),
-    ],
-)
-def test_libraries_are_imported_only_where_they_belong(root, library, allowed):
-    users = {
-        part
-        for part, path in parts_of(root)
-        if any(name.split(".")[0] == library for name in imported_by(path, root / "bindkit"))
+    assert {arrow for arrow in arrows(tmp_path) if arrow[1] not in {"bindkit", "bindkit.cache"}} == {
+        ("bindkit.metrics", "bindkit.training"),
+        ("bindkit.cache.shards", "bindkit.training"),
+        ("bindkit.cache.shards", "bindkit.cache.layout"),
     }
-    assert users <= allowed
+
+
+@pytest.mark.parametrize("library", WALLS)
+def test_what_stands_behind_a_wall_is_imported_there_alone(root, library):
+    users = {
+        module
+        for module, path in modules_of(root)
+        if any(f"{name}.".startswith(f"{library}.") for name in imported_by(module, path))
+    }
+    allowed = (WALLS[library],) if isinstance(WALLS[library], str) else WALLS[library]
+    assert {module for module in users if not module.startswith(allowed)} == set()
 
 
 def test_probing_needs_no_transformers():

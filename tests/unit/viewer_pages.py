@@ -10,8 +10,8 @@ from PIL import Image
 import bindkit as bk
 from bindkit.affinities import image_activations
 from bindkit.probes import make_probe
-from bindkit.viewer.packing import Packed
-from bindkit.viewer.text_bytes import to_bytes
+from bindkit.views.viewer.packing import Packed
+from bindkit.views.viewer.text_bytes import to_bytes
 
 HOSTILE = "</script><b id=stolen>{{script}}<!--"
 

@@ -1,0 +1,280 @@
+"""Affinities of all pairs of patches of one image: how strongly a probe takes two patches for one object.
+
+>>> import bindkit as bk
+>>> backbone = bk.load_backbone("random-init:vit")
+>>> probe = bk.load_probe("probes/mine")  # doctest: +SKIP
+>>> found = bk.affinity(backbone, probe, "photo.jpg")  # doctest: +SKIP
+>>> found.scores.shape, found.grid.rows, found.grid.cols  # doctest: +SKIP
+((252, 252), 14, 18)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from bindkit.affinities.stitching import ImageGrid, stitch
+from bindkit.cache.forward import ActivationSource, activations_of, require_source
+from bindkit.errors import (
+    GeometryError,
+    InvalidParameterError,
+    NonFiniteActivationsError,
+    ProbeError,
+)
+from bindkit.probes import Probe, load_probe
+from bindkit.probes.fits import Fit
+from bindkit.scenes import Scene
+from bindkit.scenes.decoding import COLOUR_MODES, read_image
+from bindkit.scenes.geometry import Box
+
+Picture = Scene | np.ndarray | Image.Image | str | Path
+"""What counts as an image."""
+
+MOST_PATCHES = 16_384
+"""Patches of the largest image whose pairs are all scored: a gigabyte of scores."""
+_WINDOWS_PER_FORWARD = 8
+
+
+@dataclass(frozen=True)
+class Affinity:
+    """Affinities of all pairs of patches of one image.
+
+    Attributes
+    ----------
+    scores : float32 array of shape (n, n)
+        ``sigmoid(logit)`` in [0, 1], patches numbered row-major over the whole image.
+    grid : ImageGrid
+        Where the patches lie in the image.
+    layer : int
+        Layer that the probe reads.
+    """
+
+    scores: np.ndarray
+    grid: ImageGrid
+    layer: int
+
+    def of(self, patch: int) -> np.ndarray:
+        """Affinities of one patch to all, as float32 [rows, cols]. Raises GeometryError outside the grid."""
+        self.grid.row_col(patch)
+        return self.scores[patch].reshape(self.grid.rows, self.grid.cols)
+
+    def patch_at(self, row: float, col: float) -> int:
+        """Patch that shows a pixel of the image. Raises GeometryError outside the image."""
+        return self.grid.patch_at(row, col)
+
+    def box(self, patch: int) -> Box:
+        """Pixels of a patch in the image. Raises GeometryError outside the grid."""
+        return self.grid.box(patch)
+
+
+def affinity(
+    backbone: ActivationSource, probe: Probe | Fit | str | Path, image: Picture, layer: int | None = None
+) -> Affinity:
+    """Score all pairs of patches of one image.
+
+    The whole image is covered: it is resized and tiled into windows as for caching, and the windows' activations are
+    stitched to one patch grid (`bindkit.affinities.stitching`). An image that one window covers gets exactly the
+    probe's own affinities.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        That the probe was fitted on.
+    probe : Probe, Fit or path
+        A fitted probe, what `fit_probe` gave, or the directory that ``fit.save`` wrote.
+    image : PIL image, uint8 array [height, width, 3], path or Scene
+        Files and PIL images are turned upright as their EXIF data say; transparency is dropped.
+    layer : int, optional
+        Only needed for a probe that does not know which layer it was fitted on.
+
+    Returns
+    -------
+    Affinity
+        ``found.scores`` float32 [n, n], ``found.of(patch)``, ``found.patch_at(row, col)``, ``found.box(patch)``.
+
+    Raises
+    ------
+    ProbeMismatchError
+        A probe of another backbone, width or layer.
+    ProbeError, BackboneError
+        Something that is no probe or no backbone.
+    LayerError
+        A layer that the backbone does not have, or none known.
+    BrokenSceneError
+        An image file that is missing or damaged.
+    InvalidParameterError
+        Something that is no image of 8 bits a channel.
+    GeometryError
+        An image without pixels, or so long that its pairs would not fit into memory.
+
+    Examples
+    --------
+    ::
+
+        found = bk.affinity(backbone, "probes/mine", "photo.jpg")
+        patch = found.patch_at(row=120, col=200)         # pixel of the photo
+        found.of(patch)                                  # [rows, cols]: that patch's affinity to every patch
+    """
+    probe, backbone = read_probe(probe), require_source(backbone)
+    layer = layer_of(probe, backbone, layer)
+    grid, activations = image_activations(backbone, image_pixels(image), [layer])
+    return Affinity(pair_logits(probe, activations[layer]).sigmoid().numpy(), grid, layer)
+
+
+def read_probe(given: Any) -> Probe:
+    """The probe itself, the one of a directory, or that of a `Fit`. Raises ProbeError for anything else."""
+    found = given.probe if isinstance(given, Fit) else given
+    found = load_probe(found) if isinstance(found, str | Path) else found
+    if not isinstance(found, Probe):
+        raise ProbeError(
+            f"a probe is what bk.load_probe gives, a directory that fit.save() wrote, or a fit, got {given!r:.80}"
+        )
+    return found
+
+
+def layer_of(probe: Probe, backbone: ActivationSource, layer: int | None = None) -> int:
+    """Layer that a probe reads, once it is known to be a probe of this backbone.
+
+    Raises
+    ------
+    ProbeMismatchError, LayerError
+        As `affinity`.
+    """
+    chosen = probe.layer_for(backbone.describe(), layer)
+    (chosen,) = backbone.resolve_layers([chosen])
+    probe.check_fits(backbone.d_model, chosen)
+    return chosen
+
+
+def image_pixels(image: Any) -> np.ndarray:
+    """Read whatever counts as an image as uint8 [height, width, 3].
+
+    Raises
+    ------
+    BrokenSceneError, InvalidParameterError, GeometryError
+        As `affinity`.
+    """
+    if isinstance(image, Scene):
+        pixels = image.image
+    elif isinstance(image, str | Path):
+        pixels = read_image(Path(image))
+    elif isinstance(image, Image.Image):
+        if image.mode not in COLOUR_MODES:
+            raise InvalidParameterError(
+                f"the image is of mode {image.mode}; expected 8 bits a channel, so convert it to RGB"
+            )
+        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    elif isinstance(image, np.ndarray):
+        pixels = image
+    else:
+        raise InvalidParameterError(
+            f"an image is a path, a PIL image, a uint8 array or a Scene, got {type(image).__name__}"
+        )
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise InvalidParameterError(
+            f"an image array should be uint8 [height, width, 3] with values from 0 to 255, got {pixels.dtype} "
+            f"{list(pixels.shape)}"
+        )
+    if not pixels.size:
+        raise GeometryError(f"the image has no pixels: {pixels.shape[0]} x {pixels.shape[1]} px")
+    return pixels
+
+
+def image_activations(
+    backbone: ActivationSource, pixels: np.ndarray, layers: Sequence[int], most_patches: int = MOST_PATCHES
+) -> tuple[ImageGrid, dict[int, Float[Tensor, "patch d_model"]]]:
+    """Activations of a whole image at several layers: every window goes through the model once.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        The model.
+    pixels : uint8 array of shape (height, width, 3)
+        The image.
+    layers : sequence of int
+        0-based.
+    most_patches : int
+        Larger images are refused before anything is computed.
+
+    Returns
+    -------
+    grid : ImageGrid
+        Patches of the whole image.
+    activations : dict
+        Layer -> float32 tensor on the CPU.
+
+    Raises
+    ------
+    GeometryError
+        For an image of more patches.
+    NonFiniteActivationsError
+        Names the layer.
+    """
+    plan = backbone.geometry.plan((int(pixels.shape[0]), int(pixels.shape[1])))
+    grid = ImageGrid.of_plan(plan)
+    if grid.n_patches > most_patches:
+        raise GeometryError(
+            f"an image of {pixels.shape[0]} x {pixels.shape[1]} px becomes {grid.rows} x {grid.cols} patches of "
+            f"{backbone.name}, more than the {most_patches} whose pairs are scored; crop it to a shape nearer a square"
+        )
+    windows = window_activations(backbone, pixels, layers)
+    stitched = {layer: stitch(windows.pop(layer), plan) for layer in layers}  # each is let go of once it is stitched
+    return grid, stitched
+
+
+def window_activations(
+    backbone: ActivationSource, pixels: np.ndarray, layers: Sequence[int]
+) -> dict[int, Float[Tensor, "window patch d_model"]]:
+    """Activations of every window of an image, in the order of ``backbone.geometry.plan``: float32 on the CPU.
+
+    Raises
+    ------
+    NonFiniteActivationsError
+        Names the layer.
+    """
+    plan = backbone.geometry.plan((int(pixels.shape[0]), int(pixels.shape[1])))
+    resized = backbone.preprocessing.resize(pixels, plan.resized)
+    parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    for first in range(0, plan.n_windows, _WINDOWS_PER_FORWARD):
+        corners = plan.windows[first : first + _WINDOWS_PER_FORWARD]
+        crops = np.stack([resized[w.top : w.top + w.side, w.left : w.left + w.side] for w in corners])
+        places = torch.tensor([[w.top, w.left] for w in corners])
+        sizes = torch.tensor([plan.resized] * len(corners))
+        with torch.inference_mode():
+            found = activations_of(backbone, torch.from_numpy(crops), places, sizes, layers)
+        for layer, windows in parts.items():
+            windows.append(found[layer].float().cpu())
+    for layer, windows in parts.items():
+        if not all(bool(part.isfinite().all()) for part in windows):
+            raise NonFiniteActivationsError(
+                f"{backbone.name} gave NaN or infinity at layer {layer}; check its weights (damaged or in half "
+                "precision?) or leave out this layer"
+            )
+    joined = {}
+    for layer in layers:
+        windows = parts.pop(layer)
+        joined[layer] = windows[0] if len(windows) == 1 else torch.cat(windows)
+    return joined
+
+
+def pair_logits(probe: Probe, activations: Float[Tensor, "patch d_model"]) -> Float[Tensor, "patch patch"]:
+    """Logits of every pair, in float32 and without gradients.
+
+    Raises
+    ------
+    NonFiniteActivationsError
+        If the probe gives NaN, for which there is no affinity.
+    """
+    with torch.inference_mode():
+        logits = probe(activations).float()
+    if logits.isnan().any():
+        raise NonFiniteActivationsError(f"this {probe.kind} probe gives NaN for some pairs; fit it again")
+    return logits

@@ -1,0 +1,271 @@
+"""Scenes made harder one option at a time, and what each option costs a backbone.
+
+::
+
+    table = bk.vary_scenes([backbone], "synthetic:n=200,seed=0", {"twins": [0.2, 0.5, 0.9]}, root="varied", layers=[8])
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bindkit import __version__
+from bindkit.arguments import each_of, read_seeds
+from bindkit.cache import cache_activations
+from bindkit.cache.forward import ActivationSource
+from bindkit.errors import InvalidParameterError
+from bindkit.files import parse_json, progress, slug, with_nan, without_nan, write_json
+from bindkit.probes import load_probe, parse_probe
+from bindkit.probes.fits import RESULT_COLUMNS
+from bindkit.probes.judging import judge_probe
+from bindkit.probes.protocols import Protocol
+from bindkit.probes.protocols import protocol as protocol_of
+from bindkit.results.sweeping import own_code, probe_directory, sweep
+from bindkit.scenes import open_scenes, split_scenes
+from bindkit.scenes.synthetic import require_unseen
+from bindkit.scenes.variations import scene_variations
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+PROBES_FROM = ("own", "base")
+"""Where the judged probe comes from: fitted anew on each set's own training scenes, or once on those of the base."""
+
+VARIED_COLUMNS = ("option", "value", "is_base", "scenes", "probe_from")
+"""Columns of the table of `vary_scenes` behind those of ``results.csv``."""
+
+Layers = str | int | Sequence[int]
+"""As backbones take them: "all", "0,6" or whole numbers, 0-based."""
+
+BASE = "base"
+"""Directory of what belongs to the base set."""
+
+
+def vary_scenes(
+    backbones: Sequence[ActivationSource],
+    base: str,
+    options: Mapping[str, Sequence[Any]] | str,
+    root: str | Path = "varied",
+    layers: Layers | Mapping[str, Layers] = "all",
+    probe: str = "quadratic",
+    protocol: str | Protocol = "strict",
+    seeds: Sequence[int] = (0,),
+    transfer: bool = False,
+    patches_per_scene: int | str = 512,
+    keep_caches: bool = False,
+    device: str = "auto",
+) -> pd.DataFrame:
+    """Measure backbones on synthetic scenes that are varied one option at a time.
+
+    On every set the probe is fitted anew on that set's own training scenes, so that its figures say what *can* be
+    read there. With `transfer`, the probe that was fitted on the base set is judged on each of the others too: does
+    the subspace that it found carry over? Both are judged on the same pairs.
+
+    Parameters
+    ----------
+    backbones : sequence of Backbone
+        And of controls, as `load_controls` gives them; every name once.
+    base : str
+        A ``synthetic:`` URI with a seed for measuring. All but the varied option is as in here.
+    options : mapping or str
+        Option -> values, see `bindkit.scenes.synthetic.OPTIONS`; or one line,
+        ``"twins=0 0.5 0.9; surface=flat camouflage"``.
+    root : path
+        What is done lies in ``root/BASE/OPTION=VALUE``: rows and fitted probes, and the caches while they are needed.
+        A call that was interrupted goes on where it stopped; more values, backbones or seeds add to what is there.
+    layers : "all", ints, or a mapping from a backbone's name to either
+        0-based; controls have one. A backbone that a mapping leaves out is measured at all its layers.
+    probe : str
+        A name in ``bindkit.probes.PROBES``.
+    protocol : str or Protocol
+        ``"strict"`` or ``"paper"``.
+    seeds : sequence of int
+        One fit a seed.
+    transfer : bool
+        Also judge the base's probe on every set.
+    patches_per_scene : int or "all"
+        As `cache_activations` takes it.
+    keep_caches : bool
+        Keep the activations; by default they are deleted as soon as they were judged.
+    device : str
+        For the probes; ``"auto"`` takes CUDA where there is one.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns of ``results.csv`` and ``option``, ``value`` (text), ``is_base`` (whether the value is the base's
+        own), ``scenes`` (URI) and ``probe_from`` ("own" or "base"), ordered by option and value as given. A probe
+        from the base took no time of its own: its ``seconds`` are NaN. Where the value is the base's own, both kinds
+        of rows tell of one fit.
+
+    Raises
+    ------
+    InvalidParameterError, SceneSetError
+        As `scene_variations`; for a scene seed that is kept for training, no backbone or seed, or two backbones of
+        one name. Before anything is computed.
+    LayerError, ProbeError
+        For a layer or probe that there is not. Before anything is computed.
+
+    Examples
+    --------
+    ::
+
+        backbone = bk.load_backbone("facebook/dinov2-small")
+        table = bk.vary_scenes(
+            [backbone, *bk.load_controls([backbone])],
+            base="synthetic:n=200,seed=0",
+            options={"twins": [0.2, 0.5, 0.9], "surface": ["textured", "flat", "camouflage"]},
+            root="varied",
+            layers=[8],
+        )
+        table.pivot_table("auroc", ["option", "value"], "backbone", sort=False)
+    """
+    variations, rules = scene_variations(base, options), protocol_of(protocol)
+    for varied in variations:
+        require_unseen(open_scenes(varied.uri))
+    backbones = each_of(backbones, ActivationSource, "backbones are what bk.load_backbone(name) gives")
+    parse_probe(probe)
+    asked = _Asked(probe, rules, tuple(read_seeds(seeds)), patches_per_scene, device, keep_caches)
+    wanted = _checked_layers(backbones, layers, asked)
+    place = Path(root) / slug(open_scenes(base).uri)
+    # Two values may well name one set ("2" and "2-2"): it is measured once.
+    places = {open_scenes(base).uri: place / BASE} if transfer else {}
+    for varied in variations:
+        places.setdefault(varied.uri, place / (BASE if varied.is_base else slug(f"{varied.option}={varied.value}")))
+    for notice in split_scenes(open_scenes(base)).notices:
+        logger.info("of the base scenes: %s", notice)
+    measured: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    with progress(len(places) * len(backbones), "vary scenes", "set") as bar:
+        for backbone in backbones:
+            source = _Source(backbone, wanted[backbone.name], asked)
+            for uri, directory in places.items():
+                measured[uri, backbone.name] = source.measure(uri, directory, place / BASE if transfer else None)
+                bar.update(1)
+    rows = [
+        {**row, "option": varied.option, "value": varied.value, "is_base": varied.is_base, "scenes": varied.uri}
+        | {"probe_from": origin}
+        for varied in variations
+        for origin in (PROBES_FROM if transfer else ("own",))
+        for backbone in backbones
+        for row in measured[varied.uri, backbone.name][origin]
+    ]
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=[*RESULT_COLUMNS, *VARIED_COLUMNS])
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of every set and backbone alike."""
+
+    probe: str
+    rules: Protocol
+    seeds: tuple[int, ...]
+    patches_per_scene: int | str
+    device: str
+    keep_caches: bool
+
+
+def _checked_layers(backbones: Sequence[ActivationSource], layers: Any, asked: _Asked) -> dict[str, tuple[int, ...]]:
+    """Layers of every backbone, by name; refuses what could not be measured."""
+    names = [backbone.name for backbone in backbones]
+    if not names or len(set(map(slug, names))) < len(names):
+        raise InvalidParameterError(f"give at least one backbone, every name once, got {names}")
+    of = layers if isinstance(layers, Mapping) else dict.fromkeys(names, layers)
+    if strange := [name for name in of if name not in names]:
+        raise InvalidParameterError(f"layers names {strange}, which are not among the backbones {names}")
+    return {backbone.name: backbone.resolve_layers(of.get(backbone.name, "all")) for backbone in backbones}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One backbone at its layers, measured set by set."""
+
+    backbone: ActivationSource
+    layers: tuple[int, ...]
+    asked: _Asked
+
+    def measure(self, uri: str, place: Path, base: Path | None) -> dict[str, list[dict[str, Any]]]:
+        """Rows of one set by where their probe comes from ("base" only if its place is given); read if there."""
+        record = place / "rows" / f"{slug(self.backbone.name)}.json"
+        made_from = self._made_from(uri, base)
+        rows = _kept(record, made_from)
+        if rows is None:
+            scenes = open_scenes(uri)
+            cache = cache_activations(
+                self.backbone,
+                scenes,
+                root=place / "cache",
+                layers=self.layers,
+                patches_per_scene=self.asked.patches_per_scene,
+                split=split_scenes(scenes),  # given, so that its notices are not said for every set and backbone
+            )
+            asked = self.asked
+            own = sweep(
+                [cache],
+                self.layers,
+                [asked.probe],
+                protocol=asked.rules,
+                seeds=asked.seeds,
+                root=place / "probes",
+                device=asked.device,
+            ).to_dict("records")
+            rows = {"own": own}
+            if base == place:
+                rows["base"] = own
+            elif base is not None:
+                rows["base"] = [self._carried(row, base, cache) for row in own]
+            record.parent.mkdir(parents=True, exist_ok=True)
+            plain = {origin: [without_nan(row) for row in found] for origin, found in rows.items()}
+            write_json(record, {"made_from": made_from, "rows": plain})
+            if not asked.keep_caches:
+                shutil.rmtree(cache.path)
+                with contextlib.suppress(OSError):  # other backbones' caches may lie there still
+                    cache.path.parent.rmdir()
+                    cache.path.parent.parent.rmdir()
+        return {origin: [with_nan(row) for row in found] for origin, found in rows.items()}
+
+    def _carried(self, row: dict[str, Any], base: Path, cache: Any) -> dict[str, Any]:
+        """The row of the base's probe of the same layer and seed, judged on this cache."""
+        probe = load_probe(probe_directory(base / "probes", row))
+        judged = judge_probe(probe, cache, row["split"], self.asked.rules, device=self.asked.device)
+        return {**row, **{name: judged[name] for name in RESULT_COLUMNS if name in judged}, "seconds": math.nan}
+
+    def _made_from(self, uri: str, base: Path | None) -> dict[str, Any]:
+        """What the rows depend on, as JSON gives it back."""
+        described = {name: value for name, value in self.backbone.describe().items() if name != "revision"}
+        asked = self.asked
+        content = {
+            "scenes": uri,
+            "backbone": described,
+            "layers": self.layers,
+            "probe": asked.probe,
+            "rules": repr(asked.rules),
+            "seeds": asked.seeds,
+            "patches_per_scene": asked.patches_per_scene,
+            "transfer": base is not None,
+            "bindkit": __version__,
+            **own_code(asked.probe),
+        }
+        found: dict[str, Any] = json.loads(json.dumps(content))
+        return found
+
+
+def _kept(record: Path, made_from: dict[str, Any]) -> dict[str, list[dict[str, Any]]] | None:
+    """Rows of a set that are already there and made from the same things, else None."""
+    try:
+        kept = parse_json(record.read_text(encoding="utf-8"))
+        rows: dict[str, list[dict[str, Any]]] = kept["rows"]
+        return rows if kept["made_from"] == made_from and made_from.get("code", "") is not None else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,303 @@
+"""The pipeline: the numbered notebooks, executed in order into a workspace by papermill.
+
+``bindkit run`` is this module's `run_pipeline` from a terminal.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import bindkit
+from bindkit.errors import NotebookFailedError, WorkspaceBusyError, WorkspaceMismatchError
+from bindkit.pipeline.choices import check_choices
+from bindkit.pipeline.parameters import check_known, check_parameters, notebook_parameters
+from bindkit.pipeline.workspace import (
+    Workspace,
+    check_settings,
+    open_workspace,
+    recorded_settings,
+    workspace_root,
+    writing_into,
+)
+
+if TYPE_CHECKING:
+    from bindkit.pipeline.inputs import Inputs
+
+__all__ = [
+    "RUN_DEFAULTS",
+    "NotebookRun",
+    "RunReport",
+    "check_parameters",
+    "notebooks_directory",
+    "pipeline_parameters",
+    "run_pipeline",
+]
+
+logger = logging.getLogger(__name__)
+
+RUN_DEFAULTS: Mapping[str, Any] = {
+    "scenes": "synthetic:n=400,seed=0,size=80x80,objects=4-6,twins=1,surface=graded,outlines=any",
+    "backbones": "bindkit/scenes-mae bindkit/scenes-dino bindkit/scenes-motion bindkit/scenes-supervised "
+    "bindkit/scenes-clip random-init:bindkit/scenes-mae",
+    "layers": "all",
+    "probes": "linear quadratic",
+}
+"""What a run measures unless told otherwise; the notebooks' own defaults are a smaller smoke configuration."""
+
+FIXED_SETTINGS = ("scenes", "groups", "protocol", "seed", "patches_per_scene", "window", "dtype")
+"""Parameters that all figures of a workspace must share, since its table has no column for most of them."""
+
+
+@dataclass(frozen=True)
+class NotebookRun:
+    """One notebook of a run: where it lies, whether it was executed or skipped as complete, and seconds taken."""
+
+    name: str
+    path: Path
+    skipped: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run did and where it left it."""
+
+    workspace: Workspace
+    notebooks: tuple[NotebookRun, ...]
+    seconds: float
+
+    @property
+    def executed(self) -> tuple[str, ...]:
+        """Names of the notebooks that were executed in this run."""
+        return tuple(run.name for run in self.notebooks if not run.skipped)
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Names of the notebooks that were complete already."""
+        return tuple(run.name for run in self.notebooks if run.skipped)
+
+
+def notebooks_directory() -> Path:
+    """Directory of the numbered notebooks: inside the installed package, or beside it in a checkout.
+
+    Raises
+    ------
+    NotebookFailedError
+        If neither has them: a damaged installation.
+    """
+    package = Path(bindkit.__file__).parent
+    for place in (package / "notebooks", package.parent / "notebooks"):
+        if numbered_notebooks(place):
+            return place
+    raise NotebookFailedError(
+        f"the numbered notebooks are neither in {package / 'notebooks'} nor in {package.parent / 'notebooks'}; "
+        "install bindkit again"
+    )
+
+
+FIRST_LAB = 6
+"""Notebooks numbered from here on are laboratories: run on their own, not by `run_pipeline`."""
+
+
+def numbered_notebooks(directory: Path) -> list[Path]:
+    """Notebooks of the pipeline, named ``NN_verb_object.ipynb`` with NN below `FIRST_LAB`, in order."""
+    return [path for path in sorted(directory.glob("[0-9][0-9]_*.ipynb")) if int(path.name[:2]) < FIRST_LAB]
+
+
+def pipeline_parameters(notebooks: Path) -> dict[str, Any]:
+    """Every parameter of the numbered notebooks with the value that a run uses unless told otherwise.
+
+    The workspace is left out: `run_pipeline` has an argument for it.
+    """
+    known: dict[str, Any] = {}
+    for path in numbered_notebooks(notebooks):
+        for name, default in notebook_parameters(path).items():
+            known.setdefault(name, RUN_DEFAULTS.get(name, default))
+    known.pop("workspace", None)
+    return known
+
+
+def run_pipeline(
+    workspace: str | Path = "workspace",
+    notebooks: str | Path | None = None,
+    force: bool = False,
+    **parameters: Any,
+) -> RunReport:
+    """Execute the numbered notebooks in order into a workspace, from where an earlier run stopped.
+
+    >>> import bindkit as bk
+    >>> report = bk.run_pipeline("runs/first", scenes="ade20k:data/ADE20K_2021_17_01")  # doctest: +SKIP
+    >>> report.workspace.results_csv  # doctest: +SKIP
+
+    Parameters
+    ----------
+    workspace : str or Path
+        Directory to fill: new, empty, or a workspace of the same configuration.
+    notebooks : str or Path, optional
+        Directory of numbered notebooks; by default bindkit's own.
+    force : bool
+        Execute every notebook, complete or not, and compute anew what depends on scenes and weights that have changed
+        since the workspace's run.
+    **parameters
+        Parameters of the notebooks; each notebook gets those that it has. Relative paths in `scenes` and `backbones`
+        are meant from the present directory.
+
+    Returns
+    -------
+    RunReport
+        Which notebooks were executed and which were skipped because they were complete.
+
+    Raises
+    ------
+    UnknownParameterError, InvalidParameterError
+        For a parameter that no notebook has, a value of another type, or a workspace that may not be written into.
+        Nothing is started.
+    BackboneError, LayerError, ProbeError
+        For a shipped backbone, layers, a probe or a task that there are not. Nothing is started.
+    WorkspaceMismatchError
+        If the workspace holds a run of another configuration, or something else, or if scenes or backbones have
+        changed since, by content; each is named. Nothing is started.
+    WorkspaceBusyError
+        If another run is writing to the workspace.
+    NotebookFailedError
+        If a notebook stops with an error; the next run goes on there.
+    """
+    from filelock import FileLock, Timeout
+
+    directory = Path(notebooks).expanduser().resolve() if notebooks is not None else notebooks_directory()
+    if not numbered_notebooks(directory):
+        raise NotebookFailedError(f"{directory} holds no numbered notebooks (NN_verb_object.ipynb)")
+    known = pipeline_parameters(directory)
+    values = {**known, **check_known(parameters, known, "the notebooks have")}
+    values = _with_absolute_paths(values, Path.cwd())
+    check_choices(values)
+    root = workspace_root(workspace)
+    fixed = {name: values[name] for name in FIXED_SETTINGS if name in values}
+    check_settings(root, recorded_settings(root), fixed)
+
+    lock = FileLock(root / ".lock", timeout=0)
+    try:
+        with writing_into(root):
+            root.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+    except Timeout:
+        raise WorkspaceBusyError(
+            f"another run is writing to {root}; wait until it has ended, or give another workspace"
+        ) from None
+    try:
+        return _run(directory, open_workspace(root, **fixed), values, force)
+    finally:
+        lock.release()
+
+
+def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: bool) -> RunReport:
+    """Execute what is not complete; once one notebook was executed, all later ones are too."""
+    from bindkit.pipeline.execution import ExecutionRecord, execute_notebook
+    from bindkit.pipeline.inputs import Inputs
+
+    started = time.perf_counter()
+    sources = numbered_notebooks(directory)
+    before, inputs = Inputs.read(workspace.inputs), Inputs.look(values, workspace.cache, workspace.index)
+    recompute = force or values.get("changed") == "recompute"
+    changed = before is not None and workspace.holds_results and _has_changed(workspace, before, inputs, recompute)
+    if not changed:
+        inputs.also_of(before).write(workspace.inputs)
+    runs: list[NotebookRun] = []
+    stale = force
+    for number, source in enumerate(sources, 1):
+        target = workspace.notebooks / source.name
+        names = notebook_parameters(source)
+        given = {name: values[name] for name in names if name in values}
+        if "workspace" in names:
+            given["workspace"] = str(workspace.root)
+        also = {"changed": "recompute" if recompute else "refuse"} if given.pop("changed", None) else {}
+        record = ExecutionRecord.of(source, given, bindkit.__version__, inputs.of(given))
+        heading = f"[{number}/{len(sources)}] {source.stem}"
+        # What other workspaces hold may have changed since.
+        stale = stale or bool(given.get("also")) or not record.describes(target, workspace.root)
+        begun = time.perf_counter()
+        if stale:
+            logger.info("%s: running", heading)
+            execute_notebook(source, target, record, workspace.root, also)
+            logger.info("%s: done in %.0f s", heading, time.perf_counter() - begun)
+        else:
+            logger.info("%s: complete already, skipped", heading)
+        if also:
+            # All caches are of these inputs now: a later notebook that fails goes on from here.
+            inputs.also_of(before).write(workspace.inputs)
+        runs.append(NotebookRun(source.stem, target, not stale, time.perf_counter() - begun))
+    inputs.also_of(before).write(workspace.inputs)
+    return RunReport(workspace, tuple(runs), time.perf_counter() - started)
+
+
+def _has_changed(workspace: Workspace, before: Inputs, inputs: Inputs, accepted: bool) -> bool:
+    """Whether scenes or backbones have changed since the workspace's run.
+
+    Raises
+    ------
+    WorkspaceMismatchError
+        If they have and nobody accepted it.
+    """
+    said = inputs.changes_since(before, "the run in this workspace")
+    if said and not accepted:
+        raise WorkspaceMismatchError(
+            f"{workspace.root} holds a run on other files:\n  " + "\n  ".join(said) + "\nrun again with --force (in "
+            "Python force=True) to compute anew what depends on them, put back what it was run on, or give another "
+            "workspace"
+        )
+    for sentence in said:
+        logger.info("%s", sentence)
+    return bool(said)
+
+
+def _with_absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Parameters whose relative paths are made absolute, since notebooks run in another directory."""
+    resolved = dict(values)
+    if isinstance(values.get("scenes"), str):
+        resolved["scenes"] = absolute_scenes(values["scenes"], base)
+    if isinstance(values.get("backbones"), str):
+        resolved["backbones"] = absolute_backbones(values["backbones"], base)
+    if isinstance(values.get("also"), str):
+        resolved["also"] = shlex.join(_absolute(word, base) for word in shlex.split(values["also"]))
+    return resolved
+
+
+def absolute_scenes(uri: str, base: Path) -> str:
+    """Make the paths of a scene URI absolute.
+
+    >>> absolute_scenes("ade20k:../ADE20K", Path("/data/run")), absolute_scenes("synthetic:n=4,seed=0", Path("/data"))
+    ('ade20k:/data/ADE20K', 'synthetic:n=4,seed=0')
+    """
+    scheme, colon, rest = uri.partition(":")
+    if not colon or not rest or scheme == "synthetic":
+        return uri
+    from bindkit.scenes.reading_options import split_directory  # not at the top: it needs NumPy
+
+    directory, options = split_directory(rest, base)
+    if (base / Path(directory).expanduser()).exists():
+        return f"{scheme}:{','.join([_absolute(directory, base), *options])}"
+    parts = [part if "=" in part else _absolute(part, base) for part in rest.split(",")]
+    return f"{scheme}:{','.join(parts)}"
+
+
+def absolute_backbones(names: str, base: Path) -> str:
+    """Make those backbones absolute that are local directories; hub ids and built-in names stay as they are.
+
+    >>> absolute_backbones("facebook/dinov2-large ./mine", Path("/data/run"))
+    'facebook/dinov2-large /data/run/mine'
+    """
+    words = []
+    for word in shlex.split(names):
+        local = word.startswith((".", "/", "~")) or (base / word).is_dir()
+        words.append(_absolute(word, base) if local else word)
+    return shlex.join(words)
+
+
+def _absolute(path: str, base: Path) -> str:
+    return str((base / Path(path).expanduser()).resolve()) if path else path

@@ -1,0 +1,349 @@
+"""From a cache's rows to batches of patches and their pairs: which patches take part, which pairs count."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bindkit.cache import ActivationCache
+from bindkit.cache.choosing import SceneChoice, activations_of, labels_of
+from bindkit.errors import ConstantActivationsError, EmptySplitError, NonFiniteActivationsError
+from bindkit.probes.base import check_layer
+from bindkit.probes.matching import distance_strata
+from bindkit.probes.metrics import JudgedPairs
+from bindkit.probes.protocols import Protocol
+
+_IN_MEMORY_BYTES = 512 * 2**20
+_SCENES_PER_JUDGED_BATCH = 32
+
+
+@dataclass(frozen=True)
+class PatchBatch:
+    """Some patches of some scenes, and which of their pairs count under a protocol.
+
+    Scenes with fewer patches than the widest are filled up; `present` says which slots count.
+    """
+
+    activations: Float[Tensor, "scene patch d_model"]
+    instances: Int[Tensor, "scene patch"]
+    classes: Int[Tensor, "scene patch"]
+    corners: Int[Tensor, "scene patch 2"]
+    """``(top, left)`` in pixels of the resized scene."""
+    window: Int[Tensor, "scene patch"]
+    """Number of the window in its scene, 0-based."""
+    present: Bool[Tensor, "scene patch"]
+    positions: Int[Tensor, "scene patch"]
+    """Numbers of the patches among those of their split that take part."""
+    scenes: Int[Tensor, " scene"]
+    patch_size: int
+    protocol: Protocol
+    groups: Int[Tensor, " scene"] | None = None
+    """Numbers of the scenes' groups; None where every scene is alone in its own."""
+
+    @cached_property
+    def same(self) -> Bool[Tensor, "scene patch patch"]:
+        """Whether two patches carry the same instance id (unlabelled counts as one instance here)."""
+        return self.instances[:, :, None] == self.instances[:, None, :]
+
+    @cached_property
+    def counted(self) -> Bool[Tensor, "scene patch patch"]:
+        """Entries that count as judged pairs: i < j, both present, and as the protocol wants."""
+        n_patches = self.present.shape[1]
+        upper = torch.ones(n_patches, n_patches, dtype=torch.bool, device=self.present.device).triu(1)
+        return self._both_present & upper
+
+    @property
+    def in_loss(self) -> Bool[Tensor, "scene patch patch"]:
+        """Entries that enter the training loss: all N x N under the paper protocol, else the counted pairs."""
+        return self._both_present if self.protocol.full_matrix_loss else self.counted
+
+    @cached_property
+    def _both_present(self) -> Bool[Tensor, "scene patch patch"]:
+        both = self.present[:, :, None] & self.present[:, None, :]
+        if not self.protocol.overlapping_pairs:
+            # Two squares share pixels where their corners are nearer than their side, down and across.
+            top, left = (self.corners[..., axis].float() for axis in (0, 1))
+            down = (top[:, :, None] - top[:, None, :]).abs_() < self.patch_size
+            across = (left[:, :, None] - left[:, None, :]).abs_() < self.patch_size
+            both &= ~(down & across)
+        return both
+
+    @cached_property
+    def twins_question(self) -> Bool[Tensor, "scene patch patch"]:
+        """Pairs of one class of which this batch shows several instances in that scene (labelled patches only)."""
+        labelled = self.present & (self.instances > 0) & (self.classes > 0)
+        both_labelled = labelled[:, :, None] & labelled[:, None, :]
+        same_class = (self.classes[:, :, None] == self.classes[:, None, :]) & both_labelled
+        has_twin = (same_class & ~self.same).any(-1)
+        return same_class & has_twin[:, :, None] & has_twin[:, None, :]
+
+
+class SplitPatches:
+    """The patches of one split and layer that take part under a protocol, ready to be drawn.
+
+    Parameters
+    ----------
+    cache : ActivationCache
+        Where they lie.
+    split : str or SceneChoice
+        "train", "validation" or "test", or scenes chosen from all of them.
+    layer : int
+        Which activations.
+    protocol : Protocol
+        Says which patches take part.
+    device : torch.device
+        Where batches are put. Activations stay on disk (memory maps) unless all of them fit in 512 MiB.
+
+    Raises
+    ------
+    LayerError
+        If the cache has no such layer.
+    """
+
+    def __init__(
+        self, cache: ActivationCache, split: str | SceneChoice, layer: int, protocol: Protocol, device: torch.device
+    ) -> None:
+        check_layer(layer, cache.layers, f"the cache {cache.path}")
+        labels = labels_of(cache, split)
+        takes_part = labels.purity > protocol.min_purity
+        if not protocol.pairs_with_unlabelled:
+            takes_part &= labels.instances > 0
+        rows = np.flatnonzero(takes_part)
+        counts = np.add.reduceat(np.append(takes_part, False), labels.scene_offsets[:-1]).astype(np.int64)
+        counts[np.diff(labels.scene_offsets) == 0] = 0
+        starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+        usable = np.flatnonzero(counts >= 2)
+        self.split, self.layer, self.protocol, self.device = str(split), layer, protocol, device
+        self.scenes = split
+        self.patch_size = labels.patch_size
+        self.n_left_out = len(counts) - len(usable)
+        self.scene_ids = tuple(labels.scene_ids[k] for k in usable)
+        grouped, first_of = cache.groups, dict[str, int]()
+        numbers = [first_of.setdefault(grouped.get(name, name), k) for k, name in enumerate(self.scene_ids)]
+        self._groups = torch.tensor(numbers, dtype=torch.int64) if grouped else None
+        self._rows = torch.from_numpy(rows)
+        self._counts = torch.from_numpy(counts[usable])
+        self._starts = torch.from_numpy(starts[usable])
+        self._instances = torch.from_numpy(labels.instances[rows].astype(np.int32)).to(device)
+        self._classes = torch.from_numpy(labels.classes[rows].astype(np.int32)).to(device)
+        self._corners = torch.from_numpy(labels.corners[rows].astype(np.int32)).to(device)
+        self._window = torch.from_numpy(labels.window[rows].astype(np.int32)).to(device)
+        self._cached, self._cached_at = activations_of(cache, split, layer), cache.path
+        self._table: Tensor | None = None
+        self._judged: list[PatchBatch] = []
+        self._other_patch: Tensor | None = None
+        if len(rows) * self._cached.d_model * 4 <= _IN_MEMORY_BYTES:
+            self._table = self._take(torch.arange(len(rows)))
+
+    def __len__(self) -> int:
+        return len(self.scene_ids)
+
+    @property
+    def n_patches(self) -> int:
+        """Patches that take part."""
+        return len(self._rows)
+
+    def require(self) -> SplitPatches:
+        """Refuse to go on without a single usable scene.
+
+        Raises
+        ------
+        EmptySplitError
+            Saying how many scenes there were and what they lack.
+        """
+        if not len(self):
+            raise EmptySplitError(
+                f"the {self.split} split has no scene with two patches that take part under the {self.protocol.name} "
+                f"protocol ({self.n_left_out} scenes looked at; wanted purity above {self.protocol.min_purity:g}"
+                f"{'' if self.protocol.pairs_with_unlabelled else ', labelled'}); add scenes, take smaller patches or "
+                "more patches per scene"
+            )
+        return self
+
+    def require_differences(self, n_rows: int = 1024) -> None:
+        """Refuse activations that are the same for every patch.
+
+        Raises
+        ------
+        ConstantActivationsError
+            If not one of evenly spread patches differs from the first.
+        """
+        chosen = torch.linspace(0, self.n_patches - 1, min(n_rows, self.n_patches), dtype=torch.float64).long()
+        rows = self._take(chosen)
+        if bool((rows == rows[:1]).all()):
+            raise ConstantActivationsError(
+                f"every patch of the {self.split} split has the same activation at layer {self.layer}; there is "
+                "nothing to read. Look at the backbone and its preprocessing, or leave out this layer"
+            )
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations."""
+        return self._cached.d_model
+
+    @property
+    def classes(self) -> Int[Tensor, " patch"]:
+        """Class ids of the patches that take part."""
+        return self._classes
+
+    def shuffled(self, batch: PatchBatch) -> PatchBatch:
+        """A batch of this split with the instances and classes of another scene's patches in random order.
+
+        A control task (Hewitt & Liang 2019, arXiv 1909.03368): scenes as they are, and nothing that an activation could
+        tell of them, not even how many objects its scene has. Which scene and order depend on the scenes' ids alone; a
+        split of one scene is permuted within it. A scene of fewer patches is gone through again.
+        """
+        if self._other_patch is None:
+            # A ring through all scenes in random order: no scene keeps its own labels.
+            ring = sorted(range(len(self)), key=lambda scene: _digest_of(self.scene_ids[scene], "shuffled labels"))
+            other = torch.arange(self.n_patches)
+            for scene, giver in zip(ring, [*ring[1:], ring[0]], strict=True):
+                start, count = int(self._starts[scene]), int(self._counts[scene])
+                given = int(self._starts[giver]) + self._order_of(giver, "shuffled labels")
+                other[start : start + count] = torch.from_numpy(np.resize(given, count))
+            self._other_patch = other.to(self.device)
+        other_patches = self._other_patch[batch.positions]
+        return replace(batch, instances=self._instances[other_patches], classes=self._classes[other_patches])
+
+    def _take(self, positions: Tensor, into: Tensor | None = None) -> Tensor:
+        if self._table is not None:
+            wanted = positions.to(self.device)
+            if into is None:
+                return self._table[wanted]
+            return torch.index_select(self._table, 0, wanted, out=into[: len(wanted)])
+        taken = self._cached.take(self._rows[positions], into).to(self.device)
+        # A sum is finite only if all its terms are, and costs a fraction of looking at each.
+        if not bool(taken.sum().isfinite()) and not bool(taken.isfinite().all()):
+            raise NonFiniteActivationsError(
+                f"the {self.split} split holds NaN or infinite activations at layer {self.layer} of the cache "
+                f"{self._cached_at}; `bindkit verify` it, or make it anew with another dtype"
+            )
+        return taken
+
+    def buffer(self, n_rows: int) -> Tensor | None:
+        """Memory for so many rows of activations, to be given to `draw`; None where it would not help."""
+        return torch.empty(n_rows, self.d_model) if self.device.type == "cpu" else None
+
+    def draw(
+        self,
+        scenes: Int[Tensor, " scene"],
+        generator: torch.Generator,
+        n_patches: int | None = None,
+        *,
+        into: Float[Tensor, "row d_model"] | None = None,
+        labels_only: bool = False,
+    ) -> PatchBatch:
+        """Draw a training step's patches of some scenes, without repetition; all of a scene's where it has no more.
+
+        Parameters
+        ----------
+        scenes : int tensor of shape (scene,)
+            Positions of scenes in this split, 0-based.
+        generator : torch.Generator
+            On the CPU, so that draws are the same on every device.
+        n_patches : int, optional
+            At most so many of a scene; default: the protocol's.
+        into : float tensor, optional
+            What `buffer` gave: the batch's activations are written there, over those of the batch before.
+        labels_only : bool
+            Leave out activations (their width is 0): for who only counts pairs.
+        """
+        n_patches = n_patches or self.protocol.train_patches
+        counts = self._counts[scenes]
+        keys = torch.rand(len(scenes), max(int(counts.max()), n_patches), generator=generator)
+        keys[torch.arange(keys.shape[1]) >= counts[:, None]] = 2.0
+        # No wider than the richest scene drawn: slots that nothing fills would only cost time.
+        widest = min(n_patches, int(counts.max()))
+        chosen = keys.topk(widest, dim=1, largest=False, sorted=False).indices
+        batch = self._labelled(scenes, chosen, chosen < counts[:, None])
+        return batch if labels_only else self._with_activations(batch, into)
+
+    def judged(self) -> Iterator[PatchBatch]:
+        """All scenes in order, each with the same patches every time: drawn from the scene's id alone.
+
+        Layers, probes, seeds and runs are so judged on the same pairs. Batches are kept if they fit in 512 MiB.
+        """
+        if self._judged:
+            yield from self._judged
+            return
+        n_patches = self.protocol.judged_patches
+        keep = len(self) * n_patches * (self._cached.d_model * 4 + 4 * n_patches) <= _IN_MEMORY_BYTES
+        given: list[PatchBatch] = []
+        for scenes in torch.arange(len(self)).split(_SCENES_PER_JUDGED_BATCH):
+            chosen = torch.full((len(scenes), n_patches), torch.iinfo(torch.int64).max)
+            for slot, scene in enumerate(scenes.tolist()):
+                drawn = np.sort(self._order_of(scene)[:n_patches])
+                chosen[slot, : len(drawn)] = torch.from_numpy(drawn)
+            present = chosen < self._counts[scenes][:, None]
+            widest = int(present.sum(1).max())
+            batch = self._with_activations(self._labelled(scenes, chosen[:, :widest], present[:, :widest]))
+            if keep:
+                given.append(batch)
+            yield batch
+        # Only now: were a caller to stop half-way (an interrupt), the next one would judge a part of the scenes.
+        self._judged = given
+
+    def _order_of(self, scene: int, purpose: str = "") -> np.ndarray:
+        """A random order of a scene's patches that depends on the scene's id and the purpose alone."""
+        digest = _digest_of(self.scene_ids[scene], purpose)
+        # Raw words of a bit generator are stable across NumPy versions, a Generator's methods are not (NEP 19).
+        words = np.random.PCG64(int.from_bytes(digest, "big")).random_raw(int(self._counts[scene]))
+        return np.argsort(words, kind="stable")
+
+    def _labelled(self, scenes: Tensor, chosen: Tensor, present: Tensor) -> PatchBatch:
+        # Slots that are not present repeat the scene's first patch: a finite filler that no loss or figure looks at.
+        positions = self._starts[scenes][:, None] + torch.where(present, chosen, torch.zeros_like(chosen))
+        on_device = positions.to(self.device)
+        return PatchBatch(
+            activations=torch.empty(*positions.shape, 0, device=self.device),
+            instances=self._instances[on_device],
+            classes=self._classes[on_device],
+            corners=self._corners[on_device],
+            window=self._window[on_device],
+            present=present.to(self.device),
+            positions=on_device,
+            scenes=scenes,
+            patch_size=self.patch_size,
+            protocol=self.protocol,
+            groups=None if self._groups is None else self._groups[scenes],
+        )
+
+    def _with_activations(self, batch: PatchBatch, into: Tensor | None = None) -> PatchBatch:
+        rows = self._take(batch.positions.reshape(-1).cpu(), into)
+        return replace(batch, activations=rows.reshape(*batch.positions.shape, -1))
+
+
+def _digest_of(scene_id: str, purpose: str) -> bytes:
+    return hashlib.sha256(f"{scene_id}{purpose and ' '}{purpose}".encode()).digest()
+
+
+def flat_pairs(judged: Iterable[tuple[PatchBatch, Tensor, Tensor]]) -> JudgedPairs:
+    """The counted pairs of all batches, as one flat list.
+
+    With each batch come its logits and which pairs are called *same*, both ``[scene, patch, patch]``.
+    """
+    columns: dict[str, list[np.ndarray]] = defaultdict(list)
+    for batch, logits, said_same in judged:
+        number, first, second = batch.counted.nonzero(as_tuple=True)
+        corners, others = (batch.corners[number, place].cpu().numpy() for place in (first, second))
+        columns["stratum"].append(distance_strata(corners, others, batch.patch_size))
+        found = {
+            "logits": logits.float(),
+            "same": batch.same,
+            "twins_question": batch.twins_question,
+            "said": said_same,
+        }
+        for name, values in found.items():
+            columns[name].append(values[number, first, second].cpu().numpy())
+        for name, of in (("scene", batch.scenes), ("group", batch.groups)):
+            if of is not None:
+                columns[name].append(of.to(number.device)[number].cpu().numpy())
+    return JudgedPairs(**{name: np.concatenate(parts) for name, parts in columns.items()})

@@ -1,0 +1,1 @@
+"""Results: many fits in one table, and what the table says."""

@@ -1,0 +1,39 @@
+"""Figures: how they look, what they show, how they are saved.
+
+::
+
+    bk.save_figure(bk.figures.layer_curves(results, "matched_auroc"), "layers", "figures")
+"""
+
+from bindkit.views.figures.affinity import affinity_figure, affinity_table
+from bindkit.views.figures.breakdowns import breakdown_figure, reliability_figure
+from bindkit.views.figures.curves import layer_curves, probe_curves, training_curves
+from bindkit.views.figures.difficulty import difficulty_figure
+from bindkit.views.figures.emergence import emergence_figure
+from bindkit.views.figures.gallery import scenes_figure
+from bindkit.views.figures.model_table import model_table_figure
+from bindkit.views.figures.saving import SavedFigure, save_figure
+from bindkit.views.figures.scenes import scene_figure, scene_table
+from bindkit.views.figures.training import loss_curves, training_slider
+from bindkit.views.figures.variations import difficulty_scenes
+
+__all__ = [
+    "SavedFigure",
+    "affinity_figure",
+    "affinity_table",
+    "breakdown_figure",
+    "difficulty_figure",
+    "difficulty_scenes",
+    "emergence_figure",
+    "layer_curves",
+    "loss_curves",
+    "model_table_figure",
+    "probe_curves",
+    "reliability_figure",
+    "save_figure",
+    "scene_figure",
+    "scene_table",
+    "scenes_figure",
+    "training_curves",
+    "training_slider",
+]

@@ -1,0 +1,171 @@
+"""Saved figures: an interactive page, its data, and a static picture that any page can show."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from PIL import Image
+from plotly.offline import get_plotlyjs
+
+from bindkit.arguments import read_path, require_kind
+from bindkit.errors import InvalidParameterError
+from bindkit.files import slug, write_bytes
+from bindkit.views.figures.pictures import browser
+
+LIBRARY = "plotly.min.js"
+INLINE_BYTES = 40_000
+"""A figure larger than this is shown in a notebook by its picture only, so that the notebook stays small."""
+
+
+INLINE_PICTURE_BYTES = 36_000
+"""A picture larger than this is shown in a notebook with fewer pixels, at least half of them a side, then coarser."""
+
+
+@dataclass(frozen=True)
+class SavedFigure:
+    """Where a figure was saved; as the last line of a cell it shows itself.
+
+    A notebook shows the static picture where nothing else can be shown (on a code-hosting page) and the interactive
+    figure in JupyterLab.
+
+    Attributes
+    ----------
+    name : str
+    html : Path
+        The interactive page; it needs the ``plotly.min.js`` beside it and no network.
+    csv : Path or None
+        The data; None where a figure has no table.
+    png : Path or None
+        The picture; None where no Chromium was at hand.
+    """
+
+    name: str
+    html: Path
+    csv: Path | None
+    png: Path | None
+    figure: go.Figure = field(repr=False, compare=False)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Give a notebook the picture and, if it is small, the interactive figure; and the picture's size as drawn."""
+        bundle: dict[str, Any] = {"text/plain": f"figure {self.name}"}
+        sizes: dict[str, Any] = {}
+        content = self.figure.to_json()
+        if len(content) <= INLINE_BYTES or self.png is None:
+            bundle["application/vnd.plotly.v1+json"] = json.loads(content)
+        if self.png is not None:
+            drawn = self.png.read_bytes()
+            kind, picture = "image/jpeg", compact(drawn)
+            # A PNG only alone: beside an interactive figure, Plotly in JupyterLab would show it instead of that.
+            if len(bundle) == 1 and len(few := _in_few_colours(drawn)) < len(picture):
+                kind, picture = "image/png", few
+            bundle[kind] = base64.b64encode(picture).decode()
+            # Pictures hold more pixels than the figure has units, for sharp screens.
+            sizes[kind] = {"width": self.figure.layout.width or self.figure.layout.template.layout.width}
+        return bundle, sizes
+
+
+def save_figure(figure: go.Figure, name: str, directory: str | Path, data: pd.DataFrame | None = None) -> SavedFigure:
+    """Save a figure as ``name.html``, ``name.csv`` and ``name.png``.
+
+    >>> import tempfile
+    >>> figure = go.Figure(go.Scatter(x=[0, 1], y=[0.7, 0.9], name="vit"))
+    >>> saved = save_figure(figure, "accuracy_by_layer", tempfile.mkdtemp())  # doctest: +SKIP
+    >>> saved.html.name, saved.csv.name  # doctest: +SKIP
+    ('accuracy_by_layer.html', 'accuracy_by_layer.csv')
+
+    Parameters
+    ----------
+    figure : plotly.graph_objects.Figure
+        Any Plotly figure.
+    name : str
+        Of the files, without an ending.
+    directory : str or Path
+        Is made if need be. ``plotly.min.js`` (4.5 MB) lies in it once for all its pages.
+    data : pandas.DataFrame, optional
+        The table behind the figure. Default: the points of its lines, if it has any.
+
+    Returns
+    -------
+    SavedFigure
+
+    Raises
+    ------
+    InvalidParameterError
+        For a name that is no file name.
+    """
+    require_kind(name, str, "a figure's name is text")
+    if not hasattr(figure, "to_html"):
+        raise InvalidParameterError(f"a figure is one of Plotly's, got {figure!r:.80}")
+    if not name or slug(name) != name:
+        raise InvalidParameterError(
+            f"a figure's name becomes a file name, got {name!r}; use for example {slug(name)!r}"
+        )
+    place = read_path(directory, "the figures' directory")
+    place.mkdir(parents=True, exist_ok=True)
+    _write_library(place)
+    config = {"displaylogo": False, "responsive": False}
+    page = figure.to_html(include_plotlyjs="directory", div_id=name, config=config, auto_play=False)
+    page = page.replace("<head>", f"<head><title>{html.escape(name)}</title>", 1)
+    write_bytes(place / f"{name}.html", page.encode())
+
+    table = data if data is not None else _points(figure)
+    csv = None if table is None else place / f"{name}.csv"
+    if csv is not None and table is not None:
+        write_bytes(csv, table.to_csv(index=False, lineterminator="\n").encode())
+
+    picture = browser.draw(figure)
+    png = place / f"{name}.png"
+    if picture is not None:
+        write_bytes(png, picture)
+    else:
+        png.unlink(missing_ok=True)  # one of an earlier figure would not belong to this one
+    return SavedFigure(name, place / f"{name}.html", csv, png if picture is not None else None, figure)
+
+
+def _write_library(directory: Path) -> None:
+    """Put Plotly's own code beside the pages, once, and anew after an update of Plotly."""
+    code = get_plotlyjs().encode()
+    library = directory / LIBRARY
+    if not library.exists() or library.stat().st_size != len(code):
+        write_bytes(library, code)
+
+
+def _points(figure: go.Figure) -> pd.DataFrame | None:
+    """Points of a figure's lines, one row each; neither bands nor whiskers that stand beside their point."""
+    traces = [trace for trace in figure.data if trace.type == "scatter" and trace.x is not None and trace.fill is None]
+    traces = [trace for trace in traces if (trace.mode, trace.hoverinfo) != ("markers", "skip")]
+    if not traces:
+        return None
+    parts = [pd.DataFrame({"trace": trace.name or "", "x": list(trace.x), "y": list(trace.y)}) for trace in traces]
+    return pd.concat(parts, ignore_index=True)
+
+
+def compact(png: bytes) -> bytes:
+    """A smaller picture for a notebook, which holds several, as JPEG."""
+    with Image.open(io.BytesIO(png)) as image:
+        picture = image.convert("RGB")
+    for shrink, quality in ((1.0, 76), (1.5, 76), (2.0, 76), (2.0, 64)):
+        size = (round(picture.width / shrink), round(picture.height / shrink))
+        small = picture.resize(size, Image.Resampling.LANCZOS) if shrink > 1 else picture
+        out = io.BytesIO()
+        small.save(out, "JPEG", quality=quality, optimize=True, progressive=True)
+        if len(out.getvalue()) <= INLINE_PICTURE_BYTES:
+            break
+    return out.getvalue()
+
+
+def _in_few_colours(png: bytes) -> bytes:
+    """The same picture as a PNG of 64 colours: for curves and text smaller than a JPEG, and sharp."""
+    with Image.open(io.BytesIO(png)) as image:
+        picture = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    out = io.BytesIO()
+    picture.save(out, "PNG", optimize=True)
+    return out.getvalue()

@@ -1,0 +1,222 @@
+"""`export_viewer`: from backbones, probes and images to the page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bindkit import __version__
+from bindkit.affinities import Picture, image_activations, layer_of, pair_logits
+from bindkit.arguments import control_title, read_path, require_kind
+from bindkit.cache.forward import ActivationSource
+from bindkit.errors import InvalidParameterError, ProbeError
+from bindkit.files import progress, write_bytes
+from bindkit.probes import Probe, load_probe
+from bindkit.scenes.scene import SceneSet
+from bindkit.views.viewer.packing import pack
+from bindkit.views.viewer.page import page_of
+from bindkit.views.viewer.probe_choice import best_shown, find_probes, usual_start
+from bindkit.views.viewer.subjects import Subject, check_list, subject_of
+from bindkit.views.viewer.text_bytes import to_text
+
+logger = logging.getLogger(__name__)
+
+MOST_PATCHES = 6_000
+"""Patches of the largest image on a page: 18 million pairs a layer."""
+
+LARGE_MEGABYTES = 60
+"""Pages beyond this are written all the same, with a warning."""
+
+Probes = Probe | str | Path | Sequence[Probe | str | Path]
+"""Fitted probes, directories of fitted probes, or directories that hold such."""
+
+_START = ("image", "backbone", "layer", "patch", "threshold", "opacity", "colours")
+_SHOWN_METRICS = ("auroc", "twins_auroc", "accuracy", "n_scenes")
+
+
+def export_viewer(
+    path: str | Path,
+    backbone: ActivationSource | str | Mapping[Any, Probes],
+    probes: Probes | None = None,
+    images: SceneSet | Iterable[Picture] = (),
+    *,
+    class_names: Mapping[int, str] | None = None,
+    title: str = "Which patches belong together?",
+    start: Mapping[str, str | float] | None = None,
+) -> Path:
+    """Write one self-contained page: a click at a patch shows its affinity to every other patch.
+
+    The page opens from disk in any current browser, needs no server and asks nothing of a network. Affinities on it are
+    within 0.01 of `bindkit.affinity`.
+
+    Parameters
+    ----------
+    path : str or Path
+        Of the page; an existing one is replaced.
+    backbone : Backbone, name, or mapping
+        The model that the probes were fitted on; or several models, each with its probes. Named models are loaded one
+        after the other.
+    probes : Probe, path, or sequence of these
+        One a layer. A directory with several (a workspace's ``probes``) gives those of the backbone, see
+        `bindkit.views.viewer.find_probes`. Left out if `backbone` is a mapping.
+    images : scene set, or iterable of scenes, paths, PIL images and arrays
+        With scenes the page also shows their objects.
+    class_names : mapping, optional
+        Class id -> name, for scenes; a scene set brings its own.
+    title : str
+        Of the page.
+    start : mapping, optional
+        What it opens with where its address does not say: any of ``image`` (from 1), ``backbone`` (name), ``layer``,
+        ``patch`` (``"row,column"``), ``threshold``, ``opacity``, ``colours``. By default the first backbone's best
+        layer and a telling patch of the first image.
+
+    Returns
+    -------
+    Path
+        Of the page.
+
+    Raises
+    ------
+    InvalidParameterError
+        No image, no backbone, two probes of one layer, or an unknown key of `start`.
+    ProbeError, ProbeMismatchError, LayerError
+        Probes that cannot be read, or are of another backbone.
+    BrokenSceneError, GeometryError
+        An image that cannot be read or is too long.
+
+    Examples
+    --------
+    ::
+
+        bk.export_viewer("viewer.html", backbone, "workspace/probes", scenes_or_photos)
+        bk.export_viewer("viewer.html", {"facebook/dinov2-small": "probes", "random-init:vit": "probes"}, images=photos)
+    """
+    place = read_path(path, "the page")
+    if place.is_dir():
+        raise InvalidParameterError(f"{place} is a directory; give the page's file name, such as {place}/viewer.html")
+    require_kind(backbone, str | ActivationSource | Mapping, "a backbone is what bk.load_backbone gives, or a name")
+    shown = backbone if isinstance(backbone, Mapping) else {backbone: probes}
+    if isinstance(backbone, Mapping) and probes is not None:
+        raise InvalidParameterError("several backbones bring their probes with them: leave out probes=")
+    if not shown or any(fitted is None for fitted in shown.values()):
+        raise InvalidParameterError("say which backbone to show, and its probes")
+    start = dict(start or {})
+    if unknown := start.keys() - set(_START):
+        raise InvalidParameterError(f"start says {', '.join(sorted(unknown))}; a page opens with {', '.join(_START)}")
+    subjects = _subjects(images, class_names)
+    described, payloads = [], {}
+    for number, (source, fitted) in enumerate(shown.items()):
+        assert fitted is not None
+        entry, texts = _backbone_part(number, source, fitted, subjects)
+        described.append(entry)
+        payloads.update(texts)
+    data = {
+        "version": __version__,
+        "images": [subject.describe() for subject in subjects],
+        "backbones": described,
+        "start": start,
+    }
+    content = page_of(title, data, payloads).encode()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(place, content)
+    size, n_maps = len(content) / 1e6, len(payloads)
+    logger.info("%s: %.1f MB for %d maps (image x backbone x layer)", place, size, n_maps)
+    if size > LARGE_MEGABYTES:
+        logger.warning("%s is large (%.0f MB) and slow to open; show fewer images or layers", place, size)
+    return place
+
+
+def _subjects(images: SceneSet | Iterable[Picture], class_names: Mapping[int, str] | None) -> list[Subject]:
+    if class_names is None:
+        class_names = getattr(images, "class_names", {})
+    check_list(images)
+    subjects = [subject_of(image, number, class_names) for number, image in enumerate(images, start=1)]
+    if not subjects:
+        raise InvalidParameterError("a page needs at least one image")
+    return subjects
+
+
+def _backbone_part(
+    number: int, source: ActivationSource | str, probes: Probes, subjects: Sequence[Subject]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Description of one backbone, and its payloads by element id."""
+    if isinstance(source, str):
+        from bindkit.backbones import load_backbone
+
+        source = load_backbone(source)
+    about = source.describe()
+    by_layer, best, chosen_on = _by_layer(source, probes)
+    grids, packs, payloads = [], [], {}
+    with progress(len(subjects) * len(by_layer), f"viewer: {source.name}", "map") as bar:
+        for image, subject in enumerate(subjects):
+            grid, activations = image_activations(source, subject.pixels, list(by_layer), MOST_PATCHES)
+            grids.append({"rows": grid.rows, "cols": grid.cols, "labels": subject.labels(grid)})
+            row = []
+            for position, (layer, probe) in enumerate(by_layer.items()):
+                packed = pack(pair_logits(probe, activations.pop(layer)))
+                name = f"pack-{number}-{image}-{position}"
+                payloads[name] = f"{to_text(packed.factors)} {to_text(packed.residuals)}"
+                sizes = [len(packed.factors), len(packed.residuals)]
+                row.append({"rank": packed.rank, "symmetric": packed.symmetric, "bytes": sizes})
+                bar.update(1)
+            packs.append(row)
+    name = control_title(source.name)
+    described = {
+        "name": Path(name).name if Path(name).is_absolute() else name,
+        "objective": about.get("objective") or "unknown",
+        "depth": source.n_layers,
+        "best": best,
+        "chosen_on": chosen_on,
+        "layers": [_layer_entry(layer, probe) for layer, probe in by_layer.items()],
+        "grids": grids,
+        "packs": packs,
+    }
+    return described, payloads
+
+
+def _by_layer(backbone: ActivationSource, probes: Probes) -> tuple[dict[int, Probe], int, str | None]:
+    """Layer -> its probe, layers ascending; which of them is the best, by which scenes (None: none are known).
+
+    Raises InvalidParameterError for two probes of one layer.
+    """
+    given = [probes] if isinstance(probes, Probe | str | Path) else list(probes)
+    found: list[Probe | Path] = []
+    for entry in given:
+        if isinstance(entry, Probe):
+            found.append(entry)
+        elif (Path(entry) / "probe.json").exists():
+            found.append(Path(entry))
+        else:
+            digest = backbone.describe().get("weights_digest")
+            found += find_probes(entry, backbone.name, weights_digest=digest)
+    if not found:
+        raise ProbeError(f"no probe is given for {backbone.name}")
+    by_layer: dict[int, Probe] = {}
+    places: dict[int, Probe | Path] = {}
+    for place in found:
+        probe = place if isinstance(place, Probe) else load_probe(place)
+        layer = layer_of(probe, backbone)
+        if layer in by_layer:
+            raise InvalidParameterError(
+                f"two probes of layer {layer} of {backbone.name} are given ({by_layer[layer].kind} and {probe.kind}); "
+                "the page shows one a layer, so give one of them"
+            )
+        by_layer[layer], places[layer] = probe, place
+    layers = sorted(by_layer)
+    best, chosen_on = best_shown([places[layer] for layer in layers])
+    return {layer: by_layer[layer] for layer in layers}, usual_start(layers) if best is None else best, chosen_on
+
+
+def _layer_entry(layer: int, probe: Probe) -> dict[str, Any]:
+    """What the page says of one layer's probe."""
+    fitted = probe.fitted_on
+    metrics = fitted.get("metrics") or {}
+    return {
+        "layer": layer,
+        "probe": probe.kind,
+        "protocol": fitted.get("protocol"),
+        "split": fitted.get("split"),
+        "metrics": {name: metrics[name] for name in _SHOWN_METRICS if metrics.get(name) is not None},
+    }

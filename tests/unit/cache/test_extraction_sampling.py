@@ -1,0 +1,122 @@
+"""Which patches are drawn, and scenes read ahead of the model."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+
+import numpy as np
+import pytest
+from cache_fakes import ExactScenes, SameSize
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bindkit.cache.sampling import ahead, digest_of, draw_patches, draw_scene
+from bindkit.scenes.geometry import WindowGeometry
+
+counts = st.integers(1, 9)
+
+
+@given(
+    counts, st.integers(1, 40), st.one_of(st.just("all"), st.integers(1, 400)), st.text(max_size=8), st.integers(0, 99)
+)
+def test_the_draw_is_even_over_windows_without_repetition_and_sorted(
+    n_windows: int, per_window: int, wanted: int | str, scene_id: str, seed: int
+) -> None:
+    rows = draw_patches(scene_id, n_windows, per_window, wanted, seed)
+    total = n_windows * per_window
+    assert len(rows) == (total if wanted == "all" else min(int(wanted), total))
+    assert (np.diff(rows) > 0).all() and rows[0] >= 0 and rows[-1] < total
+    taken = np.bincount(rows // per_window, minlength=n_windows)
+    assert taken.max() - taken.min() <= 1
+    np.testing.assert_array_equal(rows, draw_patches(scene_id, n_windows, per_window, wanted, seed))
+
+
+def test_every_patch_and_every_window_has_the_same_chance() -> None:
+    drawn = np.zeros(12)
+    for seed in range(3000):
+        drawn[draw_patches("scene", 3, 4, 4, seed)] += 1
+    # 4 of 12 patches: 1000 expected each, standard deviation below 26.
+    assert abs(drawn - 1000).max() < 130
+
+
+def test_scenes_and_seeds_give_other_draws() -> None:
+    draws = {tuple(draw_patches(name, 2, 200, 20, seed)) for name in ("a", "b", "c") for seed in range(3)}
+    assert len(draws) == 9
+
+
+def test_the_draw_is_the_same_on_every_machine() -> None:
+    assert draw_patches("ADE_train_00000001", 3, 16, 7, 5).tolist() == [3, 10, 24, 26, 30, 39, 44]
+
+
+def test_the_draw_is_what_a_slow_plain_computation_gives() -> None:
+    """Windows with the smallest random words hold one patch more; in a window, the patches with the smallest words."""
+    words = (
+        np.random.PCG64(int.from_bytes(hashlib.sha256(b"5:a scene").digest(), "big")).random_raw(3 + 3 * 16).tolist()
+    )
+    lucky = sorted(range(3), key=lambda window: words[window])[: 20 % 3]
+    expected = []
+    for window in range(3):
+        keys = words[3 + 16 * window : 3 + 16 * (window + 1)]
+        first = sorted(range(16), key=lambda patch: keys[patch])[: 20 // 3 + (window in lucky)]
+        expected += sorted(16 * window + patch for patch in first)
+    assert draw_patches("a scene", 3, 16, 20, 5).tolist() == expected
+
+
+def test_a_drawn_scene_has_only_the_windows_that_hold_a_drawn_patch() -> None:
+    scenes, geometry = ExactScenes(), WindowGeometry(16, 16, 4)
+    drawn = draw_scene(scenes, 2, geometry, SameSize(), patches_per_scene=2, seed=0)
+    assert drawn.labels is not None and len(drawn.windows) == len(drawn.patches) == 2
+    lefts = [window.left for window in drawn.labels.plan.windows]
+    for pixels, window, patches in zip(drawn.windows, drawn.labels.window, drawn.patches, strict=True):
+        left = lefts[window]
+        np.testing.assert_array_equal(pixels.numpy(), scenes.image(2)[:, left : left + 16])
+        assert len(patches) == 1
+    np.testing.assert_array_equal(np.concatenate([p.numpy() for p in drawn.patches]), drawn.labels.patch)
+
+
+def test_a_broken_scene_comes_back_with_its_reason() -> None:
+    drawn = draw_scene(ExactScenes(broken=[1]), 1, WindowGeometry(16, 16, 4), SameSize(), 5, 0)
+    assert (drawn.n_rows, drawn.reason) == (0, "scene scene-1: truncated file")
+
+
+def test_the_digest_sees_pixels_and_size() -> None:
+    scenes = ExactScenes()
+    digests = {digest_of(scenes[k]) for k in range(7)}
+    assert len(digests) == 7 and all(len(digest) == 32 for digest in digests)
+    assert digest_of(scenes[0]) == digest_of(ExactScenes()[0])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_ahead_keeps_the_order(workers: int) -> None:
+    def slow(k: int) -> int:
+        time.sleep(0.002 * (k % 3))
+        return k * k
+
+    assert list(ahead(slow, range(20), workers)) == [k * k for k in range(20)]
+    assert list(ahead(slow, [], workers)) == []
+
+
+def test_ahead_is_bounded() -> None:
+    started: list[int] = []
+    results = ahead(lambda k: started.append(k) or k, range(100), 2)
+    assert next(results) == 0
+    time.sleep(0.05)
+    assert len(started) <= 5
+    results.close()
+
+
+def test_ahead_passes_errors_on_and_ends_its_threads() -> None:
+    def fails(k: int) -> int:
+        if k == 3:
+            raise RuntimeError("three")
+        return k
+
+    results = ahead(fails, range(10), 2)
+    with pytest.raises(RuntimeError, match="three"):
+        list(results)
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and any(t.name.startswith("bindkit-scenes") for t in threading.enumerate()):
+        time.sleep(0.01)
+    assert not any(t.name.startswith("bindkit-scenes") for t in threading.enumerate())
