@@ -17,8 +17,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 
-from test_viewer_packing import full_rank, like_a_fitted_probe
-from viewer_pages import photo
+from viewer_pages import full_rank, like_a_fitted_probe, photo
 
 from bindkit.views.viewer.packing import pack
 from bindkit.views.viewer.page import page_of

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 
 import bindkit as bk
@@ -12,6 +13,9 @@ from bindkit.affinities import image_activations
 from bindkit.probes import make_probe
 from bindkit.views.viewer.packing import Packed
 from bindkit.views.viewer.text_bytes import to_bytes
+
+BIG = 1369
+"""Patches of an image of 518 x 518 pixels at 14 a patch."""
 
 HOSTILE = "</script><b id=stolen>{{script}}<!--"
 
@@ -64,3 +68,32 @@ def photo(height, width, seed=0):
     """A picture of smooth blobs."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def like_a_fitted_probe(n=BIG, seed=0):
+    """Logits of a quadratic probe on activations of width 1,024 whose variances fall as 1 / k.
+
+    The probe tells eight objects by 60 directions and still carries the random form that it started from, as fitted
+    ones do: a probe fitted for 150 steps on such activations has the same spectrum (leading eigenvalues near 1,800,
+    36 at the 50th, 8 at the 100th, 4.5 at the 200th, 1.9 at the 400th).
+    """
+    d = 1024
+    spread = torch.arange(1, d + 1) ** -0.5
+    labels = torch.randint(0, 8, (n,), generator=seeded(seed))
+    codes = torch.randn(8, d, generator=seeded(seed + 1)) * spread * (torch.arange(d) < 60)
+    parts = 1.2 * codes[labels] + 0.8 * spread * torch.randn(n, d, generator=seeded(seed + 2))
+    turned = parts @ torch.linalg.qr(torch.randn(d, d, generator=seeded(seed + 3))).Q.T
+    x = turned / turned.square().mean(0).sqrt()
+    scale = float((x.square().sum() / parts.square().sum()).sqrt())
+    read = scale * parts[:, :60] * (torch.arange(1, 61) ** 0.4)
+    with torch.inference_mode():
+        return read @ read.T * 0.0013 + make_probe("quadratic", d, seed)(x) - 1.5
+
+
+def full_rank(n=BIG, scale=1.0):
+    with torch.inference_mode():
+        return scale * make_probe("quadratic", 1024, 1)(torch.randn(n, 1024, generator=seeded(3)))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_emergence import START, planted
+from planted_checkpoints import START, planted
 
 from bindkit.errors import InvalidParameterError
 from bindkit.views.figures import emergence_figure, loss_curves, save_figure, training_slider
