@@ -5,9 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bindkit.scenes.geometry import WindowGeometry
-from bindkit.scenes.labels import label_patches
+from bindkit.scenes.labels import label_patches, pair_counts
 from bindkit.scenes.scene import Scene
-from bindkit.scenes.tables import pair_counts
 
 
 @given(seed=st.integers(0, 50), width=st.integers(16, 40))
