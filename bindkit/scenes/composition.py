@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bindkit.scenes import looks
-from bindkit.scenes.looks import OUTLINES, RADIUS, SHAPES, SUBPIXELS, TURNS, UNIT, Draws, Fade, Surface, rotate
+from bindkit.scenes.looks import OUTLINES, RADIUS, SHAPES, SUBPIXELS, TURNS, UNIT, Draws, Surface, rotate
 from bindkit.scenes.scene import Scene
 
 COVERAGE = 62
@@ -90,11 +90,11 @@ def _draw_look(
     base, accent = looks.OBJECT_COLOURS[colour]
     if draws.chance(0.35):
         base, accent = accent, base
-    worn: Surface | Fade = Surface(texture, scale, salt, (base, base if surface == "flat" else accent), turn)
+    worn = Surface(texture, scale, salt, (base, base if surface == "flat" else accent), turn)
     if ground is not None:
         worn = replace(ground, turn=turn)
     elif surface == "graded":
-        worn = Fade(outer, (base, accent), turn)
+        worn = replace(worn, texture=looks.fade, scale=outer)
     light = -(steps[None, :] + 2 * steps[:, None]) * 22 // (3 * outer)
     colours = worn.paint(steps[None, :], steps[:, None]) + light[..., None]
     return Look(class_id, outline(x * RADIUS // (outer * UNIT), y * RADIUS // (outer * UNIT)), colours)

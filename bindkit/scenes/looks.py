@@ -21,8 +21,11 @@ Texture = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]
 
 RADIUS = 1024
 TURNS = 24
-# round(4096 cos(15 degrees * k)), k = 0..6; written out because libm's cosine may differ in the last bit.
-_COSINES = (4096, 3956, 3547, 2896, 2048, 1060, 0)
+# round(4096 cos(15 degrees * k)); written out because libm's cosine may differ in the last bit.
+_COSINES = (
+    *(4096, 3956, 3547, 2896, 2048, 1060, 0, -1060, -2048, -2896, -3547, -3956),
+    *(-4096, -3956, -3547, -2896, -2048, -1060, 0, 1060, 2048, 2896, 3547, 3956),
+)
 UNIT = 4096
 SUBPIXELS = 64
 
@@ -76,10 +79,7 @@ class Draws:
 
 def cosine(turn: int) -> int:
     """``4096 cos(15 degrees * turn)`` as a whole number."""
-    turn %= TURNS
-    if turn > TURNS // 2:
-        turn = TURNS - turn
-    return _COSINES[turn] if turn <= TURNS // 4 else -_COSINES[TURNS // 2 - turn]
+    return _COSINES[turn % TURNS]
 
 
 def sine(turn: int) -> int:
@@ -194,56 +194,48 @@ def _hash(x: np.ndarray, y: np.ndarray, salt: int) -> np.ndarray:
     return (mixed >> np.uint64(56)).astype(np.int64)
 
 
-def stripes(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    """Straight bands of two colours."""
+def _stripes(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
     return (x // scale & 1) * 255 + 0 * y
 
 
-def checks(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    """A chequerboard."""
+def _checks(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
     return ((x // scale + y // scale) & 1) * 255
 
 
-def dots(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    """Round dots in staggered rows."""
+def _dots(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
     period = 2 * scale
     row = y // period
     right, down = (x + (row & 1) * scale) % period - scale, y % period - scale
     return (right * right + down * down <= (5 * scale // 8) ** 2) * 255
 
 
-def grid(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    """Thin crossing lines."""
+def _grid(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
     period = 2 * scale
     return ((x % period < period // 4) | (y % period < period // 4)) * 255
 
 
-def zigzag(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    """Chevron bands."""
+def _zigzag(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
     period = 4 * scale
     return ((y + abs(x % period - period // 2)) // scale & 1) * 255
 
 
-def bricks(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    """Courses of bricks with mortar."""
+def _bricks(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
     course = 3 * scale // 2
     mortar = scale // 3
     shifted = x + (y // course & 1) * course
     return ((y % course < mortar) | (shifted % (2 * course) < mortar)) * 255
 
 
-def target(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    """Concentric bands around the object's middle."""
+def _target(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
     edges = (np.arange(1, 64, dtype=np.int64) * scale) ** 2
     return (np.searchsorted(edges, x * x + y * y, side="right") & 1) * 255
 
 
-def speckle(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    """Square grains, some light, some dark."""
+def _speckle(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
     return (_hash(2 * x // scale, 2 * y // scale, salt) > 140) * 255
 
 
-def clouds(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
+def _clouds(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
     """Smooth noise: a lattice of hashed values, interpolated linearly, two octaves."""
     total = np.zeros(np.broadcast_shapes(x.shape, y.shape), dtype=np.int64)
     for cell, weight in ((4 * scale, 2), (3 * scale // 2, 1)):
@@ -255,22 +247,30 @@ def clouds(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
     return total // 3
 
 
-def weave(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
+def _weave(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
     """Over-and-under threads, as of coarse cloth."""
     across = (x // scale + y // scale) & 1
     thread = np.where(across == 1, x % scale, y % scale)
     return 255 * abs(2 * thread - scale) // scale
 
 
-def planks(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
+def _planks(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
     """Boards of slightly different tone with dark joints."""
     board = 3 * scale
-    tone = _hash(y // board, 0 * y, salt) // 2 + clouds(x // 6, y, scale, salt) // 3
+    tone = _hash(y // board, 0 * y, salt) // 2 + _clouds(x // 6, y, scale, salt) // 3
     return np.where(y % board < scale // 4, 255, tone)
 
 
-OBJECT_TEXTURES: tuple[Texture, ...] = (stripes, checks, dots, grid, zigzag, bricks, target, speckle, clouds)
-GROUND_TEXTURES: tuple[Texture, ...] = (clouds, weave, planks)
+def fade(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
+    """From one colour to the other, over `scale` whole pixels on each side of the middle."""
+    return np.clip((x // SUBPIXELS + scale) * 255 // (2 * scale), 0, 255)
+
+
+OBJECT_TEXTURES: tuple[Texture, ...] = (
+    *(_stripes, _checks, _dots, _grid, _zigzag),
+    *(_bricks, _target, _speckle, _clouds),
+)
+GROUND_TEXTURES: tuple[Texture, ...] = (_clouds, _weave, _planks)
 
 # Base and accent, far enough apart that a pattern shows and that two looks of a scene are told apart.
 OBJECT_COLOURS: tuple[tuple[Colour, Colour], ...] = (
@@ -322,17 +322,3 @@ class Surface:
         x, y = rotate(right, down, self.turn)
         mixed = self.texture(x * SUBPIXELS // UNIT, y * SUBPIXELS // UNIT, self.scale, self.salt)
         return mix(*self.colours, mixed)
-
-
-@dataclass(frozen=True)
-class Fade:
-    """A fade from one colour to another over `reach` pixels on each side of the middle, along a turned axis."""
-
-    reach: int
-    colours: tuple[Colour, Colour]
-    turn: int
-
-    def paint(self, right: np.ndarray, down: np.ndarray) -> np.ndarray:
-        """int64 ``[height, width, 3]`` at pixel offsets from the object's middle."""
-        x, _ = rotate(right, down, self.turn)
-        return mix(*self.colours, np.clip((x // UNIT + self.reach) * 255 // (2 * self.reach), 0, 255))

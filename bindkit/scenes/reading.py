@@ -216,19 +216,18 @@ class FileScenes(SceneSequence):
         if not options.soft:
             for mask, file in zip(found, masks, strict=True):
                 require_hard(mask.pixels, file)
-        remarks = (FITS_BOTH_WAYS,) if doubtful else ()
-        self.say(remarks, picture)
+        if doubtful:
+            self.say(FITS_BOTH_WAYS, picture)
         pixels, *values = (turned(file.pixels, file.orientation if upright else 1) for file in (image, *found))
-        return np.ascontiguousarray(pixels), values, remarks
+        return np.ascontiguousarray(pixels), values, (FITS_BOTH_WAYS,) if doubtful else ()
 
-    def say(self, remarks: Sequence[str], path: Path) -> None:
-        """Log each remark the first time that it comes up; `check_scenes` names all scenes that it is true of."""
-        for remark in remarks:
-            with self._lock:
-                is_new = remark not in self._said
-                self._said.add(remark)
-            if is_new:
-                logger.warning("%s: %s; said once, check_scenes names all such scenes", path, remark)
+    def say(self, remark: str, path: Path) -> None:
+        """Log a remark the first time that it comes up; `check_scenes` names all scenes that it is true of."""
+        with self._lock:
+            is_new = remark not in self._said
+            self._said.add(remark)
+        if is_new:
+            logger.warning("%s: %s; said once, check_scenes names all such scenes", path, remark)
 
     def size_of(self, position: int) -> tuple[int, int]:
         """``(height, width)`` in pixels, from headers only. Raises BrokenSceneError."""

@@ -120,18 +120,15 @@ def sources_of(scenes: Any, position: int) -> tuple[Path, ...]:
     return scenes.sources(position) if hasattr(scenes, "sources") else ()
 
 
-class SceneSequence:
+class SceneSequence(SceneSet):
     """Base of the scene sets: a subclass sets the fields of `SceneSet` and reads one scene in ``__getitem__``.
 
     Iterating leaves out scenes that cannot be read and logs a warning that names each; go through the positions
     ``range(len(scenes))`` where a scene's position matters.
     """
 
-    uri: str
-    ids: Sequence[str]
     broken: Sequence[BrokenScene] = ()
     official_splits: Sequence[str] | None = None
-    class_names: Mapping[int, str]
     scenes_csv: Path | None = None
     """Where a table of the scenes may lie, with a column ``id``; None where the format has none."""
     made_by: str | None = None
@@ -139,9 +136,6 @@ class SceneSequence:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def __getitem__(self, position: int) -> Scene:
-        raise NotImplementedError
 
     def size_of(self, position: int) -> tuple[int, int]:
         """``(height, width)`` in pixels, from the file's header only. Raises BrokenSceneError."""

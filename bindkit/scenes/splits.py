@@ -9,6 +9,7 @@ import csv
 import hashlib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,10 +153,8 @@ def _columns(table: Path) -> dict[str, dict[str, str]]:
         raise SceneSetError(f"{table} has no column id; it has {', '.join(names) or 'none'}; add scene ids as id")
     for row in rows:
         row["id"] = unicodedata.normalize("NFC", row["id"] or "")  # as scene ids are
-    ids = [row["id"] for row in rows]
-    twice = next((scene_id for scene_id in ids if ids.count(scene_id) > 1), None) if len(set(ids)) < len(ids) else None
-    if twice is not None:
-        raise SceneSetError(f"{table} has the scene {twice!r} twice; give each scene one line")
+    if twice := [scene_id for scene_id, n in Counter(row["id"] for row in rows).items() if n > 1]:
+        raise SceneSetError(f"{table} has the scene {twice[0]!r} twice; give each scene one line")
     return {name: {row["id"]: row[name] for row in rows} for name in names if name != "id"}
 
 

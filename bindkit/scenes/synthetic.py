@@ -37,6 +37,7 @@ OPTIONS = {
     "surface": f"{' | '.join(SURFACES)}, default textured",
     "outlines": f"{' | '.join(OUTLINES)}, default compact",
 }
+_KNOWN = "; ".join(f"{name}: {meaning}" for name, meaning in OPTIONS.items())
 _WORDS: dict[str, Collection[str]] = {"surface": SURFACES, "outlines": OUTLINES}
 _WHOLE = "([0-9]{1,19})"
 # How they are written, the lowest and the highest that they may be.
@@ -61,8 +62,7 @@ def _read(option: str, text: str) -> Any:
         numbers = tuple(int(found or match[1]) for found in match.groups())
         if low <= min(numbers) and max(numbers) <= high and (option == "size" or list(numbers) == sorted(numbers)):
             return numbers
-    known = "; ".join(f"{name}: {meaning}" for name, meaning in OPTIONS.items())
-    raise InvalidParameterError(f"synthetic scenes: {option}={text} is not understood; the options are {known}")
+    raise InvalidParameterError(f"synthetic scenes: {option}={text} is not understood; the options are {_KNOWN}")
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,8 @@ class SyntheticOptions:
         for item in filter(None, (part.strip() for part in text.split(","))):
             option, equals, value = (part.strip() for part in item.partition("="))
             if option not in OPTIONS or not equals or option in given:
-                known = "; ".join(f"{name}: {meaning}" for name, meaning in OPTIONS.items())
                 fault = "is given twice" if option in given else "is not an option"
-                raise InvalidParameterError(f"synthetic scenes: {item!r} {fault}; write NAME=VALUE with {known}")
+                raise InvalidParameterError(f"synthetic scenes: {item!r} {fault}; write NAME=VALUE with {_KNOWN}")
             given[option] = _read(option, value)
         recipe = Recipe(
             *given.get("size", (Recipe.height, Recipe.width)),

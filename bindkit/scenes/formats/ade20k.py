@@ -19,7 +19,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -46,26 +45,6 @@ BENCHMARK_BY_HAND = {
 }
 
 
-@dataclass(frozen=True)
-class _Found:
-    """One image on disk: its path from the data set's directory on, and its split."""
-
-    file: str
-    split: str
-
-    @property
-    def id(self) -> str:
-        return PurePosixPath(self.file).stem
-
-    @property
-    def mask(self) -> str:
-        return self.file[: -len(PurePosixPath(self.file).suffix)] + "_seg.png"
-
-    @property
-    def annotation(self) -> str:
-        return self.file[: -len(PurePosixPath(self.file).suffix)] + ".json"
-
-
 def find_root(directory: Path) -> Path:
     """The directory of the release: the one given, or the single one inside it that holds ``images/ADE``.
 
@@ -77,9 +56,8 @@ def find_root(directory: Path) -> Path:
         candidates = [directory, *sorted(child for child in directory.iterdir() if child.is_dir())]
     except OSError as error:
         raise SceneSetError(f"{directory} cannot be listed ({error.strerror}); check that you may read it") from error
-    roots = [
-        path for path in candidates if any((path / "images" / "ADE" / split).is_dir() for split in OFFICIAL_SPLITS)
-    ]
+    inner = [Path("images", "ADE", split) for split in OFFICIAL_SPLITS]
+    roots = [path for path in candidates if any((path / place).is_dir() for place in inner)]
     if directory in roots:
         return directory.resolve()
     if len(roots) == 1:
@@ -88,21 +66,24 @@ def find_root(directory: Path) -> Path:
         raise SceneSetError(
             f"{directory} holds several releases of ADE20K ({', '.join(path.name for path in roots)}); give one of them"
         )
-    hint = "It is the full release, from https://ade20k.csail.mit.edu"
+    hint = "It is"
     if any((path / "annotations").is_dir() for path in candidates):
         hint = (
             "This looks like the scene-parsing benchmark (ADEChallengeData2016), whose masks tell no instances apart; "
-            + hint.lower().replace("it is", "what is needed is")
         )
+        hint += "what is needed is"
     raise SceneSetError(
         f"{directory} holds no ADE20K: looked for images/ADE/training and images/ADE/validation in it and in the "
-        f"directories in it. {hint}"
+        f"directories in it. {hint} the full release, from https://ade20k.csail.mit.edu"
     )
 
 
-def _walk(root: Path) -> tuple[list[_Found], list[BrokenScene]]:
-    """Images on disk, training first, each split by file name; and what has no image or cannot be listed."""
-    found: list[_Found] = []
+def _walk(root: Path) -> tuple[dict[str, str], list[BrokenScene]]:
+    """Image -> split, training first, each split by file name; and what has no image or cannot be listed.
+
+    Images are named from the data set's directory on: ``images/ADE/training/.../ADE_train_00000001.jpg``.
+    """
+    found: dict[str, str] = {}
     lost: list[BrokenScene] = []
 
     def unlisted(error: OSError) -> None:
@@ -111,7 +92,7 @@ def _walk(root: Path) -> tuple[list[_Found], list[BrokenScene]]:
     for split in OFFICIAL_SPLITS:
         if not (root / "images" / "ADE" / split).is_dir():
             continue
-        images: list[_Found] = []
+        images: list[PurePosixPath] = []
         # Clusters often link folders in from elsewhere: follow links, but enter no folder twice.
         entered: set[tuple[int, int]] = set()
         for folder, subfolders, files in os.walk(root / "images" / "ADE" / split, onerror=unlisted, followlinks=True):
@@ -126,13 +107,17 @@ def _walk(root: Path) -> tuple[list[_Found], list[BrokenScene]]:
             stems = {name[: -len(".jpg")] for name in pictures}
             # Beside each image stands a folder with one mask an object: hundreds of thousands of files, not needed.
             subfolders[:] = sorted(name for name in subfolders if name not in stems)
-            images += [_Found(str(base / name), split) for name in pictures]
+            images += [base / name for name in pictures]
             for name in visible:
                 stem = name.removesuffix("_seg.png")
                 if stem != name and stem not in stems:
                     lost.append(BrokenScene(stem, f"{root / base / name}: a mask whose image is missing"))
-        found += sorted(images, key=lambda image: (image.id, image.file))
+        found |= {str(image): split for image in sorted(images, key=lambda image: (image.stem, str(image)))}
     return found, sorted(lost, key=lambda scene: scene.id)
+
+
+def _beside(image: str, ending: str) -> str:
+    return image[: -len(".jpg")] + ending
 
 
 class Ade20kScenes(FileScenes):
@@ -144,32 +129,32 @@ class Ade20kScenes(FileScenes):
         super().__init__("ade20k", root, options)
         index = read_index(root, index_dir)
         found, lost = _walk(root)
-        usable: dict[str, _Found] = {}
+        usable: dict[str, str] = {}
         broken: list[BrokenScene] = []
         for image in found:
             # Judged by names and sizes alone.
-            reason = why_unusable(root / image.file) or why_unusable(root / image.mask)
-            if image.id in usable:
-                reason = f"{root / image.file}: a second image of this name, the first is {usable[image.id].file}"
+            scene_id = PurePosixPath(image).stem
+            reason = why_unusable(root / image) or why_unusable(root / _beside(image, "_seg.png"))
+            if scene_id in usable:
+                reason = f"{root / image}: a second image of this name, the first is {usable[scene_id]}"
             if reason:
-                broken.append(BrokenScene(image.id, reason))
+                broken.append(BrokenScene(scene_id, reason))
             else:
-                usable[image.id] = image
-        on_disk = {image.file for image in found}
-        for file in index["files"] if index else ():
-            if file not in on_disk:
-                broken.append(BrokenScene(PurePosixPath(file).stem, f"{root / file}: in the index but missing on disk"))
+                usable[scene_id] = image
+        for image in index["files"] if index else ():
+            if image not in found:
+                reason = f"{root / image}: in the index but missing on disk"
+                broken.append(BrokenScene(PurePosixPath(image).stem, reason))
         already = {scene.id for scene in broken}
-        self._files = tuple(usable.values())
-        self.ids = tuple(usable)
         self.broken = (*broken, *(scene for scene in lost if scene.id not in already))
-        self.official_splits = tuple(image.split for image in self._files)
+        self.ids, self._images = tuple(usable), tuple(usable.values())
+        self.official_splits = tuple(found[image] for image in self._images)
         self.require_usable(".jpg with its _seg.png under images/ADE/training or images/ADE/validation")
         self.class_names: Mapping[int, str]
         if index:
             self.class_names = dict(enumerate(index["objectnames"], start=1))
         else:
-            annotations = [root / image.annotation for image in self._files]
+            annotations = [root / _beside(image, ".json") for image in self._images]
             self.class_names = _LazyNames(lambda: names_from_annotations(root, annotations, index_dir))
 
     def __getitem__(self, position: int) -> Scene:
@@ -183,8 +168,8 @@ class Ade20kScenes(FileScenes):
 
     def sources(self, position: int) -> tuple[Path, ...]:
         """Picture and mask."""
-        image = self._files[self._position(position)]
-        return self.root / image.file, self.root / image.mask
+        image = self._images[self._position(position)]
+        return self.root / image, self.root / _beside(image, "_seg.png")
 
     @cached_property
     def benchmark_classes(self) -> dict[int, int] | None:

@@ -95,6 +95,8 @@ def write_ade20k(
 ) -> Path:
     """Write scenes in ADE20K's layout: ``images/ADE/<split>/<topic>/<scene>/ADE_train_00000001.jpg`` and the rest.
 
+    Gives the directory.
+
     >>> import tempfile
     >>> from bindkit.scenes import open_scenes
     >>> with tempfile.TemporaryDirectory() as directory:
@@ -111,17 +113,10 @@ def write_ade20k(
         Becomes the release's directory; made if missing. Files of the same names are overwritten.
     split : {"training", "validation"}, sequence of them, optional
         For all scenes or for each. If not given: the scenes' official splits, else all ``"training"``.
-    index : bool
-        Also write ``index_ade20k.pkl`` with the fields filename, folder, scene, objectnames, objectPresence.
-    benchmark : bool
-        Also write ``objectInfo150.csv`` with the scenes' own classes (at most 150).
+    index, benchmark : bool
+        Also write ``index_ade20k.pkl``, and ``objectInfo150.csv`` with the scenes' own classes (at most 150).
     quality : int
         Of the JPEG, 1..100, without chroma subsampling. Masks are lossless PNG.
-
-    Returns
-    -------
-    Path
-        The directory.
 
     Raises
     ------

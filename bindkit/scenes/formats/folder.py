@@ -164,7 +164,7 @@ class FolderScenes(FileScenes):
             masks = [np.where(unlabelled, 0, mask) for mask in masks]
         elif border := next(filter(None, map(border_value, masks)), None):
             remarks += (THIN_BORDER.format(border),)
-            self.say(remarks[-1:], paths[0])
+            self.say(remarks[-1], paths[0])
         instances, *classes = (numbered(mask, path) for mask, path in zip(masks, paths, strict=True))
         return Scene(self.ids[position], image, instances, classes[0] if classes else np.zeros_like(instances), remarks)
 
