@@ -47,7 +47,7 @@ from bindkit.cache.writing import (
 from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameterError
 from bindkit.files import RememberedDigests, progress, slug
 from bindkit.scenes import Split, split_scenes
-from bindkit.scenes.contents import are_files, changes, content_of, contents_of, memory_in
+from bindkit.scenes.checking import are_files, changes, content_of, contents_of, memory_in
 from bindkit.scenes.scene import SceneSet, require_scenes
 from bindkit.scenes.synthetic import require_unseen
 

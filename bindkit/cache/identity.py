@@ -9,7 +9,7 @@ from typing import Any
 
 from bindkit.cache.layout import SPLITS
 from bindkit.errors import InvalidParameterError
-from bindkit.scenes.contents import SceneContents
+from bindkit.scenes.checking import SceneContents
 
 DTYPES = ("float16", "float32")
 

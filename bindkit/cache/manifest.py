@@ -26,7 +26,7 @@ from bindkit.cache.layout import (
 )
 from bindkit.errors import CacheError
 from bindkit.files import parse_json
-from bindkit.scenes.contents import SceneContents
+from bindkit.scenes.checking import SceneContents
 
 FORMAT = "bindkit activation cache"
 FORMAT_VERSION = 2

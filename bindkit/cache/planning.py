@@ -16,7 +16,7 @@ from bindkit.cache.sizing import SceneSize, default_windows_per_batch, scenes_pe
 from bindkit.cache.verifying import Damage, quick_damage
 from bindkit.errors import CacheMismatchError, EmptySplitError
 from bindkit.files import RememberedDigests
-from bindkit.scenes.contents import changed_ids, changes
+from bindkit.scenes.checking import changed_ids, changes
 from bindkit.scenes.scene import SceneSet
 
 _LIBRARIES = ("numpy", "pillow", "torch", "transformers")

@@ -74,7 +74,7 @@ def scene_changes(cache: ActivationCache) -> list[str]:
     """
     from bindkit.cache.planning import NOBODY_LOOKED, SINCE
     from bindkit.files import RememberedDigests
-    from bindkit.scenes.contents import MEMORY, changes, comings_and_goings, contents_of
+    from bindkit.scenes.checking import MEMORY, changes, comings_and_goings, contents_of
 
     then, names = cache.manifest.identity.contents, cache.class_names
     if then is None:

@@ -118,7 +118,7 @@ def _check_probes(probes: list[str], tasks: list[str]) -> None:
 
 def _check_scenes(uri: str, groups: str) -> None:
     from bindkit.scenes import open_scenes
-    from bindkit.scenes.groups import named_groups
+    from bindkit.scenes.splits import named_groups
     from bindkit.scenes.synthetic import require_unseen
 
     scheme, _, rest = uri.partition(":")
@@ -126,8 +126,8 @@ def _check_scenes(uri: str, groups: str) -> None:
         # Opening it reads a large index, which notebook 01 does once and keeps.
         from pathlib import Path
 
-        from bindkit.scenes.ade20k import find_root
-        from bindkit.scenes.reading_options import ADE20K_OPTIONS, ReadingOptions, split_directory
+        from bindkit.scenes.formats.ade20k import find_root
+        from bindkit.scenes.reading import ADE20K_OPTIONS, ReadingOptions, split_directory
 
         directory, options = split_directory(rest)
         ReadingOptions.parse(options, ADE20K_OPTIONS)

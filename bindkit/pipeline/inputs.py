@@ -21,7 +21,7 @@ from typing import Any
 from bindkit.backbones.contents import contents_of_backbone
 from bindkit.files import RememberedDigests, parse_json, write_json
 from bindkit.scenes import SceneSet, open_scenes
-from bindkit.scenes.contents import SceneContents, changes, comings_and_goings, contents_of, listed, memory_in
+from bindkit.scenes.checking import SceneContents, changes, comings_and_goings, contents_of, listed, memory_in
 
 
 @dataclass(frozen=True)

@@ -277,7 +277,7 @@ def absolute_scenes(uri: str, base: Path) -> str:
     scheme, colon, rest = uri.partition(":")
     if not colon or not rest or scheme == "synthetic":
         return uri
-    from bindkit.scenes.reading_options import split_directory  # not at the top: it needs NumPy
+    from bindkit.scenes.reading import split_directory  # not at the top: it needs NumPy
 
     directory, options = split_directory(rest, base)
     if (base / Path(directory).expanduser()).exists():

@@ -106,7 +106,7 @@ class Workspace:
     @property
     def holds_results(self) -> bool:
         """Whether anything was made here that belongs to the recorded settings."""
-        from bindkit.scenes.contents import MEMORY
+        from bindkit.scenes.checking import MEMORY
 
         cached = any(file.is_file() and file.name != MEMORY for file in self.cache.rglob("*"))
         return cached or any(self.probes.glob("*")) or self.results_csv.exists()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bindkit.pretraining.architecture import WIDTH, vision_settings
 from bindkit.pretraining.objectives import Objective, register
 from bindkit.pretraining.training_scenes import SceneBatch
-from bindkit.scenes.shapes import SHAPES
+from bindkit.scenes.looks import SHAPES
 
 
 @register

@@ -10,7 +10,7 @@ from bindkit.pretraining.architecture import WIDTH, vision_settings
 from bindkit.pretraining.captions import END, PADDING, START, Vocabulary, caption
 from bindkit.pretraining.objectives import Objective, register
 from bindkit.pretraining.training_scenes import SceneBatch
-from bindkit.scenes.shapes import SHAPES
+from bindkit.scenes.looks import SHAPES
 
 _TEXT_LAYERS, _LENGTH, _JOINT_WIDTH = 2, 40, 64
 

@@ -1,14 +1,13 @@
 """Scenes: images with instance and class masks, from a generator, ADE20K or plain folders."""
 
-from bindkit.scenes.ade20k_writer import write_ade20k
-from bindkit.scenes.base import subset
 from bindkit.scenes.checking import SceneReport, SceneStatistics, check_scenes
-from bindkit.scenes.opening import OPENERS, open_scenes
-from bindkit.scenes.scene import BrokenScene, Scene, SceneSet
+from bindkit.scenes.formats.ade20k_writer import write_ade20k
+from bindkit.scenes.opening import FORMATS, open_scenes
+from bindkit.scenes.scene import BrokenScene, Scene, SceneSet, subset
 from bindkit.scenes.splits import Split, split_scenes
 
 __all__ = [
-    "OPENERS",
+    "FORMATS",
     "BrokenScene",
     "Scene",
     "SceneReport",

@@ -1,12 +1,15 @@
-"""Decode every scene once and report: which are usable, which are broken and why, and what they hold."""
+"""What a scene set holds: which scenes can be read, what is on them, and whether they are still what they were."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import logging
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,40 +17,28 @@ import numpy as np
 
 from bindkit.arguments import whole_number
 from bindkit.errors import BrokenSceneError, OneAnswerError
-from bindkit.files import progress, write_bytes
-from bindkit.scenes.base import subset
-from bindkit.scenes.scene import BrokenScene, Scene, SceneSet, require_scenes
+from bindkit.files import RememberedDigests, progress, slug, write_bytes
+from bindkit.scenes.labels import object_classes
+from bindkit.scenes.scene import BrokenScene, Scene, SceneSet, require_scenes, sources_of, subset
 
 if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
 
-DENSE_KEYS = 1 << 22
+MEMORY = "contents.json"
+"""Name of the file that remembers digests."""
+_DIGITS = 32
+"""Of a SHA-256 in hex: 128 bits keep files apart, and a manifest of a hundred thousand scenes small."""
+_UNREADABLE = "-"
+_KINDS = ("picture", "mask", "class mask")
+"""What the files of a scene are, in the order of its sources."""
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
 class SceneStatistics:
-    """What one scene holds.
-
-    Attributes
-    ----------
-    position : int
-        In the scene set.
-    id : str
-    height, width : int
-        In pixels.
-    objects : int
-        Instances.
-    classes : int
-        Classes among the instances; an instance's class is the most frequent class of its pixels.
-    twins_classes : int
-        Classes with two or more instances: only these yield twins.
-    labelled : float
-        Share of the pixels that belong to an instance, 0..1.
-    remarks : tuple of str
-        What there is to say about how its files were read; mostly nothing.
-    """
+    """What one scene holds; `position` is its own in the scene set, sizes are in pixels."""
 
     position: int
     id: str
@@ -55,64 +46,37 @@ class SceneStatistics:
     width: int
     objects: int
     classes: int
+    """Classes among the objects."""
     twins_classes: int
+    """Classes with two or more objects: only these yield twins."""
     labelled: float
+    """Share of the pixels that belong to an object, 0..1."""
     remarks: tuple[str, ...] = ()
+    """What there is to say about how its files were read; mostly nothing."""
 
 
-def _count_pairs(instances: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Instance, class and pixel count of every combination that occurs."""
-    n_classes = int(classes.max(initial=0)) + 1
-    keys = instances.astype(np.int64).ravel() * n_classes + classes.ravel()
-    if (int(instances.max(initial=0)) + 1) * n_classes <= DENSE_KEYS:
-        dense = np.bincount(keys)
-        present = np.flatnonzero(dense)
-        counts = dense[present]
-    else:
-        present, counts = np.unique(keys, return_counts=True)
-    return present // n_classes, present % n_classes, counts
+_COLUMNS = [column.name for column in fields(SceneStatistics)]
 
 
 def describe_scene(scene: Scene, position: int) -> SceneStatistics:
     """Count what a scene holds."""
-    instance, class_id, pixels = _count_pairs(scene.instances, scene.classes)
-    labelled = int(pixels[instance > 0].sum())
-    # Most pixels last, the lower class id last among equals, so that the dict keeps it.
-    order = np.lexsort((-class_id, pixels))
-    class_of = {int(instance[k]): int(class_id[k]) for k in order if instance[k] > 0}
+    class_of = object_classes(scene)
     known = [label for label in class_of.values() if label > 0]
-    n_of_class = np.bincount(np.array(known, dtype=np.int64)) if known else np.zeros(0, dtype=np.int64)
-    height, width = scene.size
-    return SceneStatistics(
-        position=position,
-        id=scene.id,
-        height=height,
-        width=width,
-        objects=len(class_of),
-        classes=int((n_of_class > 0).sum()),
-        twins_classes=int((n_of_class > 1).sum()),
-        labelled=labelled / max(1, height * width),
-        remarks=scene.remarks,
-    )
+    twins = {label for label in known if known.count(label) > 1}
+    labelled = np.count_nonzero(scene.instances) / max(1, scene.instances.size)
+    counts = (len(class_of), len(set(known)), len(twins))
+    return SceneStatistics(position, scene.id, *scene.size, *counts, labelled, scene.remarks)
 
 
 @dataclass(frozen=True)
 class SceneReport:
-    """Outcome of `check_scenes`.
-
-    Attributes
-    ----------
-    uri : str
-        Of the scene set.
-    statistics : tuple of SceneStatistics
-        One for each usable scene, by position.
-    broken : tuple of BrokenScene
-        Every scene that cannot be used, those found on opening first.
-    """
+    """Outcome of `check_scenes` on the scene set of this `uri`; print it for a summary."""
 
     uri: str
     statistics: tuple[SceneStatistics, ...]
+    """One for each usable scene, by position."""
     broken: tuple[BrokenScene, ...]
+    """Every scene that cannot be used, those found on opening first."""
 
     @property
     def n_scenes(self) -> int:
@@ -129,21 +93,14 @@ class SceneReport:
         """One row per usable scene: the fields of `SceneStatistics`."""
         import pandas as pd
 
-        columns = [field.name for field in fields(SceneStatistics)]
-        return pd.DataFrame([asdict(scene) for scene in self.statistics], columns=columns)
+        return pd.DataFrame([asdict(scene) for scene in self.statistics], columns=_COLUMNS)
 
     def usable_scenes(self, scenes: SceneSet) -> SceneSet:
         """The scene set that was checked without its broken scenes, which its `broken` then lists."""
         return subset(scenes, self.usable, broken=self.broken)
 
     def require_two_objects(self) -> None:
-        """Make sure that some scene has two objects: in one alone, every pair of patches is on the same.
-
-        Raises
-        ------
-        OneAnswerError
-            If there are usable scenes and none has two labelled objects.
-        """
+        """Raise OneAnswerError if no scene has two objects: in one alone, every pair of patches is on the same."""
         if self.statistics and max(scene.objects for scene in self.statistics) < 2:
             raise OneAnswerError(
                 f"none of the {len(self.statistics)} usable scenes has two labelled objects, so that no pair of "
@@ -154,8 +111,7 @@ class SceneReport:
     def write_csv(self, path: str | Path) -> None:
         """Write one row per scene, the broken ones with their reason: nothing is left out."""
         stream = io.StringIO(newline="")
-        columns = [field.name for field in fields(SceneStatistics)]
-        table = csv.DictWriter(stream, ["id", "usable", *[name for name in columns if name != "id"], "reason"])
+        table = csv.DictWriter(stream, ["id", "usable", *[name for name in _COLUMNS if name != "id"], "reason"])
         table.writeheader()
         for scene in self.statistics:
             written = {"usable": "yes", "labelled": f"{scene.labelled:.6f}", "remarks": "; ".join(scene.remarks)}
@@ -179,8 +135,7 @@ class SceneReport:
                 lines.append(f"{have} no labelled object")
         for remark in dict.fromkeys(remark for scene in self.statistics for remark in scene.remarks):
             ids = [scene.id for scene in self.statistics if remark in scene.remarks]
-            some = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
-            lines.append(f"note: {remark}: {some}")
+            lines.append(f"note: {remark}: {listed(ids)}")
         lines += [f"broken: {scene.id}: {scene.reason}" for scene in self.broken[:20]]
         if len(self.broken) > 20:
             lines.append(f"broken: and {len(self.broken) - 20} more")
@@ -232,3 +187,107 @@ def check_scenes(scenes: SceneSet, workers: int = 2) -> SceneReport:
                 statistics.append(outcome)
             bar.update(1)
     return SceneReport(scenes.uri, tuple(statistics), tuple(broken))
+
+
+# --- what scenes are made from, by content ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SceneContents:
+    """What the scenes of a set are made from."""
+
+    made_by: str = ""
+    """Of a set whose scenes are computed from its URI, what computes them; else empty."""
+    of: Mapping[str, str] = field(default_factory=dict)
+    """Scene id -> digests of picture, mask and class mask (as many as there are), with blanks between; empty for
+    computed scenes. Of scenes that come neither from files nor from a recipe, digests of their pixels."""
+
+
+def memory_in(root: str | Path, scenes_uri: str) -> Path:
+    """Where the digests of a scene set's files are remembered: beside its caches."""
+    return Path(root) / slug(scenes_uri) / MEMORY
+
+
+def contents_of(
+    scenes: SceneSet,
+    positions: Iterable[int] | None = None,
+    digests: RememberedDigests | None = None,
+    workers: int = 2,
+) -> SceneContents:
+    """Look what the scenes at some positions (by default all) are made from.
+
+    A set that computes its scenes says so in ``made_by``. Files are read as far as they are not remembered.
+    """
+    if made_by := getattr(scenes, "made_by", None):
+        return SceneContents(str(made_by))
+    chosen = list(range(len(scenes)) if positions is None else positions)
+    known = RememberedDigests() if digests is None else digests
+    one = partial(content_of, scenes, known)
+    of: dict[str, str] = {}
+    with progress(len(chosen), "look at scene files", "scene") as bar, ThreadPoolExecutor(max(1, workers)) as threads:
+        for position, content in zip(chosen, (threads.map if workers else map)(one, chosen), strict=True):
+            of[scenes.ids[position]] = content
+            bar.update(1)
+    known.keep()
+    return SceneContents("", of)
+
+
+def are_files(scenes: SceneSet) -> bool:
+    """Whether scenes are read from files that the set names."""
+    return len(scenes) > 0 and bool(sources_of(scenes, 0))
+
+
+def content_of(scenes: SceneSet, digests: RememberedDigests, position: int) -> str:
+    """What one scene is made from now, as `SceneContents.of` has it."""
+    if files := sources_of(scenes, position):
+        return " ".join(digests.of(file)[:_DIGITS] or _UNREADABLE for file in files)
+    try:
+        scene = scenes[position]
+    except BrokenSceneError:
+        return _UNREADABLE
+    return " ".join(
+        hashlib.sha256(str(array.shape).encode() + np.ascontiguousarray(array).data).hexdigest()[:_DIGITS]
+        for array in (scene.image, scene.instances, scene.classes)
+    )
+
+
+def changed_ids(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Scenes of both looks whose content differs, in the order of the first."""
+    return [scene_id for scene_id, content in before.items() if now.get(scene_id, content) != content]
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str], scenes: SceneSet, since: str) -> list[str]:
+    """Say which files have changed between two looks at scenes, by name; nothing of scenes that only one look saw.
+
+    `since` ends the sentence: ``3 masks have changed since this cache was made: a.png, b.png, c.png``.
+    """
+    position_of = {scene_id: position for position, scene_id in enumerate(scenes.ids)}
+    named: dict[int, list[str]] = {}
+    for scene_id in sorted(changed_ids(before, now), key=lambda scene_id: position_of.get(scene_id, len(scenes))):
+        files = sources_of(scenes, position_of[scene_id]) if scene_id in position_of else ()
+        old, new = before[scene_id].split(" "), now[scene_id].split(" ")
+        for number in range(max(len(old), len(new))):
+            if old[number : number + 1] != new[number : number + 1]:
+                named.setdefault(number, []).append(files[number].name if number < len(files) else scene_id)
+    return [
+        f"{_counted(len(named[number]), _KINDS[min(number, 2)])} changed since {since}: {listed(named[number])}"
+        for number in sorted(named)
+    ]
+
+
+def comings_and_goings(before: Iterable[str], now: Iterable[str], since: str) -> list[str]:
+    """Say which scenes there were and are no more, and which are new."""
+    then, today = dict.fromkeys(before), dict.fromkeys(now)
+    gone, new = [name for name in then if name not in today], [name for name in today if name not in then]
+    said = [f"{_counted(len(gone), 'scene')} gone since {since}: {listed(gone)}"] if gone else []
+    return said + ([f"{_counted(len(new), 'scene')} been added since {since}: {listed(new)}"] if new else [])
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more."""
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"1 {thing} has" if count == 1 else f"{count} {thing}s have"

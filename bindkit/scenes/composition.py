@@ -11,24 +11,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bindkit.scenes.draws import Draws
+from bindkit.scenes import looks
+from bindkit.scenes.looks import OUTLINES, RADIUS, SHAPES, SUBPIXELS, TURNS, UNIT, Draws, Surface, rotate
 from bindkit.scenes.scene import Scene
-from bindkit.scenes.shapes import OUTLINES, RADIUS, SHAPES, TURNS, UNIT, rotate
-from bindkit.scenes.textures import (
-    GROUND_COLOURS,
-    GROUND_TEXTURES,
-    OBJECT_COLOURS,
-    OBJECT_TEXTURES,
-    SUBPIXELS,
-    Colour,
-    Texture,
-    mix,
-)
 
 COVERAGE = 62
 """Area of all objects together before occlusion, in percent of the scene."""
@@ -36,35 +25,6 @@ PLACEMENTS = 24
 """Places tried for an object before the best of them is taken."""
 LEAST_SHARE = 30
 """An object of which less stays visible (percent) is left out of the scene."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a synthetic scene is made of.
-
-    Parameters
-    ----------
-    height, width : int
-        In pixels.
-    fewest, most : int
-        Objects in a scene, both ends included; now and then an object finds no visible place and one is missing.
-    twins : float
-        Chance, 0..1, that a further object is a copy of one already there. Above 0, at least one pair is drawn in
-        every scene of three or more objects.
-    """
-
-    height: int = 112
-    width: int = 144
-    fewest: int = 3
-    most: int = 8
-    twins: float = 0.5
-    hidden: tuple[int, int] = (0, 45)
-    """Percent of an object that those in front of it hide: of the places tried, the first in this range or nearest."""
-    surface: str = "textured"
-    """One of `SURFACES`."""
-    outlines: str = "compact"
-    """One of `bindkit.scenes.shapes.OUTLINES`."""
-
 
 SURFACES = {
     "textured": "every look has a pattern of two colours",
@@ -76,34 +36,20 @@ SURFACES = {
 
 
 @dataclass(frozen=True)
-class Surface:
-    """A pattern in two colours: how coarse (1/64 pixel), which noise field, how it is turned (times 15 degrees)."""
+class Recipe:
+    """What a synthetic scene is made of; the fields are described in `bindkit.scenes.synthetic.OPTIONS`."""
 
-    texture: Texture
-    scale: int
-    salt: int
-    colours: tuple[Colour, Colour]
-    turn: int
-
-    def paint(self, right: np.ndarray, down: np.ndarray) -> np.ndarray:
-        """int64 ``[height, width, 3]`` at pixel offsets from the pattern's origin."""
-        x, y = rotate(right, down, self.turn)
-        mixed = self.texture(x * SUBPIXELS // UNIT, y * SUBPIXELS // UNIT, self.scale, self.salt)
-        return mix(*self.colours, mixed)
-
-
-@dataclass(frozen=True)
-class Fade:
-    """A fade from one colour to another over `reach` pixels on each side of the middle, along a turned axis."""
-
-    reach: int
-    colours: tuple[Colour, Colour]
-    turn: int
-
-    def paint(self, right: np.ndarray, down: np.ndarray) -> np.ndarray:
-        """int64 ``[height, width, 3]`` at pixel offsets from the object's middle."""
-        x, _ = rotate(right, down, self.turn)
-        return mix(*self.colours, np.clip((x // UNIT + self.reach) * 255 // (2 * self.reach), 0, 255))
+    height: int = 112
+    width: int = 144
+    fewest: int = 3
+    most: int = 8
+    """Now and then an object finds no visible place and one is missing."""
+    twins: float = 0.5
+    """Above 0, at least one pair is drawn in every scene of three or more objects."""
+    hidden: tuple[int, int] = (0, 45)
+    """Of the places tried, the first in this range or the nearest to it is taken."""
+    surface: str = "textured"
+    outlines: str = "compact"
 
 
 @dataclass(frozen=True)
@@ -129,26 +75,9 @@ class Placed:
         return self.look.outline[self.part]
 
 
-Dress = Callable[[Surface, int], Surface | Fade]
-"""From the surface drawn for a look, and the look's outer radius in pixels, to the surface that it wears."""
-
-
-def own_dress(drawn: Surface, outer: int) -> Surface:
-    """Wear what was drawn."""
-    return drawn
-
-
-def _dress(recipe: Recipe, ground: Surface | None) -> Dress:
-    if ground is not None:
-        return lambda drawn, outer: replace(ground, turn=drawn.turn)
-    if recipe.surface == "flat":
-        return lambda drawn, outer: replace(drawn, colours=(drawn.colours[0], drawn.colours[0]))
-    if recipe.surface == "graded":
-        return lambda drawn, outer: Fade(outer, drawn.colours, drawn.turn)
-    return own_dress
-
-
-def _draw_look(draws: Draws, class_id: int, colour: int, radius: int, unit: int, dress: Dress) -> Look:
+def _draw_look(
+    draws: Draws, class_id: int, colour: int, radius: int, unit: int, surface: str, ground: Surface | None
+) -> Look:
     """Draw a look of a nominal `radius` in pixels; `unit` is a texture's coarseness in 1/64 pixel."""
     shape = SHAPES[class_id - 1]
     outline = shape.draw_outline(draws)
@@ -156,17 +85,23 @@ def _draw_look(draws: Draws, class_id: int, colour: int, radius: int, unit: int,
     steps = np.arange(-outer - 1, outer + 2, dtype=np.int64)
     turn = draws.below(TURNS)
     x, y = rotate(steps[None, :], steps[:, None], turn)
-    texture = draws.choose(OBJECT_TEXTURES)
-    own = Surface(texture, unit * draws.between(80, 125) // 100, draws.below(1 << 62), OBJECT_COLOURS[colour], turn)
+    texture = draws.choose(looks.OBJECT_TEXTURES)
+    scale, salt = unit * draws.between(80, 125) // 100, draws.below(1 << 62)
+    base, accent = looks.OBJECT_COLOURS[colour]
     if draws.chance(0.35):
-        own = replace(own, colours=(own.colours[1], own.colours[0]))
+        base, accent = accent, base
+    worn = Surface(texture, scale, salt, (base, base if surface == "flat" else accent), turn)
+    if ground is not None:
+        worn = replace(ground, turn=turn)
+    elif surface == "graded":
+        worn = replace(worn, texture=looks.fade, scale=outer)
     light = -(steps[None, :] + 2 * steps[:, None]) * 22 // (3 * outer)
-    colours = dress(own, outer).paint(steps[None, :], steps[:, None]) + light[..., None]
+    colours = worn.paint(steps[None, :], steps[:, None]) + light[..., None]
     return Look(class_id, outline(x * RADIUS // (outer * UNIT), y * RADIUS // (outer * UNIT)), colours)
 
 
-def _draw_looks(draws: Draws, recipe: Recipe, dress: Dress = own_dress) -> list[Look]:
-    """One look per object, copies sharing one Look, in a drawn order."""
+def _draw_looks(draws: Draws, recipe: Recipe, ground: Surface | None = None) -> list[Look]:
+    """One look per object, copies sharing one Look, in a drawn order; camouflage wears the ground."""
     shapes = OUTLINES[recipe.outlines]
     n_objects = draws.between(recipe.fewest, recipe.most)
     kinds = [0]
@@ -179,9 +114,12 @@ def _draw_looks(draws: Draws, recipe: Recipe, dress: Dress = own_dress) -> list[
     radius = min(math.isqrt(area * 100 // 314), min(recipe.height, recipe.width) * 3 // 10)
     unit = max(2 * SUBPIXELS, SUBPIXELS * min(recipe.height, recipe.width) // 26)
     class_ids = draws.shuffled(shapes)
-    colours = draws.shuffled(range(len(OBJECT_COLOURS)))
-    looks = [_draw_look(draws, class_ids[kind], colours[kind], radius, unit, dress) for kind in range(max(kinds) + 1)]
-    return draws.shuffled([looks[kind] for kind in kinds])
+    colours = draws.shuffled(range(len(looks.OBJECT_COLOURS)))
+    drawn = [
+        _draw_look(draws, class_ids[kind], colours[kind], radius, unit, recipe.surface, ground)
+        for kind in range(max(kinds) + 1)
+    ]
+    return draws.shuffled([drawn[kind] for kind in kinds])
 
 
 def _place(look: Look, row: int, col: int, recipe: Recipe) -> Placed:
@@ -195,11 +133,11 @@ def _place(look: Look, row: int, col: int, recipe: Recipe) -> Placed:
     return Placed(look, (spans[0][0], spans[1][0]), (spans[0][1], spans[1][1]))
 
 
-def _place_all(draws: Draws, looks: list[Look], recipe: Recipe) -> list[Placed]:
+def _place_all(draws: Draws, drawn: list[Look], recipe: Recipe) -> list[Placed]:
     """Place looks from front to back; leave out those of which too little would be seen."""
     taken = np.zeros((recipe.height, recipe.width), dtype=bool)
     placed: list[Placed] = []
-    for look in looks:
+    for look in drawn:
         whole = int(look.outline.sum())
         margin = min(look.outline.shape[0] // 3, min(recipe.height, recipe.width) // 2 - 1)
         best, best_seen, best_miss = None, -1, whole * 100 + 1
@@ -223,47 +161,31 @@ def _place_all(draws: Draws, looks: list[Look], recipe: Recipe) -> list[Placed]:
 def _draw_ground(draws: Draws, recipe: Recipe) -> Surface:
     turn = draws.choose((0, 0, 3, 6, 21))
     scale = max(2 * SUBPIXELS, SUBPIXELS * min(recipe.height, recipe.width) * draws.between(90, 130) // 2200)
-    texture = draws.choose(GROUND_TEXTURES)
+    texture = draws.choose(looks.GROUND_TEXTURES)
     salt = draws.below(1 << 62)
-    return Surface(texture, scale, salt, draws.choose(GROUND_COLOURS), turn)
-
-
-def _cast_shadow(picture: np.ndarray, placed: Placed, reach: int) -> None:
-    """Darken what lies to the lower right of an object, within `reach` pixels; half as much at the rim."""
-    rows, cols = placed.frame
-    for step in (reach, -(-reach // 2)):
-        behind = picture[rows.start + step : rows.stop + step, cols.start + step : cols.stop + step]
-        shade = placed.outline[: behind.shape[0], : behind.shape[1]]
-        behind[shade] = behind[shade] * 13 // 16
+    return Surface(texture, scale, salt, draws.choose(looks.GROUND_COLOURS), turn)
 
 
 def compose(scene_id: str, recipe: Recipe, draws: Draws) -> Scene:
-    """Draw one scene.
+    """Draw one scene from its own stream of draws: the same stream gives the same scene.
 
-    Parameters
-    ----------
-    scene_id : str
-        Id that the scene gets.
-    recipe : Recipe
-        What the scene is made of.
-    draws : Draws
-        The scene's own stream of draws: the same stream gives the same scene.
-
-    Returns
-    -------
-    Scene
-        Instances are numbered 1..k from back to front, classes as in `SHAPES`; the ground is unlabelled.
+    Instances are numbered 1..k from back to front, classes as in `SHAPES`; the ground is unlabelled.
     """
     size = (recipe.height, recipe.width)
     ground = _draw_ground(draws, recipe) if recipe.surface == "camouflage" else None
-    placed = _place_all(draws, _draw_looks(draws, recipe, _dress(recipe, ground)), recipe)
+    placed = _place_all(draws, _draw_looks(draws, recipe, ground), recipe)
     ground = ground or _draw_ground(draws, recipe)
     picture = ground.paint(np.arange(recipe.width)[None, :], np.arange(recipe.height)[:, None])
     instances = np.zeros(size, dtype=np.int32)
     classes = np.zeros(size, dtype=np.int32)
     reach = max(1, min(size) // 40)
     for instance, item in enumerate(reversed(placed), start=1):
-        _cast_shadow(picture, item, reach)
+        rows, cols = item.frame
+        # A shadow to the lower right, within `reach` pixels; half as much at the rim.
+        for step in (reach, -(-reach // 2)):
+            behind = picture[rows.start + step : rows.stop + step, cols.start + step : cols.stop + step]
+            shade = item.outline[: behind.shape[0], : behind.shape[1]]
+            behind[shade] = behind[shade] * 13 // 16
         picture[item.frame][item.outline] = item.look.colours[item.part][item.outline]
         instances[item.frame][item.outline] = instance
         classes[item.frame][item.outline] = item.look.class_id

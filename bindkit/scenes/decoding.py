@@ -1,8 +1,10 @@
-"""Picture files to upright RGB; whatever is wrong with a file becomes a BrokenSceneError that names it.
+"""Picture files to upright RGB, mask files to label ids; whatever is wrong with a file is a BrokenSceneError.
 
 Pillow raises many different errors on damaged files, and lets a PNG with a flipped byte through; here every PNG's
 checksums are verified first, so that a damaged mask is never taken for a good one. Its limit on pixels is replaced by
-one that is checked before anything is decoded and says what it is.
+one that is checked before anything is decoded and says what it is. Of masks, Pillow scales small gray values up, drops
+the lower half of 16-bit colours and hides what a TIFF means by its numbers, all without a word; here the header says
+what a file holds, and what cannot be read to the last bit is refused.
 """
 
 from __future__ import annotations
@@ -29,6 +31,14 @@ ORIENTATION_TAG = 0x0112
 PNG_EXIF = re.compile(rb"eXIf|(tEXt|zTXt|iTXt)(Raw profile type exif|XML:com\.adobe\.xmp)")
 # Of formats that hold several pictures; a telephone's MPO holds one picture and its previews.
 SEVERAL = ("GIF", "PNG", "TIFF", "WEBP")
+
+# Pillow's modes whose pixel values are label ids (of a palette image, the palette index).
+LABEL_MODES = ("L", "P", "I", "I;16", "I;16B", "1")
+# What Pillow multiplies gray values of few bits with, so that the highest is white.
+GRAY_SCALE = {2: 85, 4: 17}
+BMP_BITS = {("1", 1): 1, ("P", 1): 1, ("P", 4): 4, ("P", 8): 8, ("L", 8): 8, ("RGB", 24): 8}
+LOSSLESS_TIFF = ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "lzma", "zstd")
+HIGHEST_ID = 2**31 - 1
 
 _limit_lock = threading.Lock()
 
@@ -193,27 +203,92 @@ def read_stored(path: Path, max_pixels: int = MAX_PIXELS, content: bytes | None 
 
 
 def read_image(path: Path, max_pixels: int = MAX_PIXELS, content: bytes | None = None) -> np.ndarray:
-    """Read a picture of any colour mode as RGB, upright as its EXIF data say and as every viewer shows it.
+    """Read a picture of any colour mode as RGB uint8, upright as its EXIF data say and as every viewer shows it.
 
-    Transparency is dropped; of 16 bits a colour channel the upper 8 are taken.
-
-    Parameters
-    ----------
-    path : Path
-        Of the file.
-    max_pixels : int
-        Larger pictures are refused before they are decoded.
-    content : bytes, optional
-        Of the file, where they are at hand; `path` then only names it.
-
-    Returns
-    -------
-    uint8 array of shape (height, width, 3)
-
-    Raises
-    ------
-    BrokenSceneError
-        If the file is missing, damaged, too large, of several pictures, or of a mode that does not convert to RGB.
+    Transparency is dropped; of 16 bits a colour channel the upper 8 are taken. Where `content` is at hand, `path` only
+    names it. Raises BrokenSceneError, of pictures above `max_pixels` before they are decoded.
     """
     stored = read_stored(path, max_pixels, content)
     return np.ascontiguousarray(turned(stored.pixels, stored.orientation))
+
+
+# --- masks -----------------------------------------------------------------------------------------
+
+
+def _bits(image: Image.Image, content: bytes) -> int | str:
+    """Bits a channel; or, as words, why the numbers in a file are no certain ids."""
+    if image.format == "PNG":
+        return content[24]
+    if image.format == "BMP":
+        place = 24 if content[14] == 12 else 28  # a header of OS/2, or one of the longer ones
+        bits = int.from_bytes(content[place : place + 2], "little")
+        # Pillow reads pixels of some bits as if they had those of the gray ramp that their palette is.
+        return BMP_BITS.get((image.mode, bits), f"in a BMP file of {bits} bits a pixel and mode {image.mode}")
+    if image.format != "TIFF":
+        return f"saved as {image.format}, which may change ids"
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    compression = image.info.get("compression", "raw")
+    if compression not in LOSSLESS_TIFF:
+        return f"in a TIFF file compressed by {compression}, which may change ids"
+    bits, meaning = tags.get(258, (1,)), tags.get(262)
+    channels = {1: 1, 2: 3, 3: 1}.get(meaning)
+    if channels != len(bits) or len(set(bits)) > 1:
+        return f"in a TIFF file of bits {bits} and photometric interpretation {meaning}"
+    if channels == 3 and bits[0] != 8:
+        return f"in a TIFF file of {bits[0]}-bit colours"
+    little = content[:2] == b"II"
+    if set(tags.get(339, (1,))) != {1} and not (bits[0] == 32 and (little or compression == "raw")):
+        return f"in a TIFF file of {bits[0]}-bit numbers with a sign"
+    return int(bits[0])
+
+
+def read_channels(path: Path, rgb: bool, gray: bool = True, max_pixels: int = MAX_PIXELS) -> StoredPixels:
+    """Read a mask as its file holds it: gray values or palette indices [height, width], or colours [..., 3].
+
+    Raises BrokenSceneError also where it holds no ids that are certain to the last bit.
+    """
+    with reading(path):
+        content = path.read_bytes()
+    with opened(content, path, max_pixels) as image:
+        bits = _bits(image, content)
+        if isinstance(bits, str) or not ((image.mode == "RGB" and rgb) or (image.mode in LABEL_MODES and gray)):
+            wanted = " or ".join(["8- or 16-bit gray or palette"] * gray + ["RGB"] * rgb)
+            what = bits if isinstance(bits, str) else f"of mode {image.mode}"
+            raise BrokenSceneError(
+                f"{path}: a mask {what}; expected {wanted} without transparency, as PNG (or TIFF or BMP without loss)"
+            )
+        stored = decoded(image)
+        pixels = stored.pixels
+        if image.mode == "RGB" and bits == 16:
+            with opened(content, path, max_pixels) as again:
+                # Read as if its bytes stood the other way round, a PNG gives the lower byte in place of the upper.
+                again.tile = [(*again.tile[0][:3], "RGB;16L")]  # type: ignore[attr-defined]
+                pixels = pixels.astype(np.uint16) << 8 | decoded(again).pixels
+        elif image.mode == "L" and bits in GRAY_SCALE:
+            pixels = pixels // GRAY_SCALE[bits]
+        return StoredPixels(stored.size, stored.orientation, pixels)
+
+
+def ids_of(channels: np.ndarray) -> np.ndarray:
+    """Label ids of a mask's values: of colours ``R + 256 G + 65536 B``, of 16-bit ones with 65536 in place of 256.
+
+    Gives int32, or int64 where that is needed.
+    """
+    if channels.ndim == 2:
+        return channels.astype(np.int32)
+    base, dtype = (256, np.int32) if channels.dtype == np.uint8 else (65536, np.int64)
+    red, green, blue = np.moveaxis(channels.astype(dtype), -1, 0)
+    return red + base * green + base * base * blue
+
+
+def numbered(ids: np.ndarray, path: Path) -> np.ndarray:
+    """As int32: ids above its range are numbered anew, by size, with 0 staying 0.
+
+    Raises BrokenSceneError for ids below 0, which is what gray values of 32 bits above the range look like.
+    """
+    if ids.size and ids.min() < 0:
+        raise BrokenSceneError(f"{path}: holds ids below 0 or above {HIGHEST_ID}; number them from 1")
+    if ids.dtype == np.int32 or not ids.size or ids.max() <= HIGHEST_ID:
+        return ids.astype(np.int32, copy=False)
+    found, position = np.unique(ids, return_inverse=True)
+    return (position.reshape(ids.shape) + (found[0] != 0)).astype(np.int32)

@@ -4,19 +4,15 @@ Coordinates are ``(row, col)`` or ``(top, left)`` in that order, in pixels or pa
 open, ``[top, bottom) x [left, right)``. A scene is *resized* by its short side, and the resized scene is tiled
 by square *windows* that cover it; the model sees one window at a time.
 
->>> size = resized_size((96, 128), short_side=112)
->>> size
-(112, 149)
->>> [window.left for window in tile_windows(size, window=112)]
-[0, 37]
->>> PatchGrid.of_window(112, patch_size=8).n_patches
-196
+>>> plan = WindowGeometry(short_side=112, window=112, patch_size=8).plan((96, 128))
+>>> plan.resized, [window.left for window in plan.windows], plan.grid.n_patches
+((112, 149), [0, 37], 196)
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -37,16 +33,13 @@ class Box:
     bottom: float
     right: float
 
-    def overlaps(self, other: Box) -> bool:
-        """Whether the two boxes share any area."""
-        return (
-            self.top < other.bottom and other.top < self.bottom and self.left < other.right and other.left < self.right
-        )
-
 
 @dataclass(frozen=True)
 class PatchGrid:
     """``rows x cols`` square patches of `patch_size` pixels, numbered row-major from the top left.
+
+    >>> PatchGrid(rows=2, cols=3, patch_size=8).row_col(4)
+    (1, 1)
 
     Parameters
     ----------
@@ -54,6 +47,11 @@ class PatchGrid:
         Patches down and across.
     patch_size : int
         Side of one patch in pixels of the window.
+
+    Raises
+    ------
+    GeometryError
+        If any is below one.
     """
 
     rows: int
@@ -69,13 +67,7 @@ class PatchGrid:
 
     @classmethod
     def of_size(cls, height: int, width: int, patch_size: int) -> PatchGrid:
-        """Grid of an image of ``height x width`` pixels.
-
-        Raises
-        ------
-        GeometryError
-            If a side is no multiple of the patch: models would crop it silently.
-        """
+        """Grid of an image of ``height x width`` pixels. Raises GeometryError if a side is no multiple of the patch."""
         if patch_size < 1:
             raise GeometryError(f"patch size must be at least 1 px, got {patch_size}")
         if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
@@ -127,12 +119,7 @@ class PatchGrid:
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Which of a model's tokens are patches: `n_prefix` prefix tokens (CLS, distillation, registers) come first.
-
-    >>> layout = TokenLayout(n_prefix=1, grid=PatchGrid(2, 3, 8))
-    >>> layout.n_tokens, layout.token_of(5)
-    (7, 6)
-    """
+    """Which of a model's tokens are patches: `n_prefix` prefix tokens (CLS, distillation, registers) come first."""
 
     n_prefix: int
     grid: PatchGrid
@@ -140,16 +127,6 @@ class TokenLayout:
     def __post_init__(self) -> None:
         if self.n_prefix < 0:
             raise GeometryError(f"a model cannot have {self.n_prefix} prefix tokens")
-
-    @property
-    def n_tokens(self) -> int:
-        """Prefix tokens and patch tokens together."""
-        return self.n_prefix + self.grid.n_patches
-
-    def token_of(self, patch: int) -> int:
-        """Position of a patch's token in the model's sequence."""
-        self.grid.row_col(patch)
-        return self.n_prefix + patch
 
 
 @dataclass(frozen=True)
@@ -167,21 +144,9 @@ class Window:
 
 
 def resized_size(size: tuple[int, int], short_side: int, arithmetic: str = "centred") -> tuple[int, int]:
-    """Size of a scene after resizing its short side.
+    """``(height, width)`` after resizing the short side, in pixels; the long side as `ARITHMETICS` says.
 
-    Parameters
-    ----------
-    size : (height, width)
-        In pixels.
-    short_side : int
-        Wanted short side in pixels.
-    arithmetic : {"centred", "reference"}
-        The long side is rounded down, as torchvision's ``Resize`` does; or to the nearest, half to even.
-
-    Raises
-    ------
-    GeometryError
-        For an empty image or a short side below one pixel.
+    Raises GeometryError for an empty image or a short side below one pixel.
     """
     height, width = size
     if height < 1 or width < 1 or short_side < 1:
@@ -191,38 +156,11 @@ def resized_size(size: tuple[int, int], short_side: int, arithmetic: str = "cent
     return (short_side, scaled) if height <= width else (scaled, short_side)
 
 
-def _starts(length: int, window: int, arithmetic: str) -> list[int]:
-    """Evenly spaced window starts, the fewest that can cover ``[0, length)``; rounded, or a whole stride apart."""
-    n_windows = math.ceil(length / window)
-    if n_windows == 1:
-        return [0]
-    if arithmetic == "reference":
-        return [k * ((length - window) // (n_windows - 1)) for k in range(n_windows)]
-    return [round(k * (length - window) / (n_windows - 1)) for k in range(n_windows)]
-
-
 def tile_windows(size: tuple[int, int], window: int, arithmetic: str = "centred") -> tuple[Window, ...]:
-    """Evenly spaced square windows over a resized scene, row-major.
+    """Evenly spaced square windows, row-major: the fewest that can cover a resized scene; neighbours may overlap.
 
-    Parameters
-    ----------
-    size : (height, width)
-        Of the resized scene, in pixels.
-    window : int
-        Side of a window in pixels.
-    arithmetic : {"centred", "reference"}
-        Windows begin where even spacing rounds to; or a whole number of pixels apart, rounded down, so that of ``n`` in
-        a row up to ``n - 2`` pixels at the end are in no window.
-
-    Returns
-    -------
-    tuple of Window
-        The fewest windows that can cover every pixel; neighbours may overlap.
-
-    Raises
-    ------
-    GeometryError
-        If the scene is smaller than one window.
+    Of ``n`` in a row, the reference's whole strides leave up to ``n - 2`` pixels at the end in no window.
+    Raises GeometryError if the scene is smaller than one window.
     """
     height, width = size
     if window < 1 or min(height, width) < window:
@@ -230,8 +168,14 @@ def tile_windows(size: tuple[int, int], window: int, arithmetic: str = "centred"
             f"a scene of {height} x {width} px is smaller than one window of {window} px; resize it to a short "
             f"side of at least {window} px"
         )
-    tops, lefts = (_starts(length, window, arithmetic) for length in size)
-    return tuple(Window(top, left, window) for top in tops for left in lefts)
+
+    def starts(length: int) -> list[int]:
+        gaps = math.ceil(length / window) - 1
+        if gaps and arithmetic == "reference":
+            return [k * ((length - window) // gaps) for k in range(gaps + 1)]
+        return [round(k * (length - window) / max(gaps, 1)) for k in range(gaps + 1)]
+
+    return tuple(Window(top, left, window) for top in starts(height) for left in starts(width))
 
 
 @dataclass(frozen=True)
@@ -239,12 +183,8 @@ class WindowGeometry:
     """How a backbone looks at scenes: resize to `short_side`, tile by `window`, cut into `patch_size`.
 
     All three in pixels. ``WindowGeometry(112, 112, 8).plan((96, 128))`` places every patch of a scene of that size,
-    ``WindowGeometry(592, 224, 16, "reference")`` with the roundings of the paper's reference implementation.
-
-    Raises
-    ------
-    GeometryError
-        If the window is no multiple of the patch or larger than the short side, or for an unknown arithmetic.
+    ``WindowGeometry(592, 224, 16, "reference")`` with the roundings of the paper's reference implementation. Raises
+    GeometryError if the window is no multiple of the patch or larger than the short side.
     """
 
     short_side: int
@@ -274,36 +214,24 @@ class WindowGeometry:
         return ScenePlan(size, resized, windows, self.grid, self.arithmetic)
 
     def describe(self) -> dict[str, int | str]:
-        """As plain values that JSON can hold, ``WindowGeometry(**...)`` again; "centred" goes without saying.
-
-        >>> WindowGeometry(112, 112, 8).describe()
-        {'short_side': 112, 'window': 112, 'patch_size': 8}
-        """
-        sizes: dict[str, int | str] = {"short_side": self.short_side, "window": self.window}
-        sizes["patch_size"] = self.patch_size
-        return sizes if self.arithmetic == "centred" else sizes | {"arithmetic": self.arithmetic}
+        """As plain values that JSON can hold, ``WindowGeometry(**...)`` again; "centred" goes without saying."""
+        said = asdict(self)
+        if self.arithmetic == "centred":
+            del said["arithmetic"]
+        return said
 
     @property
     def label(self) -> str:
-        """The geometry in few letters, in pixels.
-
-        >>> WindowGeometry(112, 112, 8).label, WindowGeometry(592, 224, 16).label
-        ('112/8', '592-224/16')
-        >>> WindowGeometry(592, 224, 16, "reference").label
-        '592-224/16-reference'
-        """
+        """The geometry in few letters, in pixels: ``112/8``, ``592-224/16``, ``592-224/16-reference``."""
         short = "" if self.short_side == self.window else f"{self.short_side}-"
         return f"{short}{self.window}/{self.patch_size}" + ("" if self.arithmetic == "centred" else "-reference")
 
 
 @dataclass(frozen=True)
 class ScenePlan:
-    """Every window and patch of one scene; ``(window, patch)`` numbers address a patch.
+    """Every window and patch of one scene; ``(window, patch)`` numbers address a patch. Sizes are ``(height, width)``.
 
-    >>> plan = WindowGeometry(short_side=16, window=16, patch_size=8).plan((32, 48))
-    >>> plan.resized, plan.n_windows, plan.n_patches
-    ((16, 24), 2, 8)
-    >>> plan.original_box(window=1, patch=0)
+    >>> WindowGeometry(short_side=16, window=16, patch_size=8).plan((32, 48)).original_box(window=1, patch=0)
     Box(top=0.0, left=16.0, bottom=16.0, right=32.0)
     """
 
@@ -323,34 +251,15 @@ class ScenePlan:
         """Patches of all windows together."""
         return self.n_windows * self.grid.n_patches
 
-    def resized_box(self, window: int, patch: int) -> Box:
-        """Pixels of a patch in the resized scene."""
-        corner, inner = self.windows[window], self.grid.box(patch)
-        top, left = corner.top + inner.top, corner.left + inner.left
-        return Box(top, left, top + self.grid.patch_size, left + self.grid.patch_size)
-
     def original_box(self, window: int, patch: int) -> Box:
         """Pixels of a patch in the original image; corners are real numbers, since resizing scales them."""
-        box = self.resized_box(window, patch)
-        down = self.original[0] / self.resized[0]
-        across = self.original[1] / self.resized[1]
-        return Box(box.top * down, box.left * across, box.bottom * down, box.right * across)
+        at, box = self.windows[window], self.grid.box(patch)
+        down, across = (old / new for old, new in zip(self.original, self.resized, strict=True))
+        top, left = (at.top + box.top) * down, (at.left + box.left) * across
+        return Box(top, left, (at.top + box.bottom) * down, (at.left + box.right) * across)
 
     def corners(self, window: np.ndarray, patch: np.ndarray) -> np.ndarray:
-        """Top-left corners of many patches at once, in pixels of the resized scene.
-
-        Parameters
-        ----------
-        window, patch : int array of shape (n,)
-            Numbers of the windows, and of the patches in their windows' grids.
-
-        Returns
-        -------
-        int32 array of shape (n, 2)
-            ``(top, left)`` per patch.
-        """
-        tops = np.array([w.top for w in self.windows], dtype=np.int32)
-        lefts = np.array([w.left for w in self.windows], dtype=np.int32)
+        """``(top, left)`` of `n` patches in pixels of the resized scene, int32 ``[n, 2]``."""
         rows, cols = np.divmod(np.asarray(patch), self.grid.cols)
-        side = self.grid.patch_size
-        return np.stack([tops[window] + rows * side, lefts[window] + cols * side], axis=1).astype(np.int32)
+        windows = np.array([(corner.top, corner.left) for corner in self.windows], dtype=np.int32)
+        return (windows[window] + np.stack([rows, cols], axis=1) * self.grid.patch_size).astype(np.int32)

@@ -1,8 +1,10 @@
-"""From a scene's masks to the labels of its patches: the most frequent label of a patch's pixels, and its purity."""
+"""From a scene's masks to the labels of its patches and objects: the most frequent one of their pixels."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -10,6 +12,12 @@ from PIL import Image
 from bindkit.arguments import require_kind
 from bindkit.scenes.geometry import PatchGrid, ScenePlan, WindowGeometry
 from bindkit.scenes.scene import Scene
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_DENSE = 1 << 22
+"""Counts of so many possible pairs fit a table that is made faster than pixels are sorted."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +52,8 @@ class PatchLabels:
 
     def take(self, rows: np.ndarray) -> PatchLabels:
         """Labels of the chosen rows, in the order given."""
-        return PatchLabels(
-            self.instances[rows],
-            self.classes[rows],
-            self.purity[rows],
-            self.window[rows],
-            self.patch[rows],
-            self.corners[rows],
-            self.plan,
-        )
+        names = ("instances", "classes", "purity", "window", "patch", "corners")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int], arithmetic: str = "centred") -> np.ndarray:
@@ -66,47 +67,55 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int], arithmetic: str = "cent
            [3, 3, 4, 4]], dtype=int32)
     """
     if arithmetic == "reference":
-        rows, cols = (_floor_indices(*lengths) for lengths in zip(mask.shape, size, strict=True))
+        rows, cols = (
+            np.minimum(np.arange(new, dtype=np.float32) * np.float32(old / new), old - 1).astype(np.int64)
+            for old, new in zip(mask.shape, size, strict=True)
+        )
         return mask[rows[:, None], cols].astype(np.int32)
     image = Image.fromarray(mask.astype(np.int32))
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST), dtype=np.int32)
 
 
-def _floor_indices(length: int, wanted: int) -> np.ndarray:
-    return np.minimum(np.arange(wanted, dtype=np.float32) * np.float32(length / wanted), length - 1).astype(np.int64)
+def pixels_by_cell(mask: np.ndarray, row_of: np.ndarray, col_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of a mask, ascending, and how many pixels of each lie in each cell: int64 ``[cell, label]``.
+
+    `row_of` and `col_of` are the cells' row of every row of pixels, and their column of every column; cells row-major.
+    """
+    n_rows, n_cols = int(row_of[-1]) + 1, int(col_of[-1]) + 1
+    labels, compact = np.unique(mask, return_inverse=True)
+    slots = (row_of[:, None] * n_cols + col_of) * len(labels) + compact.reshape(mask.shape)
+    counts = np.bincount(slots.ravel(), minlength=n_rows * n_cols * len(labels))
+    return labels, counts.reshape(n_rows * n_cols, len(labels))
 
 
 def majority(mask: np.ndarray, grid: PatchGrid) -> tuple[np.ndarray, np.ndarray]:
-    """Most frequent label of every patch of a window, and that label's share.
+    """Most frequent label of every patch of a window (int32), and that label's share (float32, in (0, 1]).
 
-    Parameters
-    ----------
-    mask : int array of shape (grid.height, grid.width)
-        Labels of a window's pixels.
-    grid : PatchGrid
-        Patches of the window.
+    Row-major; the lower label where two are equally frequent.
 
-    Returns
-    -------
-    labels : int32 array of shape (n_patches,)
-        Row-major; the lower id where two are equally frequent.
-    shares : float32 array of shape (n_patches,)
-        In (0, 1].
-
-    Examples
-    --------
-    >>> labels, shares = majority(np.array([[5, 5, 0, 7], [5, 0, 7, 7]]), PatchGrid(1, 2, 2))
-    >>> labels, shares
+    >>> majority(np.array([[5, 5, 0, 7], [5, 0, 7, 7]]), PatchGrid(1, 2, 2))
     (array([5, 7], dtype=int32), array([0.75, 0.75], dtype=float32))
     """
     side = grid.patch_size
-    by_patch = mask.reshape(grid.rows, side, grid.cols, side).transpose(0, 2, 1, 3).reshape(grid.n_patches, side * side)
-    ids, compact = np.unique(by_patch, return_inverse=True)
-    slots = np.arange(grid.n_patches)[:, None] * len(ids) + compact.reshape(by_patch.shape)
-    counts = np.bincount(slots.ravel(), minlength=grid.n_patches * len(ids)).reshape(grid.n_patches, len(ids))
-    winner = counts.argmax(axis=1)
-    share = counts[np.arange(grid.n_patches), winner] / (side * side)
-    return ids[winner].astype(np.int32), share.astype(np.float32)
+    labels, counts = pixels_by_cell(mask, np.arange(grid.height) // side, np.arange(grid.width) // side)
+    share = counts.max(axis=1) / (side * side)
+    return labels[counts.argmax(axis=1)].astype(np.int32), share.astype(np.float32)
+
+
+def object_classes(scene: Scene) -> dict[int, int]:
+    """Instance id -> class of most of its pixels (the lower where two are equally frequent), by ascending id."""
+    n_classes = int(scene.classes.max(initial=0)) + 1
+    pairs = scene.instances.astype(np.int64).ravel() * n_classes + scene.classes.ravel()
+    if (int(scene.instances.max(initial=0)) + 1) * n_classes <= _DENSE:
+        table = np.bincount(pairs)
+        found = np.flatnonzero(table)
+        pixels = table[found]
+    else:
+        found, pixels = np.unique(pairs, return_counts=True)
+    instances, classes = np.divmod(found, n_classes)
+    # Of each instance the most pixels last, the lower class last among equals, so that the dict keeps it.
+    order = np.lexsort((-classes, pixels, instances))
+    return {int(instances[k]): int(classes[k]) for k in order if instances[k] > 0}
 
 
 def label_patches(scene: Scene, geometry: WindowGeometry) -> PatchLabels:
@@ -137,19 +146,41 @@ def label_patches(scene: Scene, geometry: WindowGeometry) -> PatchLabels:
     require_kind(geometry, WindowGeometry, "a geometry is a WindowGeometry, as backbone.geometry")
     plan = geometry.plan(scene.size)
     instances, classes = (resize_mask(mask, plan.resized, plan.arithmetic) for mask in (scene.instances, scene.classes))
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for corner in plan.windows:
-        crop = np.s_[corner.top : corner.top + corner.side, corner.left : corner.left + corner.side]
-        instance, purity = majority(instances[crop], plan.grid)
-        found.append((instance, majority(classes[crop], plan.grid)[0], purity))
+    crops = [np.s_[at.top : at.top + at.side, at.left : at.left + at.side] for at in plan.windows]
+    instance, purity = zip(*(majority(instances[crop], plan.grid) for crop in crops), strict=True)
+    label = [majority(classes[crop], plan.grid)[0] for crop in crops]
     window = np.repeat(np.arange(plan.n_windows, dtype=np.int32), plan.grid.n_patches)
     patch = np.tile(np.arange(plan.grid.n_patches, dtype=np.int32), plan.n_windows)
     return PatchLabels(
-        instances=np.concatenate([instance for instance, _, _ in found]),
-        classes=np.concatenate([label for _, label, _ in found]),
-        purity=np.concatenate([purity for _, _, purity in found]),
+        instances=np.concatenate(instance),
+        classes=np.concatenate(label),
+        purity=np.concatenate(purity),
         window=window,
         patch=patch,
         corners=plan.corners(window, patch),
         plan=plan,
     )
+
+
+def pair_counts(labelled: Iterable[PatchLabels], min_purity: float = 0.5) -> pd.DataFrame:
+    """Count pairs of labelled patches of each scene: on one object, on two, and among these the twins.
+
+    Patches take part if they are labelled and their purity is above `min_purity`, as in the strict protocol. One row a
+    scene: ``patches`` that take part, ``pairs`` of them that do not show the same pixels, of these those on the ``same
+    object``, on ``different objects``, and of the latter the ``twins`` (of one class); and ``majority``, the share of
+    the more frequent answer.
+    """
+    import pandas as pd
+
+    rows = []
+    for labels in labelled:
+        taken = labels.take(np.flatnonzero((labels.instances > 0) & (labels.purity > min_purity)))
+        first, second = np.triu_indices(len(taken), 1)
+        gaps = np.abs(taken.corners[first] - taken.corners[second]).max(axis=1, initial=0)
+        first, second = (side[gaps >= labels.plan.grid.patch_size] for side in (first, second))
+        same = taken.instances[first] == taken.instances[second]
+        twins = ~same & (taken.classes[first] == taken.classes[second]) & (taken.classes[first] > 0)
+        share = max(same.mean(), 1 - same.mean()) if len(same) else float("nan")
+        rows.append((len(taken), len(same), int(same.sum()), int((~same).sum()), int(twins.sum()), round(share, 3)))
+    columns = ["patches", "pairs", "same object", "different objects", "twins", "majority"]
+    return pd.DataFrame(rows, columns=columns)

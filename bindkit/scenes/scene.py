@@ -1,15 +1,22 @@
-"""The Scene type: one image with its instance mask and class mask."""
+"""A scene: one image with its instance mask and class mask; and what every set of scenes offers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from bindkit.errors import BrokenSceneError, SceneSetError
+from bindkit.errors import BrokenSceneError, InvalidParameterError, SceneSetError
+
+logger = logging.getLogger(__name__)
+
+OFFICIAL_SPLITS = ("training", "validation")
+"""Splits that a data set may define itself, as ADE20K does."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class SceneSet(Protocol):
     broken: Sequence[BrokenScene]
     """Scenes found unusable on opening (missing or empty files), each with its reason."""
     official_splits: Sequence[str] | None
-    """``"training"`` or ``"validation"`` per scene where the data set itself defines a split, else None."""
+    """One of `OFFICIAL_SPLITS` per scene where the data set itself defines a split, else None."""
     class_names: Mapping[int, str]
     """Class id -> name; 0 is absent."""
 
@@ -101,17 +108,110 @@ class SceneSet(Protocol):
         ...
 
 
-@runtime_checkable
-class ReadFromFiles(Protocol):
-    """What a scene set may offer besides, so that what its scenes are made from is known without decoding them."""
-
-    def sources(self, position: int) -> tuple[Path, ...]:
-        """Files that a scene is read from: picture, mask, class mask; none of a scene that is computed."""
-        ...
-
-
 def require_scenes(given: Any) -> None:
     """Refuse what is no scene set, such as its URI. Raises SceneSetError."""
     # Only what all sets have had from the start: a set of one's own may lack what came later.
     if not all(hasattr(given, name) for name in ("ids", "uri", "broken", "__getitem__")):
         raise SceneSetError(f"a scene set is what bk.open_scenes(uri) gives, got {given!r:.80}")
+
+
+def sources_of(scenes: Any, position: int) -> tuple[Path, ...]:
+    """Files that a scene is read from: picture, mask, class mask; none of a computed one, or of a bare set."""
+    return scenes.sources(position) if hasattr(scenes, "sources") else ()
+
+
+class SceneSequence(SceneSet):
+    """Base of the scene sets: a subclass sets the fields of `SceneSet` and reads one scene in ``__getitem__``.
+
+    Iterating leaves out scenes that cannot be read and logs a warning that names each; go through the positions
+    ``range(len(scenes))`` where a scene's position matters.
+    """
+
+    broken: Sequence[BrokenScene] = ()
+    official_splits: Sequence[str] | None = None
+    scenes_csv: Path | None = None
+    """Where a table of the scenes may lie, with a column ``id``; None where the format has none."""
+    made_by: str | None = None
+    """Of a set whose scenes are computed from its URI alone: by what, so that another version is another content."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def size_of(self, position: int) -> tuple[int, int]:
+        """``(height, width)`` in pixels, from the file's header only. Raises BrokenSceneError."""
+        return self[position].size
+
+    def sources(self, position: int) -> tuple[Path, ...]:
+        """Files that a scene is read from, its picture first; none of a scene that is computed."""
+        return ()
+
+    def __iter__(self) -> Iterator[Scene]:
+        for position in range(len(self)):
+            try:
+                scene = self[position]
+            except BrokenSceneError as error:
+                logger.warning("left out of %s: %s", self.uri, error)
+                continue
+            yield scene
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.uri}: {len(self)} scenes, {len(self.broken)} left out>"
+
+    def _position(self, position: int) -> int:
+        """Bring a position, negative ones counted from the end, into ``[0, len)``; IndexError as sequences do."""
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"scene {position} of {self.uri}, which has {len(self)}")
+        return position % len(self)
+
+
+class SceneSubset(SceneSequence):
+    """A view on some scenes of a set, in the order given; made by `subset`."""
+
+    def __init__(self, scenes: SceneSet, positions: Sequence[int], broken: Sequence[BrokenScene]) -> None:
+        self._scenes, self._positions = scenes, positions
+        self.ids = tuple(scenes.ids[k] for k in positions)
+        digest = hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
+        self.uri = f"{scenes.uri}#subset={digest[:16]}"
+        self.broken = broken
+        splits = scenes.official_splits
+        self.official_splits = None if splits is None else tuple(splits[k] for k in positions)
+        self.class_names = scenes.class_names
+        self.scenes_csv = getattr(scenes, "scenes_csv", None)
+        self.made_by = getattr(scenes, "made_by", None)
+
+    @property
+    def benchmark_classes(self) -> Mapping[int, int] | None:
+        """Those of the set that it is a view of; None where that has none."""
+        return getattr(self._scenes, "benchmark_classes", None)
+
+    def __getitem__(self, position: int) -> Scene:
+        return self._scenes[self._positions[self._position(position)]]
+
+    def size_of(self, position: int) -> tuple[int, int]:
+        """``(height, width)`` in pixels, from the file's header only. Raises BrokenSceneError."""
+        return self._scenes.size_of(self._positions[self._position(position)])
+
+    def sources(self, position: int) -> tuple[Path, ...]:
+        """Files that a scene is read from, its picture first; none of a scene that is computed."""
+        return sources_of(self._scenes, self._positions[self._position(position)])
+
+
+def subset(scenes: SceneSet, positions: Iterable[int], broken: Sequence[BrokenScene] | None = None) -> SceneSet:
+    """View some scenes of a set as a set of its own, for instance the usable ones after `check_scenes`.
+
+    Each position once, in the order wanted; all of them in order give `scenes` itself. `broken` is what the view lists
+    as left out, by default that of `scenes`. Its `uri` is an identity, which `open_scenes` does not open.
+    Raises InvalidParameterError for a position outside the set, or one given twice.
+    """
+    chosen = tuple(int(position) for position in positions)
+    outside = [position for position in chosen if not 0 <= position < len(scenes)]
+    if outside:
+        raise InvalidParameterError(
+            f"position {outside[0]} is outside a set of {len(scenes)} scenes (0..{len(scenes) - 1})"
+        )
+    if len(set(chosen)) != len(chosen):
+        raise InvalidParameterError("a subset takes each position once; some were given twice")
+    left_out = tuple(scenes.broken if broken is None else broken)
+    if chosen == tuple(range(len(scenes))) and left_out == tuple(scenes.broken):
+        return scenes
+    return SceneSubset(scenes, chosen, left_out)

@@ -1,18 +1,36 @@
-"""Which scenes train, validate and test a probe: by scene, reproducible, and honest about small sets."""
+"""Which scenes train, validate and test a probe: by scene, reproducible, and honest about small sets.
+
+Scenes that belong together, such as frames of one video or pictures that are there twice, stay on one side.
+"""
 
 from __future__ import annotations
 
+import csv
 import hashlib
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from bindkit.errors import EmptySplitError, InvalidParameterError, SceneSetError
-from bindkit.scenes.groups import Groups, group_scenes
+from bindkit.errors import BrokenSceneError, EmptySplitError, InvalidParameterError, SceneSetError
+from bindkit.files import sha256_of
+from bindkit.scenes.scene import OFFICIAL_SPLITS, sources_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPLITS = ("train", "validation", "test")
 FEW_SCENES = 20
 """Below this many scenes, or groups of them, a split's figures are called a demonstration."""
+
+Groups = str | Mapping[str, Any] | Sequence[Any] | None
+"""How groups are told: a regular expression, a column, a name for each id, or one for each scene."""
+Members = tuple[int, ...]
+Sides = tuple[list[int], list[int], list[int]]
+_SHOWN = 3
 
 
 @runtime_checkable
@@ -27,27 +45,17 @@ class _Identified(Protocol):
 class Split:
     """Positions of the scenes that train, validate and test; no scene is in two of them.
 
-    Attributes
-    ----------
-    train, validation, test : tuple of int
-        Ascending positions in the scene set. Validation and test are empty where there are too few scenes.
-    notices : tuple of str
-        What a reader of the figures must know, in words; empty where every split is large enough.
-    groups : tuple of tuple of int
-        Positions of scenes that belong together (frames of one video, the same picture twice), each group on one
-        side. Scenes that are alone in their group are left out.
-
-    Raises
-    ------
-    InvalidParameterError
-        If a position is in two splits, or twice in one, or a group is in two.
+    Raises InvalidParameterError if a position is in two splits, or twice in one, or a group is in two.
     """
 
     train: tuple[int, ...]
+    """Ascending, as the others. Validation and test are empty where there are too few scenes."""
     validation: tuple[int, ...]
     test: tuple[int, ...]
     notices: tuple[str, ...] = ()
+    """What a reader of the figures must know, in words; empty where every split is large enough."""
     groups: tuple[tuple[int, ...], ...] = ()
+    """Scenes that belong together, each group on one side; those alone in their group are left out."""
 
     def __post_init__(self) -> None:
         together = (*self.train, *self.validation, *self.test)
@@ -71,12 +79,122 @@ class Split:
         return tuple(getattr(self, name))
 
 
-Sides = tuple[list[int], list[int], list[int]]
+def split_table(split: Split) -> pd.DataFrame:
+    """Scenes in each split and what it is for."""
+    import pandas as pd
+
+    uses = ("fits the probes", "picks the epoch that is kept", "gives the reported figures")
+    counts = [len(split.positions(name)) for name in SPLITS]
+    return pd.DataFrame({"scenes": counts, "what for": uses}, index=pd.Index(SPLITS, name="split"))
 
 
-def _split_officially(official: Sequence[str], groups: Sequence[tuple[int, ...]]) -> tuple[Sides, list[str]]:
+def named_groups(scenes: Any, groups: Groups) -> tuple[list[Members], list[str]]:
+    """Groups as they were told, of several scenes each, and what to say of them; errors as `bindkit.split_scenes`."""
+    if groups is None or (isinstance(groups, str) and not groups):
+        return [], []
+    ids = scenes.ids
+    if isinstance(groups, str):
+        names, told = _by_text(scenes, groups)
+    elif isinstance(groups, Mapping):
+        strangers = [scene_id for scene_id in groups if scene_id not in set(ids)]
+        if strangers:
+            raise InvalidParameterError(f"groups name {strangers[0]!r}, which is no scene of the set; give scene ids")
+        names, told = [groups.get(scene_id) for scene_id in ids], "as given"
+    else:
+        names, told = list(groups), "as given"
+        if len(names) != len(ids):
+            raise InvalidParameterError(f"groups has {len(names)} entries for {len(ids)} scenes; give one a scene")
+    members: dict[Any, list[int]] = {}
+    for position, name in enumerate(names):
+        if name is not None and name != "":
+            members.setdefault(name, []).append(position)
+    without = len(ids) - sum(map(len, members.values()))
+    said = f"{len(ids) - without} scenes in {_counted(len(members), 'group')} ({told})"
+    if without:
+        said += f", {without} without one: each of those is a group of its own"
+    return [tuple(found) for found in members.values() if len(found) > 1], [said]
+
+
+def _by_text(scenes: Any, groups: str) -> tuple[list[str | None], str]:
+    """Names by a column of the set's own table if it has that column, else by a regular expression."""
+    table: Path | None = getattr(scenes, "scenes_csv", None)
+    columns = _columns(table) if table is not None and table.is_file() else {}
+    if table is not None and groups in columns:
+        return [columns[groups].get(scene_id) for scene_id in scenes.ids], f"column {groups!r} of {table.name}"
+    try:
+        pattern = re.compile(groups)
+    except re.error as error:
+        raise InvalidParameterError(
+            f"groups is a regular expression that is searched in scene ids, or a column; {groups!r} is neither: {error}"
+        ) from None
+    found = [pattern.search(scene_id) for scene_id in scenes.ids]
+    if not any(found):
+        where = ""
+        if table is not None:
+            has = f"{table.name} has the columns {', '.join(columns)}" if columns else f"there is no {table.name}"
+            where = f", nor is it a column of {table} ({has}; it needs id and {groups!r})"
+        raise InvalidParameterError(
+            f"groups {groups!r} is found in no scene id, such as {scenes.ids[0]!r}{where}; give a regular expression "
+            "whose first group, or whole match, is what scenes of one group have in common"
+        )
+    names = [None if match is None else match.group(1 if pattern.groups else 0) for match in found]
+    return names, f"by {groups!r} in their ids"
+
+
+def _columns(table: Path) -> dict[str, dict[str, str]]:
+    """Column -> scene id -> value. Raises SceneSetError for a table without ids or with one twice."""
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            rows, names = list(reader), list(reader.fieldnames or ())
+    except (OSError, ValueError, csv.Error) as error:
+        raise SceneSetError(f"{table} cannot be read ({error}); give a CSV with a column id, or remove it") from error
+    if "id" not in names:
+        raise SceneSetError(f"{table} has no column id; it has {', '.join(names) or 'none'}; add scene ids as id")
+    for row in rows:
+        row["id"] = unicodedata.normalize("NFC", row["id"] or "")  # as scene ids are
+    if twice := [scene_id for scene_id, n in Counter(row["id"] for row in rows).items() if n > 1]:
+        raise SceneSetError(f"{table} has the scene {twice[0]!r} twice; give each scene one line")
+    return {name: {row["id"]: row[name] for row in rows} for name in names if name != "id"}
+
+
+def _identical_pictures(scenes: Any) -> list[Members]:
+    """Scenes whose picture files hold the same bytes; only files of one size can."""
+    by_size: dict[int, list[tuple[int, Path]]] = {}
+    for position in range(len(scenes.ids)):
+        try:
+            for picture in sources_of(scenes, position)[:1]:
+                by_size.setdefault(picture.stat().st_size, []).append((position, picture))
+        except (OSError, BrokenSceneError):
+            continue  # a picture that is gone is reported where it is read
+    by_digest: dict[str, list[int]] = {}
+    for alike in by_size.values():
+        for position, picture in alike if len(alike) > 1 else ():
+            try:
+                by_digest.setdefault(sha256_of(picture), []).append(position)
+            except OSError:
+                continue
+    return sorted(tuple(found) for found in by_digest.values() if len(found) > 1)
+
+
+def _joined(n_scenes: int, groups: Sequence[Members]) -> tuple[Members, ...]:
+    """Groups that share a scene, as one."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    links = [(members[0], other) for members in groups for other in members[1:]]
+    if not links:
+        return ()
+    graph = coo_array(([1] * len(links), tuple(zip(*links, strict=True))), shape=(n_scenes, n_scenes))
+    together: dict[int, list[int]] = {}
+    for position, part in enumerate(connected_components(graph, directed=False)[1]):
+        together.setdefault(int(part), []).append(position)
+    return tuple(tuple(found) for found in together.values() if len(found) > 1)
+
+
+def _split_officially(official: Sequence[str], groups: Sequence[Members]) -> tuple[Sides, list[str]]:
     """The data set's own split, with groups moved to one side of it, and what was moved, in words."""
-    training = [position for position, split in enumerate(official) if split == "training"]
+    training = [position for position, split in enumerate(official) if split == OFFICIAL_SPLITS[0]]
     n_train = max(1, len(training) * 4 // 5)
     side = [2] * len(official)
     for number, position in enumerate(training):
@@ -95,11 +213,11 @@ def _split_officially(official: Sequence[str], groups: Sequence[tuple[int, ...]]
             "give finer groups"
         )
     train, validation, test = ([position for position, of in enumerate(side) if of == name] for name in range(3))
-    said = f"{moved} scene{'' if moved == 1 else 's'} moved from the data set's own split to the rest of their group"
+    said = f"{_counted(moved, 'scene')} moved from the data set's own split to the rest of their group"
     return (train, validation, test), [said] if moved else []
 
 
-def _split_by_hash(ids: Sequence[str], groups: Sequence[tuple[int, ...]]) -> Sides:
+def _split_by_hash(ids: Sequence[str], groups: Sequence[Members]) -> Sides:
     """Groups in the order of their ids' hashes, large ones first, each to the first side with room for it."""
     units = in_order(ids, groups)
     n_held = max(1, len(ids) // 5)
@@ -116,7 +234,7 @@ def _split_by_hash(ids: Sequence[str], groups: Sequence[tuple[int, ...]]) -> Sid
     return sorted(sides[0]), sorted(sides[1]), sorted(sides[2])
 
 
-def in_order(ids: Sequence[str], groups: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def in_order(ids: Sequence[str], groups: Sequence[Members]) -> list[Members]:
     """All groups, those of one scene among them: large ones first, then by the SHA-256 of their ids."""
     keys = [(hashlib.sha256(scene_id.encode()).digest(), position) for position, scene_id in enumerate(ids)]
     grouped = {position for members in groups for position in members}
@@ -124,37 +242,36 @@ def in_order(ids: Sequence[str], groups: Sequence[tuple[int, ...]]) -> list[tupl
     return sorted(units, key=lambda members: (-len(members), min(keys[position] for position in members)))
 
 
-def _notices(sides: Sides, groups: Sequence[tuple[int, ...]]) -> list[str]:
-    train, validation, test = sides
+def _notices(sides: Sides, groups: Sequence[Members]) -> list[str]:
+    """What is too small to measure with, in words."""
     first = {position: members[0] for members in groups for position in members}
-
-    def counted(scenes: list[int]) -> tuple[int, str]:
-        n_scenes, n_groups = len(scenes), len({first.get(position, position) for position in scenes})
-        said = f"{n_scenes} scene{'' if n_scenes == 1 else 's'}"
-        return n_groups, said if n_groups == n_scenes else f"{said} in {n_groups} group{'' if n_groups == 1 else 's'}"
-
-    notices = []
+    n_groups = [len({first.get(position, position) for position in side}) for side in sides]
+    held = [
+        _counted(len(side), "scene") + ("" if n == len(side) else f" in {_counted(n, 'group')}")
+        for side, n in zip(sides, n_groups, strict=True)
+    ]
+    train, validation, test = sides
+    said = []
     if not test and not validation:
-        notices.append(
-            f"there is one {'scene' if len(train) == 1 else 'group of scenes'} only, so that a probe is judged on the "
-            f"very scene{'' if len(train) == 1 else 's'} it was trained on: its figures say nothing about other scenes"
+        alone, very = ("scene", "scene") if len(train) == 1 else ("group of scenes", "scenes")
+        said.append(
+            f"there is one {alone} only, so that a probe is judged on the very {very} it was trained on: its figures "
+            "say nothing about other scenes"
         )
-    else:
-        if not validation:
-            few = "groups" if groups else "scenes"
-            notices.append(
-                f"validation is empty (too few {few}): the last epoch of every fit is kept instead of the best"
-            )
-        n_test, held = counted(test)
-        if n_test < FEW_SCENES:
-            notices.append(f"test holds {held}: its figures are a demonstration, not a measurement")
-    n_train, held = counted(train)
-    if n_train < FEW_SCENES:
-        notices.append(f"train holds {held}: a probe fitted on so few mostly learns them by heart")
-    n_validation, held = counted(validation)
-    if 0 < n_validation < FEW_SCENES:
-        notices.append(f"validation holds {held}: the choice of the epoch that is kept is mostly chance")
-    return notices
+    elif not validation:
+        few = "groups" if groups else "scenes"
+        said.append(f"validation is empty (too few {few}): the last epoch of every fit is kept instead of the best")
+    if (test or validation) and n_groups[2] < FEW_SCENES:
+        said.append(f"test holds {held[2]}: its figures are a demonstration, not a measurement")
+    if n_groups[0] < FEW_SCENES:
+        said.append(f"train holds {held[0]}: a probe fitted on so few mostly learns them by heart")
+    if 0 < n_groups[1] < FEW_SCENES:
+        said.append(f"validation holds {held[1]}: the choice of the epoch that is kept is mostly chance")
+    return said
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def split_scenes(scenes: _Identified, groups: Groups = None) -> Split:
@@ -205,14 +322,22 @@ def split_scenes(scenes: _Identified, groups: Groups = None) -> Split:
     n_scenes = len(scenes.ids)
     if n_scenes == 0:
         raise EmptySplitError("there is no scene to train on; check the report of broken scenes, or add scenes")
-    grouping = group_scenes(scenes, groups)
+    named, notices = named_groups(scenes, groups)
+    same = _identical_pictures(scenes)
+    if same:
+        shown = "; ".join(", ".join(scenes.ids[k] for k in members[:_SHOWN]) for members in same[:_SHOWN])
+        more = "; ..." if len(same) > _SHOWN or any(len(members) > _SHOWN for members in same[:_SHOWN]) else ""
+        notices.append(
+            f"{sum(map(len, same))} scenes show {_counted(len(same), 'picture')}, byte for byte: {shown}{more}; "
+            "each is kept on one side of the split"
+        )
+    together = _joined(n_scenes, [*named, *same])
     official = scenes.official_splits
-    notices = list(grouping.notices)
-    if official is not None and {"training", "validation"} <= set(official):
-        sides, moved = _split_officially(official, grouping.groups)
+    if official is not None and set(OFFICIAL_SPLITS) <= set(official):
+        sides, moved = _split_officially(official, together)
         notices += moved
     else:
-        sides = _split_by_hash(scenes.ids, grouping.groups)
-    notices += _notices(sides, grouping.groups)
-    train, validation, test = sides
-    return Split(tuple(train), tuple(validation), tuple(test), tuple(notices), grouping.groups)
+        sides = _split_by_hash(scenes.ids, together)
+    notices += _notices(sides, together)
+    train, validation, test = (tuple(side) for side in sides)
+    return Split(train, validation, test, tuple(notices), together)

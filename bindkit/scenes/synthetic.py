@@ -13,18 +13,16 @@ Scene k of a seed is the same on every machine and does not depend on how many s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bindkit import __version__
 from bindkit.errors import InvalidParameterError
-from bindkit.scenes.base import SceneSequence
 from bindkit.scenes.composition import SURFACES, Recipe, compose
-from bindkit.scenes.draws import Draws
-from bindkit.scenes.scene import Scene, SceneSet
-from bindkit.scenes.shapes import OUTLINES, SHAPES
+from bindkit.scenes.looks import OUTLINES, SHAPES, Draws
+from bindkit.scenes.scene import Scene, SceneSequence, SceneSet
 
 TRAINING_SEED = 10**12
 """Seeds from here on are for training backbones on; smaller ones for measuring. No scene has both."""
@@ -39,44 +37,32 @@ OPTIONS = {
     "surface": f"{' | '.join(SURFACES)}, default textured",
     "outlines": f"{' | '.join(OUTLINES)}, default compact",
 }
+_KNOWN = "; ".join(f"{name}: {meaning}" for name, meaning in OPTIONS.items())
+_WORDS: dict[str, Collection[str]] = {"surface": SURFACES, "outlines": OUTLINES}
+_WHOLE = "([0-9]{1,19})"
+# How they are written, the lowest and the highest that they may be.
+_NUMBERS = {
+    "n": (_WHOLE, 1, 1_000_000),
+    "seed": (_WHOLE, 0, 10**18),
+    "size": (f"{_WHOLE}x{_WHOLE}", 32, 1024),
+    "objects": (f"{_WHOLE}(?:-{_WHOLE})?", 1, 12),
+    "hidden": (f"{_WHOLE}(?:-{_WHOLE})?", 0, 70),
+}
 
 
-def _refuse(option: str, text: str) -> InvalidParameterError:
-    known = "; ".join(f"{name}: {meaning}" for name, meaning in OPTIONS.items())
-    return InvalidParameterError(f"synthetic scenes: {option}={text} is not understood; the options are {known}")
-
-
-def _whole(option: str, text: str, low: int, high: int) -> int:
-    if not re.fullmatch(r"[0-9]{1,19}", text) or not low <= int(text) <= high:
-        raise _refuse(option, text)
-    return int(text)
-
-
-def _pair(option: str, text: str, separator: str, low: int, high: int) -> tuple[int, int]:
-    parts = text.split(separator)
-    if len(parts) != 2:
-        raise _refuse(option, text)
-    return _whole(option, parts[0], low, high), _whole(option, parts[1], low, high)
-
-
-def _range(option: str, text: str, low: int, high: int) -> tuple[int, int]:
-    fewest, most = _pair(option, text if "-" in text else f"{text}-{text}", "-", low, high)
-    if fewest > most:
-        raise _refuse(option, text)
-    return fewest, most
-
-
-def _one_of(option: str, text: str, known: Mapping[str, Any]) -> str:
-    if text not in known:
-        raise _refuse(option, text)
-    return text
-
-
-def _share(option: str, text: str) -> float:
+def _read(option: str, text: str) -> Any:
+    """A word, a share or a tuple of whole numbers. Raises InvalidParameterError that lists all options."""
+    if option in _WORDS and text in _WORDS[option]:
+        return text
     # At most four decimals: draws take no finer chances, and a URI has one spelling for one set.
-    if not re.fullmatch(r"[01]|[01]?\.[0-9]{1,4}|[01]\.", text) or float(text) > 1:
-        raise _refuse(option, text)
-    return float(text)
+    if option == "twins" and re.fullmatch(r"[01]|[01]?\.[0-9]{1,4}|[01]\.", text) and float(text) <= 1:
+        return float(text)
+    pattern, low, high = _NUMBERS.get(option, ("(?!)", 0, 0))
+    if match := re.fullmatch(pattern, text):
+        numbers = tuple(int(found or match[1]) for found in match.groups())
+        if low <= min(numbers) and max(numbers) <= high and (option == "size" or list(numbers) == sorted(numbers)):
+            return numbers
+    raise InvalidParameterError(f"synthetic scenes: {option}={text} is not understood; the options are {_KNOWN}")
 
 
 @dataclass(frozen=True)
@@ -91,34 +77,20 @@ class SyntheticOptions:
     def parse(cls, text: str) -> SyntheticOptions:
         """Read ``"n=400,seed=0"``; options left out keep their defaults.
 
-        Raises
-        ------
-        InvalidParameterError
-            For an option that is unknown, malformed, out of range or given twice; names it and lists the valid ones.
+        Raises InvalidParameterError for an option that is unknown, malformed, out of range or given twice.
         """
-        given: dict[str, str] = {}
+        given: dict[str, Any] = {}
         for item in filter(None, (part.strip() for part in text.split(","))):
             option, equals, value = (part.strip() for part in item.partition("="))
             if option not in OPTIONS or not equals or option in given:
-                known = "; ".join(f"{name}: {meaning}" for name, meaning in OPTIONS.items())
                 fault = "is given twice" if option in given else "is not an option"
-                raise InvalidParameterError(f"synthetic scenes: {item!r} {fault}; write NAME=VALUE with {known}")
-            given[option] = value
-        recipe = Recipe()
-        if "size" in given:
-            height, width = _pair("size", given["size"], "x", 32, 1024)
-            recipe = replace(recipe, height=height, width=width)
-        if "objects" in given:
-            fewest, most = _range("objects", given["objects"], 1, 12)
-            recipe = replace(recipe, fewest=fewest, most=most)
-        if "twins" in given:
-            recipe = replace(recipe, twins=_share("twins", given["twins"]))
-        if "hidden" in given:
-            recipe = replace(recipe, hidden=_range("hidden", given["hidden"], 0, 70))
-        if "surface" in given:
-            recipe = replace(recipe, surface=_one_of("surface", given["surface"], SURFACES))
-        if "outlines" in given:
-            recipe = replace(recipe, outlines=_one_of("outlines", given["outlines"], OUTLINES))
+                raise InvalidParameterError(f"synthetic scenes: {item!r} {fault}; write NAME=VALUE with {_KNOWN}")
+            given[option] = _read(option, value)
+        recipe = Recipe(
+            *given.get("size", (Recipe.height, Recipe.width)),
+            *given.get("objects", (Recipe.fewest, Recipe.most)),
+            **{name: given[name] for name in ("twins", "hidden", "surface", "outlines") if name in given},
+        )
         n_shapes = len(OUTLINES[recipe.outlines])
         if recipe.twins == 0 and recipe.most > n_shapes:
             raise InvalidParameterError(
@@ -126,11 +98,8 @@ class SyntheticOptions:
                 f"outlines={recipe.outlines} (each of another shape), got objects={recipe.fewest}-{recipe.most}; allow "
                 "twins, take outlines=any or ask for fewer objects"
             )
-        return cls(
-            n=_whole("n", given.get("n", str(cls.n)), 1, 1_000_000),
-            seed=_whole("seed", given.get("seed", str(cls.seed)), 0, 10**18),
-            recipe=recipe,
-        )
+        (n,), (seed,) = given.get("n", (cls.n,)), given.get("seed", (cls.seed,))
+        return cls(n, seed, recipe)
 
     @property
     def uri(self) -> str:
@@ -150,8 +119,6 @@ class SyntheticScenes(SceneSequence):
         self.options = options
         self.uri = options.uri
         self.ids = tuple(f"synthetic-{options.seed}-{position:06d}" for position in range(options.n))
-        self.broken = ()
-        self.official_splits = None
         self.made_by = f"bindkit {__version__}"
         self.class_names = {number: shape.name for number, shape in enumerate(SHAPES, start=1)}
 
@@ -168,13 +135,7 @@ class SyntheticScenes(SceneSequence):
 def require_unseen(scenes: SceneSet) -> None:
     """Refuse to measure on synthetic scenes that backbones may have been trained on; other scenes pass.
 
-    >>> from bindkit.scenes import open_scenes
-    >>> require_unseen(open_scenes("synthetic:n=3,seed=5"))
-
-    Raises
-    ------
-    InvalidParameterError
-        For a seed from `TRAINING_SEED` on.
+    Raises InvalidParameterError for a seed from `TRAINING_SEED` on.
     """
     # By the URI, which a subset of a set carries on.
     found = re.match(r"synthetic:.*?\bseed=([0-9]+)", scenes.uri)
@@ -186,5 +147,5 @@ def require_unseen(scenes: SceneSet) -> None:
 
 
 def open_synthetic(options: str, index_dir: Path | None = None) -> SyntheticScenes:
-    """Open ``synthetic:OPTIONS``; see `SyntheticOptions`. `index_dir` is not needed here."""
+    """Open ``synthetic:OPTIONS``; `index_dir` is not needed here."""
     return SyntheticScenes(SyntheticOptions.parse(options))

@@ -19,34 +19,19 @@ from bindkit.scenes.synthetic import SyntheticOptions, SyntheticScenes
 
 @dataclass(frozen=True)
 class Variation:
-    """A scene set that differs from the base in one option.
-
-    Attributes
-    ----------
-    option, value : str
-        As given.
-    uri : str
-        Of the scenes, every option spelled out.
-    is_base : bool
-        Whether the value is the base's own.
-    """
+    """A scene set that differs from the base in one option; its `uri` spells every option out."""
 
     option: str
     value: str
     uri: str
     is_base: bool
+    """Whether the value is the base's own."""
 
 
 def read_variations(text: str) -> dict[str, list[str]]:
-    """Read options and their values from one line, as notebooks and terminals give them.
+    """Options and their values from one line: ``"twins=0 0.5 0.9; surface=flat camouflage"``.
 
-    >>> read_variations("twins=0 0.5 0.9; surface=flat camouflage")
-    {'twins': ['0', '0.5', '0.9'], 'surface': ['flat', 'camouflage']}
-
-    Raises
-    ------
-    InvalidParameterError
-        Where an option has no value, or is given twice.
+    Raises InvalidParameterError where an option has no value, or is given twice.
     """
     options: dict[str, list[str]] = {}
     for part in filter(None, (part.strip() for part in text.split(";"))):
@@ -62,27 +47,11 @@ def read_variations(text: str) -> dict[str, list[str]]:
 
 
 def scene_variations(base: str, options: Mapping[str, Sequence[Any]] | str) -> list[Variation]:
-    """Every option varied by itself, all else as in the base.
+    """Every option of a ``synthetic:`` set varied by itself, all else as in the base.
 
-    Parameters
-    ----------
-    base : str
-        A ``synthetic:`` URI.
-    options : mapping or str
-        Option -> values, as text or numbers, ordered from easy to hard; or one line as `read_variations` takes it.
-
-    Returns
-    -------
-    list of Variation
-        In the order given; a value that is given twice counts once.
-
-    Raises
-    ------
-    InvalidParameterError
-        For scenes that are not synthetic, no option, an option without values, and whatever the scenes themselves
-        refuse: an unknown option, a malformed value.
-    SceneSetError
-        For a URI that names no scene set.
+    `options` gives each its values, from easy to hard; or is one line as `read_variations` takes it. A value that is
+    given twice counts once. Raises InvalidParameterError for scenes that are not synthetic, no option, an option
+    without values, and whatever the scenes themselves refuse; SceneSetError for a URI that names no scene set.
     """
     scenes = open_scenes(base)
     if not isinstance(scenes, SyntheticScenes):
@@ -99,6 +68,6 @@ def scene_variations(base: str, options: Mapping[str, Sequence[Any]] | str) -> l
     for option, values in values_of.items():
         for value in dict.fromkeys(str(value).strip() for value in values):
             text = ",".join(f"{name}={given}" for name, given in {**told, option: value}.items())
-            varied = SyntheticOptions.parse(text)
-            found.append(Variation(option, value, varied.uri, varied.uri == scenes.uri))
+            uri = SyntheticOptions.parse(text).uri
+            found.append(Variation(option, value, uri, uri == scenes.uri))
     return found

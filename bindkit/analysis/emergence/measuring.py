@@ -21,7 +21,7 @@ from bindkit.probes.fits import RESULT_COLUMNS
 from bindkit.probes.protocols import Protocol
 from bindkit.probes.protocols import protocol as protocol_of
 from bindkit.scenes import open_scenes
-from bindkit.scenes.contents import contents_of, memory_in
+from bindkit.scenes.checking import contents_of, memory_in
 from bindkit.scenes.synthetic import require_unseen
 
 if TYPE_CHECKING:

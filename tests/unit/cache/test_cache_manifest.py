@@ -15,7 +15,7 @@ from bindkit.cache import ActivationCache, Identity, Making, Manifest, ShardReco
 from bindkit.cache.identity import differences
 from bindkit.cache.layout import FileRecord
 from bindkit.errors import CacheError, InvalidParameterError
-from bindkit.scenes.contents import SceneContents
+from bindkit.scenes.checking import SceneContents
 
 IDENTITY = Identity(
     backbone={"name": "tiny", "d_model": 4, "revision": None, "preprocessing": {"mean": (0.5, 0.25, 0.125)}},

@@ -29,7 +29,7 @@ from bindkit.errors import (
     NonFiniteActivationsError,
 )
 from bindkit.scenes import Split
-from bindkit.scenes.base import subset
+from bindkit.scenes.scene import subset
 from bindkit.scenes.synthetic import TRAINING_SEED
 
 

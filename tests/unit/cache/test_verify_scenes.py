@@ -14,7 +14,7 @@ import bindkit as bk
 from bindkit.cache import ActivationCache
 from bindkit.cache.repair import scene_changes
 from bindkit.cli import main
-from bindkit.scenes.base import subset
+from bindkit.scenes.scene import subset
 
 SINCE = "since this cache was made"
 

@@ -11,8 +11,8 @@ from scipy.spatial import cKDTree
 
 from bindkit.errors import BrokenSceneError
 from bindkit.scenes import check_scenes, open_scenes
-from bindkit.scenes.mask_doubts import border_value, require_hard
-from bindkit.scenes.masks import read_channels
+from bindkit.scenes.decoding import read_channels
+from bindkit.scenes.reading import border_value, require_hard
 
 SIZE = (120, 150)
 ROWS, COLS = np.mgrid[: SIZE[0], : SIZE[1]]

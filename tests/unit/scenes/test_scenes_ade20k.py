@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from bindkit.errors import BrokenSceneError, InvalidParameterError, SceneSetError, UnsafePickleError
-from bindkit.scenes import ade20k_index, check_scenes, open_scenes, write_ade20k
-from bindkit.scenes.ade20k import map_to_benchmark
-from bindkit.scenes.ade20k_writer import RELEASE, encode_masks
+from bindkit.scenes import check_scenes, open_scenes, write_ade20k
+from bindkit.scenes.formats import ade20k
+from bindkit.scenes.formats.ade20k import map_to_benchmark
+from bindkit.scenes.formats.ade20k_writer import RELEASE, encode_masks
 from bindkit.scenes.scene import Scene
 
 GENERATED = "synthetic:n=6,seed=3"
@@ -230,8 +231,8 @@ def test_names_come_from_the_json_files_in_either_encoding(release: Path):
 def test_json_files_are_not_read_before_a_name_is_wanted_and_once_only(release: Path, tmp_path, monkeypatch):
     (release / "index_ade20k.pkl").unlink()
     read = []
-    original = ade20k_index._names_in
-    monkeypatch.setattr(ade20k_index, "_names_in", lambda path: read.append(path) or original(path))
+    original = ade20k._names_in
+    monkeypatch.setattr(ade20k, "_names_in", lambda path: read.append(path) or original(path))
     scenes = open_scenes(f"ade20k:{release}", index_dir=tmp_path / "kept")
     scenes[0]
     assert not read
@@ -272,8 +273,8 @@ def test_a_table_that_is_none_is_named_when_it_is_asked_for(release: Path, conte
 
 def test_the_index_is_read_once_and_kept_beside_the_workspace(release: Path, tmp_path, monkeypatch):
     read = []
-    original = ade20k_index.load_plain_pickle
-    monkeypatch.setattr(ade20k_index, "load_plain_pickle", lambda path: read.append(path) or original(path))
+    original = ade20k.load_plain_pickle
+    monkeypatch.setattr(ade20k, "load_plain_pickle", lambda path: read.append(path) or original(path))
     kept = tmp_path / "workspace" / "index"
     first = open_scenes(f"ade20k:{release}", index_dir=kept)
     second = open_scenes(f"ade20k:{release}", index_dir=str(kept))

@@ -8,9 +8,8 @@ import pytest
 
 from bindkit.errors import BrokenSceneError, InvalidParameterError, OneAnswerError
 from bindkit.scenes import Scene, check_scenes, open_scenes, write_ade20k
-from bindkit.scenes.base import SceneSequence
 from bindkit.scenes.checking import describe_scene
-from bindkit.scenes.scene import BrokenScene
+from bindkit.scenes.scene import BrokenScene, SceneSequence
 
 
 def scene_of(instances, classes) -> Scene:

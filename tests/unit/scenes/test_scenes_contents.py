@@ -17,9 +17,8 @@ from bindkit import files
 from bindkit.errors import BrokenSceneError
 from bindkit.files import RememberedDigests
 from bindkit.scenes import open_scenes
-from bindkit.scenes.base import subset
-from bindkit.scenes.contents import changes, comings_and_goings, contents_of, listed, memory_in
-from bindkit.scenes.scene import Scene
+from bindkit.scenes.checking import changes, comings_and_goings, contents_of, listed, memory_in
+from bindkit.scenes.scene import Scene, subset
 
 
 def sha256(path: Path) -> str:

@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bindkit.scenes.draws import Draws
-from bindkit.scenes.shapes import SHAPES, TURNS, UNIT, cosine, polygon, sine
-from bindkit.scenes.textures import GROUND_TEXTURES, OBJECT_TEXTURES
+from bindkit.scenes.looks import GROUND_TEXTURES, OBJECT_TEXTURES, SHAPES, TURNS, UNIT, Draws, cosine, polygon, sine
 
 
 def test_draws_are_pcg64s_raw_words_scaled_down():
@@ -54,7 +52,7 @@ def test_polygon_agrees_with_point_by_point_crossing_numbers():
         return odd
 
     steps = np.arange(-100, 101, 7)
-    found = polygon(vertices)(steps[None, :], steps[:, None])
+    found = polygon(*vertices)(steps[None, :], steps[:, None])
     wanted = [[inside(int(x), int(y)) for x in steps] for y in steps]
     assert found.tolist() == wanted
 

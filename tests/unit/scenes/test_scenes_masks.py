@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bindkit.errors import BrokenSceneError
-from bindkit.scenes.masks import ids_of, numbered, read_channels
+from bindkit.scenes.decoding import ids_of, numbered, read_channels
 
 RNG = np.random.default_rng(4)
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from bindkit.errors import InvalidParameterError, SceneSetError
-from bindkit.scenes import OPENERS, SceneSet, open_scenes, subset, write_ade20k
+from bindkit.scenes import FORMATS, SceneSet, open_scenes, subset, write_ade20k
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from bindkit.scenes import OPENERS, SceneSet, open_scenes, subset, write_ade20k
 def test_unknown_schemes_list_the_known_ones(uri: str):
     with pytest.raises(SceneSetError, match="names no scene set") as caught:
         open_scenes(uri)
-    assert all(f"{scheme}:" in str(caught.value) for scheme in OPENERS)
+    assert all(f"{scheme}:" in str(caught.value) for scheme in FORMATS)
 
 
 def test_a_bare_directory_is_told_to_name_its_format(tmp_path):
@@ -35,7 +35,7 @@ def test_directories_that_do_not_exist_or_hold_nothing_say_what_was_looked_for(t
         open_scenes(f"{scheme}:{tmp_path}")
 
 
-@pytest.mark.parametrize("scheme", OPENERS)
+@pytest.mark.parametrize("scheme", FORMATS)
 def test_every_format_offers_what_a_scene_set_is(tmp_path, scheme: str):
     generated = open_scenes("synthetic:n=2,seed=0,size=32x40")
     if scheme == "ade20k":

@@ -17,7 +17,7 @@ from bindkit.pipeline.choices import check_choices
 from bindkit.pipeline.running import absolute_scenes
 from bindkit.scenes import check_scenes, open_scenes, write_ade20k
 from bindkit.scenes.decoding import MAX_PIXELS, read_header, read_image, read_stored
-from bindkit.scenes.groups import named_groups
+from bindkit.scenes.splits import named_groups
 from bindkit.views.explorer.sources import uploaded_image
 
 RNG = np.random.default_rng(8)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bindkit.errors import EmptySplitError, InvalidParameterError, SceneSetError
 from bindkit.scenes import Split, open_scenes, split_scenes
-from bindkit.scenes.base import subset
+from bindkit.scenes.scene import subset
 
 
 @dataclass

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes import open_scenes
 from bindkit.scenes.composition import LEAST_SHARE, SURFACES, Recipe, _draw_looks, _place_all
-from bindkit.scenes.draws import Draws
-from bindkit.scenes.shapes import OUTLINES, SHAPES
+from bindkit.scenes.looks import OUTLINES, SHAPES, Draws
 from bindkit.scenes.synthetic import OPTIONS, SyntheticOptions
 
 # If these change, every published figure on synthetic scenes changes with them: never by accident.

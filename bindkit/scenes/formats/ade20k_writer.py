@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from bindkit.errors import InvalidParameterError
-from bindkit.scenes.ade20k import BENCHMARK_NAME, SPLITS
-from bindkit.scenes.ade20k_index import INDEX_NAME
-from bindkit.scenes.scene import Scene, SceneSet
+from bindkit.scenes.formats.ade20k import BENCHMARK_NAME, INDEX_NAME
+from bindkit.scenes.labels import object_classes
+from bindkit.scenes.scene import OFFICIAL_SPLITS, Scene, SceneSet
 
 RELEASE = "ADE20K_2021_17_01"
 HIGHEST_CLASS = 25 * 256 + 255
@@ -29,16 +29,8 @@ def encode_masks(scene: Scene) -> np.ndarray:
     """Encode both masks as ``_seg.png`` does: R = class // 256 * 10, G = class % 256, B = instance value.
 
     Instance values are unique within the image and spread over 1..255 as the release spreads them: of k instances
-    the j-th gets ``255 j / k``, rounded.
-
-    Returns
-    -------
-    uint8 array of shape (height, width, 3)
-
-    Raises
-    ------
-    InvalidParameterError
-        If the scene has more than 255 instances or a class id above 6655: the format cannot hold them.
+    the j-th gets ``255 j / k``, rounded. Raises InvalidParameterError for more than 255 instances or a class id above
+    6655, which the format cannot hold.
     """
     present = np.unique(scene.instances)
     instances = present[present > 0]
@@ -58,10 +50,10 @@ def encode_masks(scene: Scene) -> np.ndarray:
 
 
 def _annotation(scene: Scene, filename: str, folder: str, names: dict[int, str]) -> dict[str, Any]:
+    """What the release's JSON file beside an image says; of an object's outline, its box."""
     objects = []
-    for number, instance in enumerate(np.unique(scene.instances[scene.instances > 0])):
+    for number, (instance, class_id) in enumerate(object_classes(scene).items()):
         inside = scene.instances == instance
-        class_id = int(np.bincount(scene.classes[inside]).argmax())
         rows, cols = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
         top, bottom, left, right = (int(edge) for edge in (rows[0], rows[-1], cols[0], cols[-1]))
         name = names.get(class_id, "-")
@@ -92,22 +84,6 @@ def _annotation(scene: Scene, filename: str, folder: str, names: dict[int, str])
     }
 
 
-def _splits_of(scenes: SceneSet, split: str | Sequence[str] | None) -> list[str]:
-    if split is None:
-        splits = list(scenes.official_splits or [SPLITS[0]] * len(scenes))
-    elif isinstance(split, str):
-        splits = [split] * len(scenes)
-    else:
-        splits = list(split)
-    wrong = sorted(set(splits) - set(SPLITS))
-    if wrong or len(splits) != len(scenes):
-        raise InvalidParameterError(
-            f"split must be one of {', '.join(SPLITS)}, or one of them for each of the {len(scenes)} scenes, got "
-            + (repr(wrong[0]) if wrong else f"{len(splits)} of them")
-        )
-    return splits
-
-
 def write_ade20k(
     scenes: SceneSet,
     directory: str | Path,
@@ -118,6 +94,8 @@ def write_ade20k(
     quality: int = JPEG_QUALITY,
 ) -> Path:
     """Write scenes in ADE20K's layout: ``images/ADE/<split>/<topic>/<scene>/ADE_train_00000001.jpg`` and the rest.
+
+    Gives the directory.
 
     >>> import tempfile
     >>> from bindkit.scenes import open_scenes
@@ -135,17 +113,10 @@ def write_ade20k(
         Becomes the release's directory; made if missing. Files of the same names are overwritten.
     split : {"training", "validation"}, sequence of them, optional
         For all scenes or for each. If not given: the scenes' official splits, else all ``"training"``.
-    index : bool
-        Also write ``index_ade20k.pkl`` with the fields filename, folder, scene, objectnames, objectPresence.
-    benchmark : bool
-        Also write ``objectInfo150.csv`` with the scenes' own classes (at most 150).
+    index, benchmark : bool
+        Also write ``index_ade20k.pkl``, and ``objectInfo150.csv`` with the scenes' own classes (at most 150).
     quality : int
         Of the JPEG, 1..100, without chroma subsampling. Masks are lossless PNG.
-
-    Returns
-    -------
-    Path
-        The directory.
 
     Raises
     ------
@@ -156,16 +127,25 @@ def write_ade20k(
     """
     root = Path(directory)
     names = dict(scenes.class_names)
-    splits = _splits_of(scenes, split)
-    numbers = dict.fromkeys(SPLITS, 0)
+    if split is None:
+        splits = list(scenes.official_splits or [OFFICIAL_SPLITS[0]] * len(scenes))
+    else:
+        splits = [split] * len(scenes) if isinstance(split, str) else list(split)
+    wrong = sorted(set(splits) - set(OFFICIAL_SPLITS))
+    if wrong or len(splits) != len(scenes):
+        raise InvalidParameterError(
+            f"split must be one of {', '.join(OFFICIAL_SPLITS)}, or one of them for each of the {len(scenes)} scenes, "
+            f"got {repr(wrong[0]) if wrong else f'{len(splits)} of them'}"
+        )
+    numbers = dict.fromkeys(OFFICIAL_SPLITS, 0)
     filenames, folders, counts = [], [], []
     n_classes = max(names, default=0)
     for position, wanted in enumerate(splits):
         scene = scenes[position]
         numbers[wanted] += 1
-        stem = f"ADE_{'train' if wanted == SPLITS[0] else 'val'}_{numbers[wanted]:08d}"
-        objects = np.unique(scene.instances[scene.instances > 0])
-        inner = f"images/ADE/{wanted}/bindkit/objects_{len(objects)}"
+        stem = f"ADE_{'train' if wanted == OFFICIAL_SPLITS[0] else 'val'}_{numbers[wanted]:08d}"
+        n_objects = len(np.unique(scene.instances[scene.instances > 0]))
+        inner = f"images/ADE/{wanted}/bindkit/objects_{n_objects}"
         place = root / inner
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(scene.image).save(place / f"{stem}.jpg", quality=quality, subsampling=0)
@@ -189,13 +169,9 @@ def write_ade20k(
         }
         (root / INDEX_NAME).write_bytes(pickle.dumps(content, protocol=4))
     if benchmark:
-        _write_benchmark(root / BENCHMARK_NAME, names)
+        with (root / BENCHMARK_NAME).open("w", newline="", encoding="utf-8") as stream:
+            table = csv.writer(stream)
+            table.writerow(["Idx", "Ratio", "Train", "Val", "Stuff", "Name"])
+            for number, class_id in enumerate(sorted(names)[:150], start=1):
+                table.writerow([number, 0, 0, 0, 0, names[class_id].lower().replace(", ", ";").replace(" ", ";")])
     return root
-
-
-def _write_benchmark(path: Path, names: dict[int, str]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(["Idx", "Ratio", "Train", "Val", "Stuff", "Name"])
-        for number, class_id in enumerate(sorted(names)[:150], start=1):
-            table.writerow([number, 0, 0, 0, 0, names[class_id].lower().replace(", ", ";").replace(" ", ";")])

@@ -1,0 +1,239 @@
+"""How scenes in files are read: options behind a directory, and masks that lie on their pictures pixel by pixel.
+
+Also what the content of a mask says against it. Smoothing and JPEG turn the sharp step from one id to another into a
+ramp of ids in between, which belong to nothing; in masks as they are drawn, steps are sharp but for chance and for
+objects a pixel wide.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from bindkit.errors import BrokenSceneError, InvalidParameterError, SceneSetError
+from bindkit.scenes.decoding import MAX_PIXELS, Header, ids_of, read_channels, read_header, read_stored, turned
+from bindkit.scenes.scene import SceneSequence
+
+logger = logging.getLogger(__name__)
+
+OPTIONS = {
+    "max_pixels": f"pixels of the largest picture that is read, default {MAX_PIXELS}",
+    "orientation": "upright | stored: how pictures with an EXIF orientation lie on their masks, default upright unless "
+    "only the pixels as stored have the mask's size",
+    "soft": "allow: read masks that look smoothed, which are refused by default",
+    "void": "ids that mean unlabelled, such as 255 or 254+255, default none",
+}
+VALUES = {
+    "max_pixels": "[1-9][0-9]{0,14}",
+    "orientation": "upright|stored",
+    "soft": "allow",
+    "void": r"[0-9]{1,15}(\+[0-9]{1,15})*",
+}
+ADE20K_OPTIONS = ("max_pixels", "orientation", "soft")
+
+# Pixels between the ids on both their sides, for each step from one id to another. Drawn masks (crowds, lines, cells,
+# ADE20K, made smaller by nearest neighbour too) have 0 to 0.08; smoothed ones and JPEG from 0.12 on, mostly 0.3.
+MOST_BETWEEN = 0.1
+# Of larger masks only every other, third ... row and column is looked at: it takes long otherwise.
+ENOUGH_LINES = 200
+# What borders are painted with: white, of 8 and 16 bits, gray and in colours; VOC's border colour.
+BORDER_VALUES = (2**8 - 1, 2**16 - 1, 2**24 - 1, 2**48 - 1, 0xC0E0E0)
+FITS_BOTH_WAYS = (
+    "an EXIF orientation turns the picture, and the mask fits it both ways: read upright, as viewers show it "
+    "(orientation=stored reads the pixels as stored; orientation=upright says that upright is right)"
+)
+
+
+def split_directory(text: str, base: Path = Path()) -> tuple[str, list[str]]:
+    """Part a directory from the options behind it; a directory may have commas and "=" in its name."""
+    pieces = text.split(",")
+    n_options = next((n for n, piece in enumerate(reversed(pieces[1:])) if "=" not in piece), len(pieces) - 1)
+    for end in range(len(pieces), len(pieces) - n_options - 1, -1):
+        directory = ",".join(pieces[:end])
+        if (base / Path(directory).expanduser()).is_dir():
+            return directory, pieces[end:]
+    end = len(pieces) - n_options
+    return ",".join(pieces[:end]), pieces[end:]
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How the files of a scene are read; the fields are described in `OPTIONS`."""
+
+    max_pixels: int = MAX_PIXELS
+    orientation: str | None = None
+    soft: bool = False
+    void: tuple[int, ...] = ()
+
+    @classmethod
+    def parse(cls, items: Sequence[str], known: Sequence[str] = tuple(OPTIONS)) -> ReadingOptions:
+        """Read ``NAME=VALUE`` items. Raises InvalidParameterError that lists the known options."""
+        values: dict[str, str] = {}
+        for item in items:
+            name, _, value = item.strip().partition("=")
+            if name not in known or name in values or not re.fullmatch(VALUES[name], value):
+                fault = "is given twice" if name in values else "is not understood"
+                listed = "; ".join(f"{option}: {OPTIONS[option]}" for option in known)
+                raise InvalidParameterError(f"scenes in files: {name}={value} {fault}; the options are {listed}")
+            values[name] = value
+        return cls(
+            max_pixels=int(values.get("max_pixels", MAX_PIXELS)),
+            orientation=values.get("orientation"),
+            soft="soft" in values,
+            void=tuple(sorted({int(number) for number in re.findall("[0-9]+", values.get("void", ""))})),
+        )
+
+    def __str__(self) -> str:
+        """What stands behind the directory in a normalised URI: the options that are not at their default, in order."""
+        given = {
+            "max_pixels": "" if self.max_pixels == MAX_PIXELS else str(self.max_pixels),
+            "orientation": self.orientation or "",
+            "soft": "allow" if self.soft else "",
+            "void": "+".join(map(str, self.void)),
+        }
+        return "".join(f",{name}={value}" for name, value in given.items() if value)
+
+
+# --- what speaks against a mask --------------------------------------------------------------------
+
+
+def _steps(channels: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
+    """Ids of some rows, how often they change along them, and those of pixels whose values lie between both sides'."""
+    ids = channels if channels.ndim == 2 else ids_of(channels)
+    changes = ids[:, 1:] != ids[:, :-1]
+    rows, cols = np.divmod(np.flatnonzero(changes[:, 1:] & changes[:, :-1]), max(1, ids.shape[1] - 2))
+    before, middle, after = (channels[rows, cols + k] for k in range(3))
+    lies_between = (np.minimum(before, after) <= middle) & (middle <= np.maximum(before, after))
+    if channels.ndim == 3:
+        lies_between = lies_between.all(axis=1)
+    return ids, int(np.count_nonzero(changes)), ids[rows[lies_between], cols[lies_between] + 1]
+
+
+def require_hard(channels: np.ndarray, path: Path) -> None:
+    """Raise BrokenSceneError if a mask was smoothed; `channels` as `read_channels` gives them."""
+    every = 1 + min(channels.shape[:2]) // ENOUGH_LINES
+    lines = [channels[::every], np.ascontiguousarray(channels[:, ::every].swapaxes(0, 1))]
+    ids, n_changes, between = zip(*map(_steps, lines), strict=True)
+    middle = np.concatenate(between)
+    most = MOST_BETWEEN * sum(n_changes)
+    if len(middle) <= most:
+        return
+    found, counts = np.unique(middle, return_counts=True)
+    top = int(counts.argmax())
+    # One id that by itself lies between others is an outline, drawn around objects: no sign of smoothing.
+    n_pixels = sum(np.count_nonzero(part == found[top]) for part in ids) / 2
+    if counts[top] > 0.5 * len(middle) and counts[top] > 0.1 * n_pixels and len(middle) - counts[top] <= most:
+        return
+    raise BrokenSceneError(
+        f"{path}: a mask that looks smoothed: it has {len(np.unique(ids_of(channels)))} ids, of which {len(found)} or "
+        f"more lie at borders, between the ids on both sides, as resizing with smoothing or JPEG leaves them. Make it "
+        f"anew with nearest neighbour, as PNG; if it is right as it is, add soft=allow behind the directory"
+    )
+
+
+def border_value(ids: np.ndarray) -> int | None:
+    """The value of a thin border around the objects that is usually none itself, such as 255; None without one."""
+    value = int(ids.max(initial=0))
+    if value not in BORDER_VALUES or (ids == value - 1).any():
+        return None
+    border = ids == value
+    inside = ndimage.binary_erosion(border, iterations=3)
+    beside = ndimage.binary_dilation(border) & ~border
+    others, touched = (np.setdiff1d(part, [0, value]) for part in (ids, ids[beside]))
+    thin = 2 * np.count_nonzero(inside) <= np.count_nonzero(border)
+    return value if thin and len(others) and 2 * len(touched) >= len(others) else None
+
+
+# --- picture and masks -----------------------------------------------------------------------------
+
+
+def choose_orientation(files: Sequence[Header], paths: Sequence[Path], wish: str | None) -> tuple[bool, bool]:
+    """Whether to read a picture and its masks, in this order, upright; and whether they would fit as stored, too.
+
+    Upright is preferred; where that does not fit, the masks were drawn on the pixels as stored. Raises BrokenSceneError
+    if they are of different sizes either way.
+    """
+    ways = [upright for name, upright in (("upright", True), ("stored", False)) if wish in (None, name)]
+    fitting = [upright for upright in ways if len({file.size_when(upright) for file in files}) == 1]
+    orientations = [file.orientation for file in files]
+    if fitting:
+        return fitting[0], len(fitting) == 2 and len(set(orientations)) > 1
+    sizes = [file.size_when(wish != "stored") for file in files]
+    other = next(k for k, size in enumerate(sizes) if size != sizes[0])
+    hint = ""
+    if set(orientations) != {1}:
+        hint = f" (EXIF orientation: image {orientations[0]}, mask {orientations[other]}; read {wish or 'either way'})"
+    raise BrokenSceneError(
+        f"{paths[other]}: the mask is {sizes[other][0]} x {sizes[other][1]} px but the image {paths[0]} is "
+        f"{sizes[0][0]} x {sizes[0][1]} px (height x width); both must have the same size{hint}"
+    )
+
+
+class FileScenes(SceneSequence):
+    """Base of the sets whose scenes are read from files.
+
+    A subclass finds the files, sets `ids`, `broken` and the rest, says the `sources` of a scene and makes one of them.
+    """
+
+    mask_kinds: tuple[tuple[str, ...], ...]
+    """What each mask of a scene, in the order of its sources, may be: "gray" (or palette), "rgb"."""
+
+    def __init__(self, scheme: str, root: Path, options: ReadingOptions) -> None:
+        self.root = root
+        self.uri = f"{scheme}:{root.as_posix()}{options}"
+        self.options = options
+        self._said: set[str] = set()
+        self._lock = threading.Lock()
+
+    def require_usable(self, looked_for: str) -> None:
+        """Say what was left out. Raises SceneSetError where nothing remains."""
+        if not self.ids:
+            reasons = "; ".join(scene.reason for scene in self.broken[:3])
+            raise SceneSetError(
+                f"{self.root} holds no usable scene: no {looked_for}"
+                + (f" ({len(self.broken)} broken: {reasons})" if reasons else "")
+            )
+        if self.broken:
+            logger.warning("%s: scenes left out: %d; the first: %s", self.uri, len(self.broken), self.broken[0].reason)
+
+    def read(self, position: int) -> tuple[np.ndarray, list[np.ndarray], tuple[str, ...]]:
+        """Picture, values of its masks of the same size, and remarks on how they were read. Raises BrokenSceneError."""
+        options = self.options
+        picture, *masks = self.sources(position)
+        image = read_stored(picture, options.max_pixels)
+        found = [
+            read_channels(mask, "rgb" in kinds, "gray" in kinds, options.max_pixels)
+            for mask, kinds in zip(masks, self.mask_kinds, strict=False)
+        ]
+        upright, doubtful = choose_orientation([image, *found], [picture, *masks], options.orientation)
+        if not options.soft:
+            for mask, file in zip(found, masks, strict=True):
+                require_hard(mask.pixels, file)
+        if doubtful:
+            self.say(FITS_BOTH_WAYS, picture)
+        pixels, *values = (turned(file.pixels, file.orientation if upright else 1) for file in (image, *found))
+        return np.ascontiguousarray(pixels), values, (FITS_BOTH_WAYS,) if doubtful else ()
+
+    def say(self, remark: str, path: Path) -> None:
+        """Log a remark the first time that it comes up; `check_scenes` names all scenes that it is true of."""
+        with self._lock:
+            is_new = remark not in self._said
+            self._said.add(remark)
+        if is_new:
+            logger.warning("%s: %s; said once, check_scenes names all such scenes", path, remark)
+
+    def size_of(self, position: int) -> tuple[int, int]:
+        """``(height, width)`` in pixels, from headers only. Raises BrokenSceneError."""
+        picture, mask = self.sources(position)[:2]
+        header = read_header(picture, self.options.max_pixels)
+        if header.size_when(upright=True) == header.size:
+            return header.size
+        headers = [header, read_header(mask, self.options.max_pixels)]
+        return header.size_when(choose_orientation(headers, [picture, mask], self.options.orientation)[0])
