@@ -1,23 +1,24 @@
-"""One way to run every vision encoder: pixels in, tokens at chosen layers out.
+"""One way to run every vision encoder: pixels in, tokens at chosen layers out, read with hooks of our own.
 
-Checks happen here once for every family: the number of tokens, the width, and that the patches come last.
+Hooks see what each block itself puts out. ``output_hidden_states`` is no substitute: which of its entries are normed
+differs between families and between versions of transformers. Checks happen here once for every family: the number of
+tokens, the width, and that the patches come last.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bindkit.backbones.capture import BlockCapture, find_blocks
-from bindkit.backbones.families import FAMILIES
-from bindkit.backbones.shape import EncoderShape
+from bindkit.backbones.families import FAMILIES, EncoderShape
 from bindkit.errors import ContractError
 from bindkit.scenes.geometry import PatchGrid
 
@@ -36,10 +37,7 @@ class VisionTower:
     def of(cls, shape: EncoderShape, model: nn.Module) -> VisionTower:
         """Find a loaded encoder's blocks and how it wants to be called.
 
-        Raises
-        ------
-        ContractError
-            If the model has no block list, or not as long a one as its config says.
+        Raises ContractError if it has no block list, or not as long a one as its config says.
         """
         blocks_at, blocks = find_blocks(model)
         if shape.n_layers is not None and len(blocks) != shape.n_layers:
@@ -73,24 +71,20 @@ class VisionTower:
     ) -> dict[int, Float[Tensor, "window token d_model"]]:
         """Outputs of some blocks, prefix tokens included, float32.
 
-        Raises
-        ------
-        GeometryError
-            If a side is no multiple of the patch.
-        ContractError
-            If the encoder gives another number of tokens or another width than it should.
+        Raises GeometryError if a side is no multiple of the patch, ContractError if the encoder gives another number
+        of tokens or another width than it should.
         """
-        return self._capture(pixels, layers, embedding=False).activations
+        return self._run(pixels, layers, embedding=False).activations
 
     def embedding(self, pixels: Float[Tensor, "window 3 height width"]) -> Float[Tensor, "window token d_model"]:
         """Input of block 0, prefix tokens included, float32. Raises as `activations` does."""
-        capture = self._capture(pixels, (), embedding=True)
-        if capture.embedding is None:
+        embedding = self._run(pixels, (), embedding=True).embedding
+        if embedding is None:
             raise ContractError("block 0 did not run, so this model is no plain ViT that bindkit can read")
-        return capture.embedding
+        return embedding
 
     def weights_digest(self) -> str:
-        """Return the sha256 of all weights with their types and shapes, as 64 hexadecimal digits.
+        """Sha256 of all weights with their types and shapes, as 64 hexadecimal digits.
 
         Tensors are digested one by one and their digests sorted, since transformers renames weights between versions.
         """
@@ -101,7 +95,7 @@ class VisionTower:
             digests.append(digest.hexdigest())
         return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
-    def _capture(self, pixels: Tensor, layers: Sequence[int], embedding: bool) -> BlockCapture:
+    def _run(self, pixels: Tensor, layers: Sequence[int], embedding: bool) -> Captured:
         grid = PatchGrid.of_size(pixels.shape[2], pixels.shape[3], self.shape.patch_size)
         arguments: dict[str, Any] = {}
         if self.interpolates_on_request:
@@ -110,15 +104,15 @@ class VisionTower:
             # Rising noise keeps the patches in order; a mask ratio of 0 alone would still shuffle them.
             rising = torch.arange(grid.n_patches, dtype=torch.float32, device=pixels.device)
             arguments["noise"] = rising.expand(pixels.shape[0], -1)
-        with torch.inference_mode(), BlockCapture(self.blocks, layers, embedding) as capture:
+        with torch.inference_mode(), captured(self.blocks, layers, embedding) as kept:
             self.model(pixels, **arguments)
         for layer in layers:
-            if layer not in capture.activations:
+            if layer not in kept.activations:
                 raise ContractError(f"block {layer} did not run, so this model is no plain ViT that bindkit can read")
-            self._require_tokens(capture.activations[layer], f"layer {layer}", grid)
-        if capture.embedding is not None:
-            self._require_tokens(capture.embedding, "the embedding", grid)
-        return capture
+            self._require_tokens(kept.activations[layer], f"layer {layer}", grid)
+        if kept.embedding is not None:
+            self._require_tokens(kept.embedding, "the embedding", grid)
+        return kept
 
     def _require_tokens(self, tokens: Tensor, where: str, grid: PatchGrid) -> None:
         n_prefix, wanted = tokens.shape[1] - grid.n_patches, self.shape.n_prefix
@@ -140,3 +134,74 @@ def patch_tokens(
 ) -> Float[Tensor, "window patch d_model"]:
     """Patch tokens, row-major. They are taken from the end, so that no prefix token can leak in."""
     return tokens[:, tokens.shape[1] - n_patches :]
+
+
+def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """A model's transformer blocks, its longest list of modules of one class: where it lies in the model, and the list.
+
+    Raises ContractError if the model has no such list.
+    """
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
+    ]
+    if not lists:
+        raise ContractError(
+            f"{type(model).__name__} has no list of like transformer blocks, so it is no ViT that bindkit can read; "
+            "choose a plain ViT checkpoint"
+        )
+    return max(lists, key=lambda found: len(found[1]))
+
+
+class _DeepestReached(BaseException):
+    """Ends the forward pass behind the deepest block asked for; never leaves `captured`."""
+
+
+@dataclass
+class Captured:
+    """All tokens at layers, before any final norm, and at the input of block 0: float32 [window, token, d_model]."""
+
+    activations: dict[int, Tensor] = field(default_factory=dict)
+    embedding: Tensor | None = None
+
+
+@contextlib.contextmanager
+def captured(blocks: nn.ModuleList, layers: Sequence[int], embedding: bool = False) -> Iterator[Captured]:
+    """Keep what some blocks put out; the forward pass stops behind the deepest, and hooks go whatever happens."""
+    kept = Captured()
+
+    def keep_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept.embedding = _tokens(args[0] if args else kwargs.get("hidden_states"), "the input of block 0")
+        if not layers:
+            raise _DeepestReached
+
+    def keeper(layer: int) -> Callable[..., None]:
+        def keep(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            if layer in kept.activations:
+                raise ContractError(f"block {layer} ran twice in one forward pass, so its output is ambiguous")
+            found = output[0] if isinstance(output, tuple) else output
+            kept.activations[layer] = _tokens(found, f"the output of block {layer}")
+            if layer == max(layers):
+                raise _DeepestReached
+
+        return keep
+
+    with contextlib.ExitStack() as hooks, contextlib.suppress(_DeepestReached):
+        if embedding:
+            hooks.enter_context(blocks[0].register_forward_pre_hook(keep_input, with_kwargs=True))
+        for layer in layers:
+            hooks.enter_context(blocks[layer].register_forward_hook(keeper(layer)))
+        yield kept
+
+
+def _tokens(value: Any, what: str) -> Tensor:
+    """Copy of a block's input or output, checked to be a token sequence.
+
+    A copy, since a later block may work in place; outside inference mode, so that callers may train on it.
+    """
+    if not isinstance(value, Tensor) or value.ndim != 3:
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ContractError(f"{what} should be a tensor of shape [window, token, d_model], got {got}")
+    with torch.inference_mode(False):
+        return value.detach().to(torch.float32, copy=True)

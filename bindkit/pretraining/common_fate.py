@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from bindkit.backbones.capture import find_blocks
+from bindkit.backbones.tower import find_blocks
 from bindkit.pretraining.architecture import LAYERS, WIDTH, vision_settings
 from bindkit.pretraining.objectives import Objective, register
 from bindkit.pretraining.training_scenes import SceneBatch

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bindkit.backbones.positions import sine_cosine_positions
+from bindkit.backbones.untrained import sine_cosine_positions
 from bindkit.pretraining.architecture import GRID, WIDTH, vision_settings
 from bindkit.pretraining.objectives import Objective, register
 from bindkit.pretraining.training_scenes import SceneBatch

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bindkit.arguments import require_kind
 from bindkit.backbones.checkpoint import quiet
-from bindkit.backbones.positions import fill_positions
+from bindkit.backbones.untrained import fill_positions
 from bindkit.errors import BackboneError, InvalidParameterError
 from bindkit.files import parse_json, write_bytes, write_json
 from bindkit.pretraining.architecture import POSITION_SCALE, write_preprocessing

@@ -9,7 +9,7 @@ import torch
 from tiny_models import FAMILIES, IMAGE, LAYERS, MEAN, STD, WIDTH, write_checkpoint
 
 from bindkit.backbones import Preprocessing, load_backbone
-from bindkit.backbones.random_init import RandomInit, parse_random_init
+from bindkit.backbones.names import RandomInit, parse_random_init
 from bindkit.errors import BackboneError, InvalidParameterError
 
 
