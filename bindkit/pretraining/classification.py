@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bindkit.pretraining.architecture import WIDTH, vision_settings
-from bindkit.pretraining.objectives import Objective, register
+from bindkit.pretraining.objectives import WIDTH, Objective, register, vision_settings
 from bindkit.pretraining.training_scenes import SceneBatch
 from bindkit.scenes.shapes import SHAPES
 
@@ -19,6 +18,7 @@ class Classification(Objective):
     name = "supervised"
     label = "supervised"
     supervision = "the classes that are in a scene"
+    vision_part = "vit"
 
     def _build(self) -> nn.Module:
         from transformers import ViTConfig, ViTForImageClassification
@@ -32,11 +32,6 @@ class Classification(Objective):
             problem_type="multi_label_classification",
         )
         return ViTForImageClassification(config)
-
-    @property
-    def vision(self) -> nn.Module:  # noqa: D102
-        encoder: nn.Module = self.model.vit
-        return encoder
 
     def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: D102
         loss: Tensor = self.model(batch.images.to(self.device), labels=batch.present().to(self.device)).loss

@@ -29,10 +29,10 @@ from bindkit.pretraining import (
     read_objective,
     ship,
 )
-from bindkit.pretraining.captions import END, PADDING, START, Vocabulary
 from bindkit.pretraining.cards import CARD_FILE, command_of
 from bindkit.pretraining.common_fate import draw_hints, draw_motion
 from bindkit.pretraining.distillation import crop, hide
+from bindkit.pretraining.image_text import END, PADDING, START, Vocabulary
 from bindkit.pretraining.loop import STATE_FILE, Plan, _Trainer
 from bindkit.pretraining.objectives import make_objective
 from bindkit.scenes.synthetic import SyntheticOptions
