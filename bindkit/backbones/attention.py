@@ -52,7 +52,22 @@ def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
     block = backbone.tower.blocks[layer + 1]
     where = f"block {layer + 1} of {backbone.name}"
     width = backbone.d_model
-    query, key = (_map_named(block, names, where) for names in (_QUERIES, _KEYS))
+    maps = []
+    for names in (_QUERIES, _KEYS):
+        found = [
+            module
+            for name, module in block.named_modules()
+            if name.rpartition(".")[2] in names and isinstance(module, nn.Linear)
+        ]
+        if len(found) != 1:
+            raise ContractError(f"{where} should have one linear map called {' or '.join(names)}, it has {len(found)}")
+        if found[0].weight.shape != (width, width):
+            raise ContractError(
+                f"{where} maps {found[0].in_features} dimensions to {found[0].out_features} for its queries or keys, "
+                f"expected {width} to {width}; self_attention cannot be asked of this model"
+            )
+        maps += found
+    query, key = maps
     norms = [child for name, child in block.named_children() if name in _NORMS]
     if len(norms) != 1 or not isinstance(norms[0], nn.LayerNorm):
         got = ", ".join(type(child).__name__ for child in norms) or "none"
@@ -60,12 +75,6 @@ def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
             f"{where} should have one layer norm called {' or '.join(_NORMS)} in front of its attention, got {got}, so "
             "what its queries and keys look at is not known"
         )
-    for module in (query, key):
-        if module.weight.shape != (width, width):
-            raise ContractError(
-                f"{where} maps {module.in_features} dimensions to {module.out_features} for its queries or keys, "
-                f"expected {width} to {width}; self_attention cannot be asked of this model"
-            )
     config: Any = backbone.tower.model.config
     ones, zeros = torch.ones(width), torch.zeros(width)
     return AttentionMaps(
@@ -78,17 +87,6 @@ def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
         key_bias=_plain(key.bias, zeros),
         n_heads=config.num_attention_heads,
     )
-
-
-def _map_named(block: nn.Module, names: tuple[str, ...], where: str) -> nn.Linear:
-    found = [
-        module
-        for name, module in block.named_modules()
-        if name.rpartition(".")[2] in names and isinstance(module, nn.Linear)
-    ]
-    if len(found) != 1:
-        raise ContractError(f"{where} should have one linear map called {' or '.join(names)}, it has {len(found)}")
-    return found[0]
 
 
 def _plain(weight: Tensor | None, otherwise: Tensor) -> Tensor:

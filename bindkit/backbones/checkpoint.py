@@ -19,7 +19,7 @@ from torch import nn
 from bindkit.backbones.families import family_of_type, vision_config_of
 from bindkit.backbones.names import require_place
 from bindkit.backbones.preprocessing import Preprocessing, read_preprocessing
-from bindkit.backbones.untrained import seeded, start_positions
+from bindkit.backbones.untrained import fill_positions, seeded
 from bindkit.errors import BackboneError
 
 logger = logging.getLogger(__name__)
@@ -36,56 +36,29 @@ _HABITS = (
     *("use_flash_attention_2", "_flash_attn_2_enabled", "_attn_implementation_autoset"),
 )
 
-_REMEDIES = (
-    # (of a directory, of the hub or of both; sign in the error's classes, or in its words in lower case; what to do)
-    (
-        None,
-        r"\bGatedRepoError\b|gated",
-        "Accept the terms on the page of {name}, then log in with `huggingface-cli login` (or `hf auth login`)",
-    ),
-    (
-        None,
-        "trust_remote_code",
-        "It needs code from its own repository, which bindkit never runs; choose a checkpoint without",
-    ),
-    (
-        True,
-        r"\bSafetensorError\b|corrupt",
-        "The file is damaged or cut short: copy or download it again; {name} holds {files}",
-    ),
-    (
-        True,
-        "",
-        "The directory should hold config.json, model.safetensors and preprocessor_config.json that belong together "
-        "and that the installed transformers knows; it holds {files}",
-    ),
-    (
-        False,
-        r"\bSafetensorError\b",
-        "The downloaded file is damaged: delete it from the hub cache (HF_HOME) and load it again",
-    ),
-    (
-        False,
-        r"\bRevisionNotFoundError\b",
-        "Give a branch, tag or commit that the model has as revision, or leave it out",
-    ),
-    (
-        False,
-        r"\b(RepositoryNotFoundError|HFValidationError)\b|not a valid model identifier",
-        "Check the spelling (owner/model); for a private model log in with `huggingface-cli login`; for a local model "
-        "give its directory",
-    ),
-    (
-        False,
-        r"\b(LocalEntryNotFoundError|OfflineModeIsEnabled|ConnectionError|ConnectError)\b|connect",
-        "The hub cannot be reached: go online, point HF_HOME to a cache that holds the model, "
-        "or give a local directory",
-    ),
-    (False, "", "Check that the name is a vision transformer that the installed transformers knows"),
-)
+# A sign in the classes of an error, or in its words in lower case -> what to do.
+_ANYWHERE = {
+    r"\bGatedRepoError\b|gated": "Accept the terms on the page of {name}, then log in with `huggingface-cli login` "
+    "(or `hf auth login`)",
+    "trust_remote_code": "It needs code from its own repository, which bindkit never runs; choose a checkpoint without",
+}
+_IN_A_DIRECTORY = {
+    r"\bSafetensorError\b|corrupt": "The file is damaged or cut short: copy or download it again; {name} holds {files}",
+    "": "The directory should hold config.json, model.safetensors and preprocessor_config.json that belong together "
+    "and that the installed transformers knows; it holds {files}",
+}
+_ON_THE_HUB = {
+    r"\bSafetensorError\b": "The downloaded file is damaged: delete it from the hub cache (HF_HOME) and load it again",
+    r"\bRevisionNotFoundError\b": "Give a branch, tag or commit that the model has as revision, or leave it out",
+    r"\b(RepositoryNotFoundError|HFValidationError)\b|not a valid model identifier": "Check the spelling (owner/model)"
+    "; for a private model log in with `huggingface-cli login`; for a local model give its directory",
+    r"\b(LocalEntryNotFoundError|OfflineModeIsEnabled|ConnectionError|ConnectError)\b|connect": "The hub cannot be "
+    "reached: go online, point HF_HOME to a cache that holds the model, or give a local directory",
+    "": "Check that the name is a vision transformer that the installed transformers knows",
+}
 
 
-def read_config(name: str, revision: str | None = None) -> Any:
+def read_config(name: str, revision: str | None) -> Any:
     """Read a checkpoint's config.
 
     Raises BackboneError if `name` is neither a model directory nor a model of the hub, or its architecture is unknown.
@@ -124,11 +97,10 @@ def without_habits(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
     return kept, left
 
 
-def find_preprocessing(name: str, config: Any, revision: str | None = None) -> Preprocessing:
+def find_preprocessing(name: str, revision: str | None) -> Preprocessing:
     """Read a checkpoint's own preprocessing. Raises BackboneError if it comes without."""
     from transformers.utils import cached_file
 
-    revision = getattr(config, "_commit_hash", None) or revision
     for file in ("preprocessor_config.json", "processor_config.json"):
         with quiet(), _explained(name, file):
             path = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
@@ -140,7 +112,7 @@ def find_preprocessing(name: str, config: Any, revision: str | None = None) -> P
     )
 
 
-def load_weights(name: str, config: Any, revision: str | None = None) -> nn.Module:
+def load_weights(name: str, config: Any, revision: str | None) -> nn.Module:
     """Load the vision encoder of a checkpoint in float32, on the CPU, in evaluation mode.
 
     Raises BackboneError if files are missing or damaged, or the checkpoint lacks weights of the encoder: transformers
@@ -153,7 +125,7 @@ def load_weights(name: str, config: Any, revision: str | None = None) -> nn.Modu
         whole, report = model_class.from_pretrained(
             name,
             config=config_of_class,
-            revision=getattr(config, "_commit_hash", None) or revision,
+            revision=revision,
             output_loading_info=True,
             dtype=torch.float32,
             trust_remote_code=False,
@@ -185,12 +157,18 @@ def build_untrained(name: str, config: Any, seed: int) -> nn.Module:
     with seeded(seed):
         with quiet(), _explained(name, "config"):
             model_class, config_of_class, arguments = _encoder_class(config)
-            if family_of_type(config.model_type) is None:
-                model = model_class.from_config(config, trust_remote_code=False)
-            else:
+            if family_of_type(config.model_type).is_known:
                 model = model_class(config_of_class, **arguments)
+            else:
+                model = model_class.from_config(config, trust_remote_code=False)
         _, model = _vision_part(model, name, config)
-        start_positions(model, config)
+        # transformers 5.23 leaves the positions of a new MAE at zero: it would not know where its patches lie.
+        vision = vision_config_of(config)
+        scale = getattr(vision, "position_embedding_scale", None)  # as bindkit's own tiny backbones carry it
+        if scale is None and getattr(vision, "model_type", "") == "vit_mae":
+            scale = 1.0
+        if scale is not None:
+            fill_positions(model, float(scale))
     return model.float().eval().requires_grad_(False)
 
 
@@ -199,19 +177,18 @@ def _encoder_class(config: Any) -> tuple[Any, Any, dict[str, Any]]:
     import transformers
 
     family = family_of_type(config.model_type)
-    if family is None:
-        return transformers.AutoModel, config, {}
     try:
-        return getattr(transformers, family.model_class), vision_config_of(config), family.model_arguments
+        model_class = getattr(transformers, family.model_class)
     except (AttributeError, ImportError) as error:
         raise BackboneError(
             f"transformers {transformers.__version__} has no {family.model_class}; install a newer version"
         ) from error
+    return model_class, vision_config_of(config) if family.is_known else config, family.model_arguments
 
 
 def _vision_part(model: nn.Module, name: str, config: Any) -> tuple[str, nn.Module]:
     """The vision encoder of what `_encoder_class` gave, and the prefix of its weights' names."""
-    if family_of_type(config.model_type) is not None:
+    if family_of_type(config.model_type).is_known:
         return "", model
     for part in _VISION_PARTS:
         inner = getattr(model, part, None)
@@ -272,6 +249,6 @@ def _remedy(name: str, error: BaseException) -> str:
         link = link.__cause__ or link.__context__
     here = Path(name).is_dir()
     files = ", ".join(sorted(path.name for path in Path(name).iterdir())[:8]) if here else ""
-    said = f"{classes}\n{words.lower()}"
-    remedy = next(text for place, sign, text in _REMEDIES if place in (None, here) and re.search(sign, said))
+    signs = _ANYWHERE | (_IN_A_DIRECTORY if here else _ON_THE_HUB)
+    remedy = next(text for sign, text in signs.items() if re.search(sign, f"{classes}\n{words.lower()}"))
     return remedy.format(name=name, files=files or "nothing")

@@ -36,38 +36,36 @@ def check_contract(
     def shown(windows: Tensor) -> Tensor:
         return normalise(windows.to(device))
 
-    checks = []
     whole = PatchGrid.of_window(window, tower.shape.patch_size)
     small = PatchGrid(*_SMALL_GRID, tower.shape.patch_size)
+    prefixes = {}
     try:
-        n_prefix = _check_embedding(tower, shown, small)
+        prefixes[small] = _check_embedding(tower, shown, small)
     except _DoesNotRunError:
         small = whole  # square windows are all that bindkit needs
-    else:
-        checks.append(_embedding_check(small))
-    seen = _check_embedding(tower, shown, whole)
-    if small is not whole and seen != n_prefix:
+    prefixes[whole] = _check_embedding(tower, shown, whole)
+    if prefixes[small] != prefixes[whole]:
         raise ContractError(
-            f"the model has {seen} prefix tokens at {whole.rows} x {whole.cols} patches and {n_prefix} at "
-            f"{small.rows} x {small.cols}, so which tokens are patches is unknown"
+            f"the model has {prefixes[whole]} prefix tokens at {whole.rows} x {whole.cols} patches and "
+            f"{prefixes[small]} at {small.rows} x {small.cols}, so which tokens are patches is unknown"
         )
-    checks.append(_embedding_check(whole))
     _check_all_layers(tower, shown, small)
-    checks.append(f"all {tower.n_layers} layers give finite, repeatable activations of width {tower.shape.d_model}")
-    return seen, tuple(checks)
+    return prefixes[whole], (
+        *(
+            f"a perturbed patch moves exactly its own token at the embedding ({grid.rows} x {grid.cols} patches)"
+            for grid in prefixes
+        ),
+        f"all {tower.n_layers} layers give finite, repeatable activations of width {tower.shape.d_model}",
+    )
 
 
 class _DoesNotRunError(ContractError):
     """The model's own forward pass failed."""
 
 
-def _embedding_check(grid: PatchGrid) -> str:
-    return f"a perturbed patch moves exactly its own token at the embedding ({grid.rows} x {grid.cols} patches)"
-
-
-def _random_windows(n_windows: int, grid: PatchGrid) -> Tensor:
+def _random_window(grid: PatchGrid) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (n_windows, grid.height, grid.width, 3), generator=generator, dtype=torch.uint8)
+    return torch.randint(0, 256, (1, grid.height, grid.width, 3), generator=generator, dtype=torch.uint8)
 
 
 @contextlib.contextmanager
@@ -89,7 +87,7 @@ def _check_embedding(tower: VisionTower, shown: Callable[[Tensor], Tensor], grid
     # The four corners, where order and overlap show, and two patches in between.
     between = torch.randint(0, grid.n_patches, (2,), generator=torch.Generator().manual_seed(1)).tolist()
     patches = sorted({0, grid.cols - 1, (grid.rows - 1) * grid.cols, grid.n_patches - 1, *between})
-    windows = _random_windows(1, grid).repeat(len(patches) + 1, 1, 1, 1)
+    windows = _random_window(grid).repeat(len(patches) + 1, 1, 1, 1)
     for window, patch in enumerate(patches, start=1):
         box = grid.box(patch)
         pixels = windows[window, int(box.top) : int(box.bottom), int(box.left) : int(box.right)]
@@ -127,7 +125,7 @@ def _what_moved(grid: PatchGrid, patch: int, own: int, moved: list[int]) -> str:
 
 
 def _check_all_layers(tower: VisionTower, shown: Callable[[Tensor], Tensor], grid: PatchGrid) -> None:
-    pixels = shown(_random_windows(1, grid))
+    pixels = shown(_random_window(grid))
     with _running(tower, grid):
         first = tower.activations(pixels, range(tower.n_layers))
         second = tower.activations(pixels, range(tower.n_layers))

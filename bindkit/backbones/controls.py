@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from bindkit.arguments import CONTROL, CONTROL_KINDS, ControlName, each_of, parse_control
+from bindkit.backbones.loading import summary_of
 from bindkit.backbones.preprocessing import Preprocessing
 from bindkit.errors import GeometryError, InvalidParameterError
 from bindkit.scenes.geometry import WindowGeometry
@@ -38,14 +38,6 @@ _DEFINITIONS = {
 
 
 @runtime_checkable
-class Resizing(Protocol):
-    """What a control asks of a backbone's preprocessing."""
-
-    def resize(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Resize uint8 [height, width, 3] to ``(height, width)`` pixels."""
-
-
-@runtime_checkable
 class HasGeometry(Protocol):
     """What a control asks of a backbone."""
 
@@ -54,7 +46,7 @@ class HasGeometry(Protocol):
         """How scenes are resized and tiled."""
 
     @property
-    def preprocessing(self) -> Resizing:
+    def preprocessing(self) -> Preprocessing:
         """Resizes scenes."""
 
 
@@ -64,7 +56,7 @@ class Control:
 
     known: ControlName
     geometry: WindowGeometry
-    preprocessing: Resizing
+    preprocessing: Preprocessing
 
     n_layers = 1
     device = torch.device("cpu")
@@ -94,7 +86,8 @@ class Control:
                 f"{self.name} needs to know where in its scene a window lies; call activations_at with its corner and "
                 "the size of the resized scene"
             )
-        return {layer: raw_pixels(self._checked(windows), self.geometry.patch_size) for layer in layers}
+        anywhere = torch.zeros(len(windows), 2, dtype=torch.int64)
+        return self.activations_at(windows, anywhere, anywhere, layers)
 
     def activations_at(
         self,
@@ -108,29 +101,24 @@ class Control:
         `corners` are ``(top, left)`` of each window in pixels of its resized scene, `scene_sizes` ``(height, width)``
         of these scenes. Raises GeometryError for windows of another size than the control's geometry says.
         """
-        windows = self._checked(windows)
+        side = self.geometry.window
+        if windows.ndim != 4 or tuple(windows.shape[1:]) != (side, side, 3) or windows.dtype != torch.uint8:
+            raise GeometryError(
+                f"windows of {self.name} should be uint8 of shape [window, {side}, {side}, 3], got "
+                f"{str(windows.dtype).removeprefix('torch.')} of {list(windows.shape)}; a control has the geometry of "
+                "the backbone that it was loaded with"
+            )
         found = [
             position_code(self.geometry, corners, scene_sizes)
             if part == "position"
-            else raw_pixels(windows, self.geometry.patch_size)
+            else raw_pixels(windows.to(self.device), self.geometry.patch_size)
             for part in self.known.parts
         ]
         return dict.fromkeys(layers, torch.cat(found, dim=-1))
 
     def summary(self) -> dict[str, Any]:
         """One row for a table, beside those of backbones."""
-        return {
-            "backbone": self.name,
-            "family": CONTROL,
-            "objective": CONTROL,
-            "layers": self.n_layers,
-            "width": self.d_model,
-            "prefix tokens": 0,
-            "patch": self.geometry.patch_size,
-            "window": self.geometry.window,
-            "short side": self.geometry.short_side,
-            "parameters": 0,
-        }
+        return summary_of(self.describe(), n_parameters=0)
 
     def describe(self) -> dict[str, Any]:
         """Identity as plain values; equal for equal measurements."""
@@ -147,16 +135,6 @@ class Control:
             "geometry": self.geometry.describe(),
             "preprocessing": {"resample": str(getattr(self.preprocessing, "resample", "as the backbone"))},
         }
-
-    def _checked(self, windows: Tensor) -> Tensor:
-        side = self.geometry.window
-        if windows.ndim != 4 or tuple(windows.shape[1:]) != (side, side, 3) or windows.dtype != torch.uint8:
-            raise GeometryError(
-                f"windows of {self.name} should be uint8 of shape [window, {side}, {side}, 3], got "
-                f"{str(windows.dtype).removeprefix('torch.')} of {list(windows.shape)}; a control has the geometry of "
-                "the backbone that it was loaded with"
-            )
-        return windows.to(self.device)
 
 
 def load_control(name: str, like: HasGeometry) -> Control:

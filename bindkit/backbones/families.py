@@ -24,12 +24,12 @@ class Family:
     """Class of transformers that holds the vision encoder alone."""
     objective: str
     """What the family was pretrained for; ``"by-architecture"`` where only the checkpoint's config can tell."""
-    n_prefix: int
-    """CLS and distillation tokens in front of the patch tokens."""
-    has_registers: bool = False
+    n_prefix: int | None
+    """CLS and distillation tokens in front of the patch tokens; None where nobody has said."""
+    registers: bool = False
     """Whether ``config.num_register_tokens`` more prefix tokens follow."""
-    interpolates_on_request: bool = True
-    """Whether other window sizes than the native one need ``interpolate_pos_encoding=True``."""
+    any_size: bool | None = False
+    """Whether it takes windows of any size without ``interpolate_pos_encoding=True``; None: ask its signature."""
     masks_patches: bool = False
     """Whether the forward pass drops and shuffles patches unless told not to (MAE)."""
     model_arguments: dict[str, Any] = field(default_factory=dict)
@@ -37,51 +37,39 @@ class Family:
     aliases: tuple[str, ...] = ()
     """Other model types whose checkpoints hold this vision encoder (a text and image model, for example)."""
 
-    def prefix_tokens(self, config: Any) -> int:
+    @property
+    def is_known(self) -> bool:
+        """Whether it is a row of the table."""
+        return self in FAMILIES
+
+    def prefix_tokens(self, config: Any) -> int | None:
         """Number of prefix tokens that a model with this config puts in front of the patch tokens."""
-        return self.n_prefix + (int(config.num_register_tokens) if self.has_registers else 0)
+        registers = config.num_register_tokens if self.registers else 0
+        return None if self.n_prefix is None else self.n_prefix + registers
 
 
 _NO_POOLER = {"add_pooling_layer": False}
 
-FAMILIES = {
-    family.name: family
-    for family in (
-        Family("dinov2", "Dinov2Model", "self-distillation", 1, interpolates_on_request=False),
-        Family(
-            "dinov2_with_registers",
-            "Dinov2WithRegistersModel",
-            "self-distillation",
-            1,
-            has_registers=True,
-            interpolates_on_request=False,
-        ),
-        Family(
-            "dinov3_vit", "DINOv3ViTModel", "self-distillation", 1, has_registers=True, interpolates_on_request=False
-        ),
-        Family("vit", "ViTModel", "by-architecture", 1, model_arguments=_NO_POOLER),
-        Family("deit", "DeiTModel", "by-architecture", 2, model_arguments=_NO_POOLER),
-        Family("vit_mae", "ViTMAEModel", "masked-reconstruction", 1, masks_patches=True),
-        Family("clip_vision_model", "CLIPVisionModel", "contrastive", 1, aliases=("clip",)),
-        Family("siglip_vision_model", "SiglipVisionModel", "contrastive", 0, aliases=("siglip",)),
-        Family(
-            "beit",
-            "BeitModel",
-            "masked-reconstruction",
-            1,
-            interpolates_on_request=False,
-            model_arguments=_NO_POOLER,
-        ),
-        Family("ijepa", "IJepaModel", "self-prediction", 0, model_arguments=_NO_POOLER),
-    )
-}
+FAMILIES = (
+    Family("dinov2", "Dinov2Model", "self-distillation", 1, any_size=True),
+    Family("dinov2_with_registers", "Dinov2WithRegistersModel", "self-distillation", 1, registers=True, any_size=True),
+    Family("dinov3_vit", "DINOv3ViTModel", "self-distillation", 1, registers=True, any_size=True),
+    Family("vit", "ViTModel", "by-architecture", 1, model_arguments=_NO_POOLER),
+    Family("deit", "DeiTModel", "by-architecture", 2, model_arguments=_NO_POOLER),
+    Family("vit_mae", "ViTMAEModel", "masked-reconstruction", 1, masks_patches=True),
+    Family("clip_vision_model", "CLIPVisionModel", "contrastive", 1, aliases=("clip",)),
+    Family("siglip_vision_model", "SiglipVisionModel", "contrastive", 0, aliases=("siglip",)),
+    Family("beit", "BeitModel", "masked-reconstruction", 1, any_size=True, model_arguments=_NO_POOLER),
+    Family("ijepa", "IJepaModel", "self-prediction", 0, model_arguments=_NO_POOLER),
+)
 
-_BY_TYPE = {model_type: family for family in FAMILIES.values() for model_type in (family.name, *family.aliases)}
+_BY_TYPE = {model_type: family for family in FAMILIES for model_type in (family.name, *family.aliases)}
 
 
-def family_of_type(model_type: str) -> Family | None:
-    """Row of a ``config.model_type``, or None for a family that is not in the table."""
-    return _BY_TYPE.get(model_type)
+def family_of_type(model_type: str) -> Family:
+    """Row of a ``config.model_type``; for one that is not in the table, what can be tried with it."""
+    unknown = Family(model_type, "AutoModel", "unknown", n_prefix=None, any_size=None)
+    return _BY_TYPE.get(model_type, unknown)
 
 
 def objective_of(config: Any) -> str:
@@ -94,11 +82,10 @@ def objective_of(config: Any) -> str:
     if isinstance(stated, str):
         return stated
     family = family_of_type(config.model_type)
-    if family is not None and family.objective != "by-architecture":
+    if family.objective != "by-architecture":
         return family.objective
     architectures = getattr(config, "architectures", None) or ()
-    classifies = any("ForImageClassification" in architecture for architecture in architectures)
-    return "supervised" if classifies and family is not None else "unknown"
+    return "supervised" if any("ForImageClassification" in one for one in architectures) else "unknown"
 
 
 def vision_config_of(config: Any) -> Any:
@@ -138,12 +125,12 @@ class EncoderShape:
                 f"{name} takes {vision.num_channels} channels, and bindkit reads RGB images; choose an RGB model"
             )
         return cls(
-            family=family.name if family is not None else config.model_type,
+            family=family.name,
             patch_size=patch_size,
             image_size=image_size,
             d_model=d_model,
             n_layers=n_layers if isinstance(n_layers, int) else None,
-            n_prefix=family.prefix_tokens(vision) if family is not None else None,
+            n_prefix=family.prefix_tokens(vision),
         )
 
 

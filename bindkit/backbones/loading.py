@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,18 +134,7 @@ class Backbone:
 
     def summary(self) -> dict[str, Any]:
         """One row for a table: what it is and how it looks at scenes (sizes in pixels)."""
-        return {
-            "backbone": self.name,
-            "family": self.family,
-            "objective": self.objective,
-            "layers": self.n_layers,
-            "width": self.d_model,
-            "prefix tokens": self.layout.n_prefix,
-            "patch": self.geometry.patch_size,
-            "window": self.geometry.window,
-            "short side": self.geometry.short_side,
-            "parameters": self.tower.n_parameters,
-        }
+        return summary_of(self.describe(), self.tower.n_parameters)
 
     def describe(self) -> dict[str, Any]:
         """Identity of the backbone as plain values that JSON can hold; equal for equal measurements."""
@@ -173,6 +162,22 @@ class Backbone:
                 f"{list(windows.shape)}; load the backbone with another window= for other sizes"
             )
         return self.preprocessing.normalise(windows.to(self.device))
+
+
+def summary_of(described: Mapping[str, Any], n_parameters: int) -> dict[str, Any]:
+    """One row for a table, from what a backbone or a control says of itself."""
+    return {
+        "backbone": described["name"],
+        "family": described["family"],
+        "objective": described["objective"],
+        "layers": described["n_layers"],
+        "width": described["d_model"],
+        "prefix tokens": described["n_prefix"],
+        "patch": described["geometry"]["patch_size"],
+        "window": described["geometry"]["window"],
+        "short side": described["geometry"]["short_side"],
+        "parameters": n_parameters,
+    }
 
 
 def load_backbone(
@@ -234,6 +239,7 @@ def load_backbone(
     embedded = random_init is not None and random_init.is_embedded
     source = source if embedded else directory_of(source)
     config = embedded_config(source) if embedded else read_config(source, revision)
+    commit = getattr(config, "_commit_hash", None)
     shape = EncoderShape.of_config(source, config)
     patch_size = shape.patch_size
     if window is None:
@@ -245,9 +251,9 @@ def load_backbone(
     if embedded or normalization == "imagenet":
         preprocessing = IMAGENET
     else:
-        preprocessing = find_preprocessing(source, config, revision)
+        preprocessing = find_preprocessing(source, commit or revision)
     if random_init is None:
-        model, known_objective = load_weights(source, config, revision), objective_of(config)
+        model, known_objective = load_weights(source, config, commit or revision), objective_of(config)
     else:
         model, known_objective = build_untrained(source, config, random_init.seed), "random-init"
     tower = VisionTower.of(shape, model)
@@ -256,7 +262,7 @@ def load_backbone(
     n_prefix, checks = check_contract(tower, preprocessing.normalise, geometry.window)
     return Backbone(
         name=name,
-        revision=getattr(config, "_commit_hash", None),
+        revision=commit,
         family=shape.family,
         objective=objective or known_objective,
         weights_digest=digest,

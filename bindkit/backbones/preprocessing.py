@@ -61,8 +61,10 @@ class Preprocessing:
     def normalise(self, windows: UInt8[Tensor, "window height width 3"]) -> Float[Tensor, "window 3 height width"]:
         """Turn windows of pixels into a model's input, float32 on the device of `windows`."""
         pixels = windows.permute(0, 3, 1, 2).to(torch.float32) * self.rescale_factor
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=windows.device).view(3, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32, device=windows.device).view(3, 1, 1)
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=windows.device).view(3, 1, 1)
+            for values in (self.mean, self.std)
+        )
         return (pixels - mean) / std
 
     def describe(self) -> dict[str, Any]:

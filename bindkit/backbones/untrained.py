@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bindkit.backbones.families import vision_config_of
 from bindkit.errors import BackboneError
 
 # Small enough for a laptop: 6 layers of width 128 over 14 x 14 patches of 8 px.
@@ -78,17 +77,3 @@ def fill_positions(model: nn.Module, scale: float) -> None:
     patches = sine_cosine_positions(side, side, weight.shape[1])
     weight.zero_()
     weight[-len(patches) :] = scale * patches
-
-
-def start_positions(model: nn.Module, config: Any) -> None:
-    """Give a new encoder the positions that its architecture starts from, where transformers does not.
-
-    A config may carry ``position_embedding_scale`` (bindkit's own tiny backbones do). MAE starts at 1: transformers
-    5.23 leaves its positions at zero, so that the model would not know where its patches lie.
-    """
-    vision = vision_config_of(config)
-    scale = getattr(vision, "position_embedding_scale", None)
-    if scale is None and getattr(vision, "model_type", "") == "vit_mae":
-        scale = 1.0
-    if scale is not None:
-        fill_positions(model, float(scale))
