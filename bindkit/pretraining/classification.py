@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bindkit.pretraining.objectives import WIDTH, Objective, register, vision_settings
+from bindkit.pretraining.objectives import VISION_SETTINGS, WIDTH, Objective, register
 from bindkit.pretraining.training_scenes import SceneBatch
 from bindkit.scenes.shapes import SHAPES
 
@@ -25,7 +25,7 @@ class Classification(Objective):
 
         names = dict(enumerate(shape.name for shape in SHAPES))
         config = ViTConfig(
-            **vision_settings(),
+            **VISION_SETTINGS,
             intermediate_size=4 * WIDTH,
             id2label=names,
             label2id={name: number for number, name in names.items()},

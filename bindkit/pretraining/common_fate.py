@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bindkit.backbones.tower import find_blocks
-from bindkit.pretraining.objectives import LAYERS, WIDTH, Objective, register, vision_settings
+from bindkit.pretraining.objectives import LAYERS, VISION_SETTINGS, WIDTH, Objective, register
 from bindkit.pretraining.training_scenes import SceneBatch
 
 _ENTRY = LAYERS // 2 - 1
@@ -43,7 +43,7 @@ class CommonFate(Objective):
         own: dict[str, Any] = {"intermediate_size": 4 * WIDTH, "pretraining_objective": self.label}
         self.hint = nn.Linear(3, WIDTH)
         self.answer = nn.Linear(WIDTH, 2)
-        return ViTModel(ViTConfig(**vision_settings(), **own), add_pooling_layer=False)
+        return ViTModel(ViTConfig(**VISION_SETTINGS, **own), add_pooling_layer=False)
 
     def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: D102
         device = self.device

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, log_softmax, normalize, softmax
 
-from bindkit.pretraining.objectives import WIDTH, Objective, register, vision_settings
+from bindkit.pretraining.objectives import VISION_SETTINGS, WIDTH, Objective, register
 from bindkit.pretraining.training_scenes import GRID, SIDE, SceneBatch
 
 _CODES, _BOTTLENECK, _HIDDEN = 512, 64, 256
@@ -68,7 +68,7 @@ class SelfDistillation(Objective):
     def _build(self) -> nn.Module:
         from transformers import Dinov2Config, Dinov2Model
 
-        config = Dinov2Config(**vision_settings(), mlp_ratio=4, use_mask_token=True, layerscale_value=1.0)
+        config = Dinov2Config(**VISION_SETTINGS, mlp_ratio=4, use_mask_token=True, layerscale_value=1.0)
         student = Dinov2Model(config)
         self.head, self.patch_head = Head(), Head()
         return student

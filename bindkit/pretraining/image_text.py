@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bindkit.pretraining.objectives import HEADS, WIDTH, Objective, register, vision_settings
+from bindkit.pretraining.objectives import HEADS, VISION_SETTINGS, WIDTH, Objective, register
 from bindkit.pretraining.training_scenes import SceneBatch
 from bindkit.scenes.shapes import SHAPES
 
@@ -45,7 +45,7 @@ class ImageText(Objective):
             "bos_token_id": START,
             "eos_token_id": END,
         }
-        vision = vision_settings() | {"intermediate_size": 4 * WIDTH}
+        vision = VISION_SETTINGS | {"intermediate_size": 4 * WIDTH}
         return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=_JOINT_WIDTH))
 
     def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: D102

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bindkit.backbones.untrained import sine_cosine_positions
-from bindkit.pretraining.objectives import HEADS, WIDTH, Objective, register, vision_settings
+from bindkit.pretraining.objectives import HEADS, VISION_SETTINGS, WIDTH, Objective, register
 from bindkit.pretraining.training_scenes import GRID, SceneBatch
 
 _DECODER_WIDTH = 64
@@ -33,7 +33,7 @@ class MaskedReconstruction(Objective):
         from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
         config = ViTMAEConfig(
-            **vision_settings(),
+            **VISION_SETTINGS,
             intermediate_size=4 * WIDTH,
             decoder_hidden_size=_DECODER_WIDTH,
             decoder_num_hidden_layers=1,

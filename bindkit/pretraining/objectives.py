@@ -29,6 +29,16 @@ POSITION_SCALE = 0.05
 """Position embeddings start at this share of the sine-cosine ones: as faint as the usual random ones (standard
 deviation 0.02 to 0.04), so that an untrained twin hardly knows where its patches lie, but smooth."""
 
+VISION_SETTINGS: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "patch_size": PATCH,
+    "image_size": SIDE,
+    "position_embedding_scale": POSITION_SCALE,
+}
+"""Settings of the encoder in the words that all four families share."""
+
 OBJECTIVE_FILE = "objective.json"
 HEADS_FILE = "heads.safetensors"
 
@@ -152,18 +162,6 @@ class Objective(nn.Module, ABC):
             write_bytes(directory / HEADS_FILE, save(heads))
         write_json(directory / OBJECTIVE_FILE, {"format": 1, "objective": self.name, "settings": self.settings})
         return directory
-
-
-def vision_settings() -> dict[str, Any]:
-    """Settings of the encoder in the words that all four families share."""
-    return {
-        "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "patch_size": PATCH,
-        "image_size": SIDE,
-        "position_embedding_scale": POSITION_SCALE,
-    }
 
 
 def register(objective: type[Objective]) -> type[Objective]:
