@@ -9,9 +9,7 @@ random-init:dinov2: passes the contract check
 from __future__ import annotations
 
 from bindkit.backbones.attention import attention_maps
-from bindkit.backbones.backbone import Backbone
-from bindkit.backbones.contract import ContractReport
-from bindkit.backbones.loading import check_backbone, load_backbone
+from bindkit.backbones.loading import Backbone, ContractReport, check_backbone, load_backbone
 from bindkit.backbones.preprocessing import Preprocessing
 
 __all__ = ["Backbone", "ContractReport", "Preprocessing", "attention_maps", "check_backbone", "load_backbone"]

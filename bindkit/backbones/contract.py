@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,108 +23,49 @@ _LEAK = 1e-3
 _SMALL_GRID = (3, 5)
 
 
-@dataclass(frozen=True)
-class ContractReport:
-    """What a backbone is and what was checked on it; ``str(report)`` is a page for people."""
-
-    name: str
-    family: str
-    objective: str
-    n_layers: int
-    d_model: int
-    patch_size: int
-    n_prefix: int
-    window: int
-    short_side: int
-    n_parameters: int
-    checks: tuple[str, ...]
-    revision: str | None = None
-
-    def __str__(self) -> str:
-        grid = self.window // self.patch_size
-        lines = [
-            f"{self.name}: passes the contract check",
-            f"  family        {self.family}",
-            f"  objective     {self.objective}",
-            f"  revision      {self.revision or '-'}",
-            f"  layers        {self.n_layers} (0 to {self.n_layers - 1})",
-            f"  width         {self.d_model}",
-            f"  parameters    {self.n_parameters:,}",
-            f"  patch         {self.patch_size} px",
-            f"  prefix tokens {self.n_prefix}",
-            f"  window        {self.window} px ({grid} x {grid} patches); short side {self.short_side} px",
-            "  checked",
-        ]
-        return "\n".join(lines + [f"  - {check}" for check in self.checks])
-
-
 def check_contract(
     tower: VisionTower, normalise: Callable[[Tensor], Tensor], window: int
 ) -> tuple[int, tuple[str, ...]]:
-    """Check that a model is a ViT on windows of `window` pixels.
+    """Check that a model is a ViT on windows of `window` pixels, which `normalise` turns from uint8 into its input.
 
-    Parameters
-    ----------
-    tower : VisionTower
-        The loaded encoder.
-    normalise : callable
-        Turns uint8 windows into the model's input.
-    window : int
-        Side in pixels, a multiple of the patch.
-
-    Returns
-    -------
-    (n_prefix, checks)
-        The number of prefix tokens that was seen, and what was checked, in words.
-
-    Raises
-    ------
-    ContractError
-        If the model does not run, or its tokens are not its patches in row-major order behind its prefix tokens.
+    Returns the number of prefix tokens that was seen, and what was checked, in words. Raises ContractError if the model
+    does not run, or its tokens are not its patches in row-major order behind its prefix tokens.
     """
-    checks = []
+    device = next(tower.model.parameters()).device
+
+    def shown(windows: Tensor) -> Tensor:
+        return normalise(windows.to(device))
+
     whole = PatchGrid.of_window(window, tower.shape.patch_size)
     small = PatchGrid(*_SMALL_GRID, tower.shape.patch_size)
+    prefixes = {}
     try:
-        n_prefix = _check_embedding(tower, normalise, small)
+        prefixes[small] = _check_embedding(tower, shown, small)
     except _DoesNotRunError:
         small = whole  # square windows are all that bindkit needs
-    else:
-        checks.append(_embedding_check(small))
-    seen = _check_embedding(tower, normalise, whole)
-    if small is not whole and seen != n_prefix:
+    prefixes[whole] = _check_embedding(tower, shown, whole)
+    if prefixes[small] != prefixes[whole]:
         raise ContractError(
-            f"the model has {seen} prefix tokens at {whole.rows} x {whole.cols} patches and {n_prefix} at "
-            f"{small.rows} x {small.cols}, so which tokens are patches is unknown"
+            f"the model has {prefixes[whole]} prefix tokens at {whole.rows} x {whole.cols} patches and "
+            f"{prefixes[small]} at {small.rows} x {small.cols}, so which tokens are patches is unknown"
         )
-    checks.append(_embedding_check(whole))
-    _check_all_layers(tower, normalise, small)
-    checks.append(f"all {tower.n_layers} layers give finite, repeatable activations of width {tower.shape.d_model}")
-    return seen, tuple(checks)
+    _check_all_layers(tower, shown, small)
+    return prefixes[whole], (
+        *(
+            f"a perturbed patch moves exactly its own token at the embedding ({grid.rows} x {grid.cols} patches)"
+            for grid in prefixes
+        ),
+        f"all {tower.n_layers} layers give finite, repeatable activations of width {tower.shape.d_model}",
+    )
 
 
 class _DoesNotRunError(ContractError):
     """The model's own forward pass failed."""
 
 
-def _embedding_check(grid: PatchGrid) -> str:
-    return f"a perturbed patch moves exactly its own token at the embedding ({grid.rows} x {grid.cols} patches)"
-
-
-def _device_of(tower: VisionTower) -> torch.device:
-    return next(tower.model.parameters()).device
-
-
-def _random_windows(n_windows: int, grid: PatchGrid) -> Tensor:
+def _random_window(grid: PatchGrid) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (n_windows, grid.height, grid.width, 3), generator=generator, dtype=torch.uint8)
-
-
-def _probed_patches(grid: PatchGrid) -> list[int]:
-    """The four corners, where order and overlap show, and two patches in between."""
-    last_row = (grid.rows - 1) * grid.cols
-    between = torch.randint(0, grid.n_patches, (2,), generator=torch.Generator().manual_seed(1)).tolist()
-    return sorted({0, grid.cols - 1, last_row, grid.n_patches - 1, *between})
+    return torch.randint(0, 256, (1, grid.height, grid.width, 3), generator=generator, dtype=torch.uint8)
 
 
 @contextlib.contextmanager
@@ -142,16 +82,18 @@ def _running(tower: VisionTower, grid: PatchGrid) -> Iterator[None]:
         ) from error
 
 
-def _check_embedding(tower: VisionTower, normalise: Callable[[Tensor], Tensor], grid: PatchGrid) -> int:
+def _check_embedding(tower: VisionTower, shown: Callable[[Tensor], Tensor], grid: PatchGrid) -> int:
     """Perturb patches one by one and compare the embeddings; returns the number of prefix tokens."""
-    patches = _probed_patches(grid)
-    windows = _random_windows(1, grid).repeat(len(patches) + 1, 1, 1, 1)
+    # The four corners, where order and overlap show, and two patches in between.
+    between = torch.randint(0, grid.n_patches, (2,), generator=torch.Generator().manual_seed(1)).tolist()
+    patches = sorted({0, grid.cols - 1, (grid.rows - 1) * grid.cols, grid.n_patches - 1, *between})
+    windows = _random_window(grid).repeat(len(patches) + 1, 1, 1, 1)
     for window, patch in enumerate(patches, start=1):
         box = grid.box(patch)
         pixels = windows[window, int(box.top) : int(box.bottom), int(box.left) : int(box.right)]
         pixels.copy_(255 - pixels)
     with _running(tower, grid):
-        embedding = tower.embedding(normalise(windows.to(_device_of(tower))))
+        embedding = tower.embedding(shown(windows))
     if not embedding.isfinite().all():
         raise ContractError("the embedding of a random image holds NaN or infinite values; the weights are damaged")
     n_prefix = embedding.shape[1] - grid.n_patches
@@ -182,8 +124,8 @@ def _what_moved(grid: PatchGrid, patch: int, own: int, moved: list[int]) -> str:
     )
 
 
-def _check_all_layers(tower: VisionTower, normalise: Callable[[Tensor], Tensor], grid: PatchGrid) -> None:
-    pixels = normalise(_random_windows(1, grid).to(_device_of(tower)))
+def _check_all_layers(tower: VisionTower, shown: Callable[[Tensor], Tensor], grid: PatchGrid) -> None:
+    pixels = shown(_random_window(grid))
     with _running(tower, grid):
         first = tower.activations(pixels, range(tower.n_layers))
         second = tower.activations(pixels, range(tower.n_layers))

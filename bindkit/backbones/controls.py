@@ -2,11 +2,6 @@
 
 A control stands in the place of a backbone: it is cached, probed and judged by the same machinery on the same pairs,
 and has a single layer, 0.
-
->>> import bindkit as bk
->>> control = bk.load_control("position", like=bk.load_backbone("random-init:vit"))
->>> control.name, control.d_model, control.geometry.window
-('control:position', 36, 112)
 """
 
 from __future__ import annotations
@@ -17,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from bindkit.arguments import CONTROL, CONTROL_KINDS, ControlName, each_of, parse_control
+from bindkit.backbones.loading import summary_of
+from bindkit.backbones.preprocessing import Preprocessing
 from bindkit.errors import GeometryError, InvalidParameterError
 from bindkit.scenes.geometry import WindowGeometry
 
@@ -42,46 +38,25 @@ _DEFINITIONS = {
 
 
 @runtime_checkable
-class Resizing(Protocol):
-    """What a control asks of a backbone's preprocessing."""
-
-    def resize(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Resize uint8 [height, width, 3] to ``(height, width)`` pixels."""
-        ...
-
-
-@runtime_checkable
 class HasGeometry(Protocol):
     """What a control asks of a backbone."""
 
     @property
     def geometry(self) -> WindowGeometry:
         """How scenes are resized and tiled."""
-        ...
 
     @property
-    def preprocessing(self) -> Resizing:
+    def preprocessing(self) -> Preprocessing:
         """Resizes scenes."""
-        ...
 
 
 @dataclass(frozen=True)
 class Control:
-    """A source of activations without a model; `load_control` makes it.
-
-    Attributes
-    ----------
-    known : ControlName
-        Its kind, and whether its name says the geometry.
-    geometry : WindowGeometry
-        Of the backbone that it stands beside, in pixels.
-    preprocessing : Preprocessing
-        Resizes scenes as that backbone does.
-    """
+    """A source of activations without a model, beside a backbone whose windows, patches and resizing it has."""
 
     known: ControlName
     geometry: WindowGeometry
-    preprocessing: Resizing
+    preprocessing: Preprocessing
 
     n_layers = 1
     device = torch.device("cpu")
@@ -105,21 +80,14 @@ class Control:
     def activations(
         self, windows: UInt8[Tensor, "window height width 3"], layers: Sequence[int]
     ) -> dict[int, Float[Tensor, "window patch d_model"]]:
-        """As `activations_at`, of pixels alone.
-
-        Raises
-        ------
-        InvalidParameterError
-            If the control reads positions, which pixels do not tell.
-        GeometryError
-            For windows of another size.
-        """
+        """As `activations_at`, of pixels alone. Raises InvalidParameterError if the control reads positions."""
         if "position" in self.known.parts:
             raise InvalidParameterError(
                 f"{self.name} needs to know where in its scene a window lies; call activations_at with its corner and "
                 "the size of the resized scene"
             )
-        return {layer: raw_pixels(self._checked(windows), self.geometry.patch_size) for layer in layers}
+        anywhere = torch.zeros(len(windows), 2, dtype=torch.int64)
+        return self.activations_at(windows, anywhere, anywhere, layers)
 
     def activations_at(
         self,
@@ -128,46 +96,29 @@ class Control:
         scene_sizes: Int[Tensor, "window 2"],
         layers: Sequence[int],
     ) -> dict[int, Float[Tensor, "window patch d_model"]]:
-        """What there is to read from each patch.
+        """What there is to read from each patch, at layer 0.
 
-        Parameters
-        ----------
-        windows : uint8 tensor
-            Windows of resized scenes.
-        corners : int tensor of shape (window, 2)
-            ``(top, left)`` of each window in pixels of its resized scene.
-        scene_sizes : int tensor of shape (window, 2)
-            ``(height, width)`` of these scenes in pixels.
-        layers : sequence of int
-            ``[0]``.
-
-        Raises
-        ------
-        GeometryError
-            For windows of another size than the control's geometry says.
+        `corners` are ``(top, left)`` of each window in pixels of its resized scene, `scene_sizes` ``(height, width)``
+        of these scenes. Raises GeometryError for windows of another size than the control's geometry says.
         """
-        windows = self._checked(windows)
-        read = {
-            "position": lambda: position_code(self.geometry, corners, scene_sizes),
-            "raw-pixels": lambda: raw_pixels(windows, self.geometry.patch_size),
-        }
-        found = torch.cat([read[part]() for part in self.known.parts], dim=-1)
-        return dict.fromkeys(layers, found)
+        side = self.geometry.window
+        if windows.ndim != 4 or tuple(windows.shape[1:]) != (side, side, 3) or windows.dtype != torch.uint8:
+            raise GeometryError(
+                f"windows of {self.name} should be uint8 of shape [window, {side}, {side}, 3], got "
+                f"{str(windows.dtype).removeprefix('torch.')} of {list(windows.shape)}; a control has the geometry of "
+                "the backbone that it was loaded with"
+            )
+        found = [
+            position_code(self.geometry, corners, scene_sizes)
+            if part == "position"
+            else raw_pixels(windows.to(self.device), self.geometry.patch_size)
+            for part in self.known.parts
+        ]
+        return dict.fromkeys(layers, torch.cat(found, dim=-1))
 
     def summary(self) -> dict[str, Any]:
         """One row for a table, beside those of backbones."""
-        return {
-            "backbone": self.name,
-            "family": CONTROL,
-            "objective": CONTROL,
-            "layers": self.n_layers,
-            "width": self.d_model,
-            "prefix tokens": 0,
-            "patch": self.geometry.patch_size,
-            "window": self.geometry.window,
-            "short side": self.geometry.short_side,
-            "parameters": 0,
-        }
+        return summary_of(self.describe(), n_parameters=0)
 
     def describe(self) -> dict[str, Any]:
         """Identity as plain values; equal for equal measurements."""
@@ -184,16 +135,6 @@ class Control:
             "geometry": self.geometry.describe(),
             "preprocessing": {"resample": str(getattr(self.preprocessing, "resample", "as the backbone"))},
         }
-
-    def _checked(self, windows: Tensor) -> Tensor:
-        side = self.geometry.window
-        if windows.ndim != 4 or tuple(windows.shape[1:]) != (side, side, 3) or windows.dtype != torch.uint8:
-            raise GeometryError(
-                f"windows of {self.name} should be uint8 of shape [window, {side}, {side}, 3], got "
-                f"{str(windows.dtype).removeprefix('torch.')} of {list(windows.shape)}; a control has the geometry of "
-                "the backbone that it was loaded with"
-            )
-        return windows.to(self.device)
 
 
 def load_control(name: str, like: HasGeometry) -> Control:
@@ -231,15 +172,7 @@ def load_control(name: str, like: HasGeometry) -> Control:
 
 
 def control_of(described: Mapping[str, Any]) -> Control:
-    """Make again the control that a cache describes, as its `Control.describe` gave it.
-
-    Raises
-    ------
-    InvalidParameterError
-        For a control that there is not (any more).
-    """
-    from bindkit.backbones.preprocessing import Preprocessing
-
+    """The control that a cache describes, as its `Control.describe` gave it. Raises InvalidParameterError if gone."""
     preprocessing = Preprocessing((0.0,) * 3, (1.0,) * 3, resample=described["preprocessing"]["resample"])
     return Control(parse_control(described["name"]), WindowGeometry(**described["geometry"]), preprocessing)
 
@@ -280,30 +213,19 @@ def load_controls(backbones: Sequence[HasGeometry], kinds: str | Sequence[str] =
 
 
 def position_code(
-    geometry: WindowGeometry,
-    corners: Int[Tensor, "window 2"],
-    scene_sizes: Int[Tensor, "window 2"],
-    frequencies: Sequence[tuple[int, int]] = FREQUENCIES,
+    geometry: WindowGeometry, corners: Int[Tensor, "window 2"], scene_sizes: Int[Tensor, "window 2"]
 ) -> Float[Tensor, "window patch code"]:
-    """Where patches lie in their scene: ``cos(pi k row) cos(pi m col)`` for every pair of frequencies ``(k, m)``.
+    """Where patches lie in their scene: ``cos(pi k row) cos(pi m col)`` for every pair ``(k, m)`` of `FREQUENCIES`.
 
-    ``row`` and ``col`` are those of the patch's centre in the resized scene, as shares of its height and width.
-
-    Parameters
-    ----------
-    geometry : WindowGeometry
-        Gives the patch grid of a window.
-    corners, scene_sizes : int tensors of shape (window, 2)
-        ``(top, left)`` of each window and ``(height, width)`` of its scene, in pixels.
-    frequencies : sequence of (int, int)
-        Half waves down and across; with ``(0, 0)``, the constant, probes can read linear functions as well.
+    ``row`` and ``col`` are those of the patch's centre in the resized scene, as shares of its height and width. With
+    ``(0, 0)``, the constant, probes can read linear functions as well.
     """
     grid = geometry.grid
     waves = []
     for axis, count in enumerate((grid.rows, grid.cols)):
         centres = corners[:, axis, None].double() + (torch.arange(count) + 0.5) * float(grid.patch_size)
         shares = centres / scene_sizes[:, axis, None]
-        waves.append(torch.cos(math.pi * shares[..., None] * torch.tensor(frequencies)[:, axis]))
+        waves.append(torch.cos(math.pi * shares[..., None] * torch.tensor(FREQUENCIES)[:, axis]))
     down, across = waves
     return (down[:, :, None] * across[:, None, :]).reshape(len(corners), grid.n_patches, -1).float()
 

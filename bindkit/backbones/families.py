@@ -1,17 +1,14 @@
-"""The ViT families of Hugging Face that bindkit knows, one row each; anything else is tried generically.
+"""The ViT families of Hugging Face that bindkit knows, one row each, and what a config says of its vision encoder.
 
->>> FAMILIES["vit_mae"].objective
-'masked-reconstruction'
->>> family_of_type("clip_vision_model").model_class
-'CLIPVisionModel'
->>> family_of_type("resnet") is None
-True
+Anything that is not in the table is tried generically.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+
+from bindkit.errors import BackboneError
 
 
 @dataclass(frozen=True)
@@ -27,12 +24,12 @@ class Family:
     """Class of transformers that holds the vision encoder alone."""
     objective: str
     """What the family was pretrained for; ``"by-architecture"`` where only the checkpoint's config can tell."""
-    n_prefix: int
-    """CLS and distillation tokens in front of the patch tokens."""
-    has_registers: bool = False
+    n_prefix: int | None
+    """CLS and distillation tokens in front of the patch tokens; None where nobody has said."""
+    registers: bool = False
     """Whether ``config.num_register_tokens`` more prefix tokens follow."""
-    interpolates_on_request: bool = True
-    """Whether other window sizes than the native one need ``interpolate_pos_encoding=True``."""
+    any_size: bool | None = False
+    """Whether it takes windows of any size without ``interpolate_pos_encoding=True``; None: ask its signature."""
     masks_patches: bool = False
     """Whether the forward pass drops and shuffles patches unless told not to (MAE)."""
     model_arguments: dict[str, Any] = field(default_factory=dict)
@@ -40,54 +37,42 @@ class Family:
     aliases: tuple[str, ...] = ()
     """Other model types whose checkpoints hold this vision encoder (a text and image model, for example)."""
 
-    def prefix_tokens(self, config: Any) -> int:
+    @property
+    def is_known(self) -> bool:
+        """Whether it is a row of the table."""
+        return self in FAMILIES
+
+    def prefix_tokens(self, config: Any) -> int | None:
         """Number of prefix tokens that a model with this config puts in front of the patch tokens."""
-        return self.n_prefix + (int(config.num_register_tokens) if self.has_registers else 0)
+        registers = config.num_register_tokens if self.registers else 0
+        return None if self.n_prefix is None else self.n_prefix + registers
 
 
 _NO_POOLER = {"add_pooling_layer": False}
 
-FAMILIES = {
-    family.name: family
-    for family in (
-        Family("dinov2", "Dinov2Model", "self-distillation", 1, interpolates_on_request=False),
-        Family(
-            "dinov2_with_registers",
-            "Dinov2WithRegistersModel",
-            "self-distillation",
-            1,
-            has_registers=True,
-            interpolates_on_request=False,
-        ),
-        Family(
-            "dinov3_vit", "DINOv3ViTModel", "self-distillation", 1, has_registers=True, interpolates_on_request=False
-        ),
-        Family("vit", "ViTModel", "by-architecture", 1, model_arguments=_NO_POOLER),
-        Family("deit", "DeiTModel", "by-architecture", 2, model_arguments=_NO_POOLER),
-        Family("vit_mae", "ViTMAEModel", "masked-reconstruction", 1, masks_patches=True),
-        Family("clip_vision_model", "CLIPVisionModel", "contrastive", 1, aliases=("clip",)),
-        Family("siglip_vision_model", "SiglipVisionModel", "contrastive", 0, aliases=("siglip",)),
-        Family(
-            "beit",
-            "BeitModel",
-            "masked-reconstruction",
-            1,
-            interpolates_on_request=False,
-            model_arguments=_NO_POOLER,
-        ),
-        Family("ijepa", "IJepaModel", "self-prediction", 0, model_arguments=_NO_POOLER),
-    )
-}
+FAMILIES = (
+    Family("dinov2", "Dinov2Model", "self-distillation", 1, any_size=True),
+    Family("dinov2_with_registers", "Dinov2WithRegistersModel", "self-distillation", 1, registers=True, any_size=True),
+    Family("dinov3_vit", "DINOv3ViTModel", "self-distillation", 1, registers=True, any_size=True),
+    Family("vit", "ViTModel", "by-architecture", 1, model_arguments=_NO_POOLER),
+    Family("deit", "DeiTModel", "by-architecture", 2, model_arguments=_NO_POOLER),
+    Family("vit_mae", "ViTMAEModel", "masked-reconstruction", 1, masks_patches=True),
+    Family("clip_vision_model", "CLIPVisionModel", "contrastive", 1, aliases=("clip",)),
+    Family("siglip_vision_model", "SiglipVisionModel", "contrastive", 0, aliases=("siglip",)),
+    Family("beit", "BeitModel", "masked-reconstruction", 1, any_size=True, model_arguments=_NO_POOLER),
+    Family("ijepa", "IJepaModel", "self-prediction", 0, model_arguments=_NO_POOLER),
+)
 
-_BY_TYPE = {model_type: family for family in FAMILIES.values() for model_type in (family.name, *family.aliases)}
+_BY_TYPE = {model_type: family for family in FAMILIES for model_type in (family.name, *family.aliases)}
 
 
-def family_of_type(model_type: str) -> Family | None:
-    """Row of a ``config.model_type``, or None for a family that is not in the table."""
-    return _BY_TYPE.get(model_type)
+def family_of_type(model_type: str) -> Family:
+    """Row of a ``config.model_type``; for one that is not in the table, what can be tried with it."""
+    unknown = Family(model_type, "AutoModel", "unknown", n_prefix=None, any_size=None)
+    return _BY_TYPE.get(model_type, unknown)
 
 
-def objective_of(family: Family | None, config: Any) -> str:
+def objective_of(config: Any) -> str:
     """Pretraining objective of a checkpoint, as far as its family and config tell; ``"unknown"`` otherwise.
 
     ViT and DeiT checkpoints with a classifier are supervised. The same architectures without one (DINO, for example)
@@ -96,10 +81,71 @@ def objective_of(family: Family | None, config: Any) -> str:
     stated = getattr(config, "pretraining_objective", None)
     if isinstance(stated, str):
         return stated
-    if family is None:
-        return "unknown"
+    family = family_of_type(config.model_type)
     if family.objective != "by-architecture":
         return family.objective
     architectures = getattr(config, "architectures", None) or ()
-    classifies = any("ForImageClassification" in architecture for architecture in architectures)
-    return "supervised" if classifies else "unknown"
+    return "supervised" if any("ForImageClassification" in one for one in architectures) else "unknown"
+
+
+def vision_config_of(config: Any) -> Any:
+    """The part of a config that describes the vision encoder."""
+    return getattr(config, "vision_config", None) or config
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """Sizes of a vision encoder, read and checked before any weights are; sides in pixels."""
+
+    family: str
+    """The row of the family table, or ``config.model_type`` for a family that is not in it."""
+    patch_size: int
+    image_size: int
+    """Side of the windows that it was trained on."""
+    d_model: int
+    n_layers: int | None
+    n_prefix: int | None
+    """Prefix tokens that its family has; None where nobody has said."""
+
+    @classmethod
+    def of_config(cls, name: str, config: Any) -> EncoderShape:
+        """Sizes of checkpoint `name`. Raises BackboneError for a config of anything but a ViT on square RGB windows."""
+        family = family_of_type(config.model_type)
+        vision = vision_config_of(config)
+        patch_size = _square_side(name, vision, "patch_size")
+        image_size = _square_side(name, vision, "image_size")
+        d_model, n_layers = getattr(vision, "hidden_size", None), getattr(vision, "num_hidden_layers", None)
+        if not isinstance(d_model, int):
+            raise BackboneError(
+                f"{name} ({config.model_type}) has no single hidden_size in its config (got {d_model!r}), so it is no "
+                "plain ViT; choose one such as facebook/dinov2-small"
+            )
+        if getattr(vision, "num_channels", 3) != 3:
+            raise BackboneError(
+                f"{name} takes {vision.num_channels} channels, and bindkit reads RGB images; choose an RGB model"
+            )
+        return cls(
+            family=family.name,
+            patch_size=patch_size,
+            image_size=image_size,
+            d_model=d_model,
+            n_layers=n_layers if isinstance(n_layers, int) else None,
+            n_prefix=family.prefix_tokens(vision),
+        )
+
+
+def _square_side(name: str, config: Any, what: str) -> int:
+    side = getattr(config, what, None)
+    if isinstance(side, list | tuple) and side:
+        if len(set(side)) != 1:
+            raise BackboneError(
+                f"{name} has {what} {tuple(side)} in its config, and bindkit shows models square windows of square "
+                "patches; choose a checkpoint that was trained on them"
+            )
+        side = side[0]
+    if isinstance(side, bool) or not isinstance(side, int) or side < 1:
+        raise BackboneError(
+            f"{name} ({config.model_type}) has no {what} in its config (got {side!r}), so it is no ViT that bindkit "
+            "can read; choose a vision transformer such as facebook/dinov2-small"
+        )
+    return side

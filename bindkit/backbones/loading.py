@@ -1,28 +1,183 @@
-"""Load a backbone: find its checkpoint, read it, check that it behaves as a ViT, freeze it."""
+"""A frozen pretrained ViT with its preprocessing, patch grid and token layout, and how one is loaded and checked."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
-from bindkit.arguments import read_device, require_kind
-from bindkit.backbones.backbone import Backbone
-from bindkit.backbones.checkpoint import find_preprocessing, load_weights, read_config
-from bindkit.backbones.contract import ContractReport, check_contract
-from bindkit.backbones.families import family_of_type, objective_of
-from bindkit.backbones.preprocessing import IMAGENET
-from bindkit.backbones.random_init import build_seeded, embedded_config, parse_random_init
-from bindkit.backbones.shape import EncoderShape
-from bindkit.backbones.shipped import directory_of
-from bindkit.backbones.tower import VisionTower
-from bindkit.errors import BackboneError, InvalidParameterError
+from bindkit.arguments import read_device, require_kind, resolve_layers
+from bindkit.backbones.checkpoint import build_untrained, find_preprocessing, load_weights, read_config
+from bindkit.backbones.contract import check_contract
+from bindkit.backbones.families import EncoderShape, objective_of
+from bindkit.backbones.names import directory_of, parse_random_init
+from bindkit.backbones.preprocessing import IMAGENET, Preprocessing
+from bindkit.backbones.tower import VisionTower, patch_tokens
+from bindkit.backbones.untrained import embedded_config
+from bindkit.errors import BackboneError, GeometryError, InvalidParameterError
 from bindkit.scenes.geometry import TokenLayout, WindowGeometry
 
 NORMALIZATIONS = ("checkpoint", "imagenet")
 
 # The paper resizes to 518 px for patches of 14 px and to 592 px for patches of 16 px: 37 patches each.
 _PAPER_PATCHES_PER_SIDE = {14: 37, 16: 37}
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """What `load_backbone` returns. Weights are frozen, float32, in evaluation mode.
+
+    >>> import bindkit as bk
+    >>> import torch
+    >>> backbone = bk.load_backbone("random-init:vit")
+    >>> backbone.n_layers, backbone.d_model, backbone.layout.n_prefix, backbone.layout.grid.n_patches
+    (6, 128, 1, 196)
+    >>> windows = torch.zeros(1, 112, 112, 3, dtype=torch.uint8)
+    >>> backbone.activations(windows, layers=[0, 5])[5].shape       # float32 [window, patch, d_model]
+    torch.Size([1, 196, 128])
+
+    Attributes
+    ----------
+    name : str
+        As it was asked for.
+    revision : str or None
+        Commit of the hub that the files came from.
+    family : str
+        Architecture, as transformers calls its model type.
+    objective : str
+        What it was pretrained for; "random-init" if it was not, "unknown" if nobody can tell.
+    weights_digest : str
+        Sha256 of the weights, in hexadecimal.
+    geometry : WindowGeometry
+        How scenes are resized and tiled, in pixels.
+    layout : TokenLayout
+        Prefix tokens and patch grid of one window.
+    checks : tuple of str
+        What the contract check saw, in words.
+    """
+
+    name: str
+    revision: str | None
+    family: str
+    objective: str
+    weights_digest: str
+    geometry: WindowGeometry
+    layout: TokenLayout
+    preprocessing: Preprocessing
+    device: torch.device
+    tower: VisionTower
+    checks: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"Backbone({self.name!r}, family={self.family!r}, n_layers={self.n_layers}, d_model={self.d_model}, "
+            f"window={self.geometry.window}, patch_size={self.geometry.patch_size}, device='{self.device}')"
+        )
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.tower.shape.d_model
+
+    @property
+    def n_layers(self) -> int:
+        """Number of transformer blocks."""
+        return self.tower.n_layers
+
+    def resolve_layers(self, layers: str | int | Sequence[int]) -> tuple[int, ...]:
+        """Turn ``"all"``, ``"0,6,12"``, a number or a sequence of numbers into layers, ascending, each once.
+
+        Raises
+        ------
+        LayerError
+            For anything else, for no layer at all, and for layers that the backbone does not have.
+        """
+        return resolve_layers(layers, self.n_layers, self.name)
+
+    def activations(
+        self, windows: UInt8[Tensor, "window height width 3"], layers: Sequence[int]
+    ) -> dict[int, Float[Tensor, "window patch d_model"]]:
+        """Patch activations at some layers: each block's output, before any final norm.
+
+        Parameters
+        ----------
+        windows : uint8 tensor
+            Windows of resized scenes, on any device; all of them go through the model in one batch.
+        layers : sequence of int
+            0-based; the forward pass stops behind the deepest.
+
+        Returns
+        -------
+        dict of int to float32 tensor
+            Patch tokens only, row-major, on the backbone's device.
+
+        Raises
+        ------
+        LayerError
+            For a layer that the backbone does not have.
+        GeometryError
+            For windows of another size than the backbone's geometry says.
+        InvalidParameterError
+            For windows that are not uint8.
+        """
+        wanted = self.resolve_layers(layers)
+        tokens = self.tower.activations(self._pixels(windows), wanted)
+        return {layer: patch_tokens(tokens[layer], self.layout.grid.n_patches) for layer in wanted}
+
+    def embedding(self, windows: UInt8[Tensor, "window height width 3"]) -> Float[Tensor, "window patch d_model"]:
+        """Patch tokens at the input of block 0. Raises as `activations` does."""
+        return patch_tokens(self.tower.embedding(self._pixels(windows)), self.layout.grid.n_patches)
+
+    def summary(self) -> dict[str, Any]:
+        """One row for a table: what it is and how it looks at scenes (sizes in pixels)."""
+        return summary_of(self.describe(), self.tower.n_parameters)
+
+    def describe(self) -> dict[str, Any]:
+        """Identity of the backbone as plain values that JSON can hold; equal for equal measurements."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "family": self.family,
+            "objective": self.objective,
+            "weights_digest": self.weights_digest,
+            "d_model": self.d_model,
+            "n_layers": self.n_layers,
+            "n_prefix": self.layout.n_prefix,
+            "geometry": self.geometry.describe(),
+            "preprocessing": self.preprocessing.describe(),
+        }
+
+    def _pixels(self, windows: Tensor) -> Tensor:
+        if not isinstance(windows, Tensor) or windows.dtype != torch.uint8:
+            got = windows.dtype if isinstance(windows, Tensor) else type(windows).__name__
+            raise InvalidParameterError(f"windows should be a uint8 tensor of pixels from 0 to 255, got {got}")
+        side = self.geometry.window
+        if windows.ndim != 4 or tuple(windows.shape[1:]) != (side, side, 3):
+            raise GeometryError(
+                f"windows of {self.name} should have the shape [window, {side}, {side}, 3], got "
+                f"{list(windows.shape)}; load the backbone with another window= for other sizes"
+            )
+        return self.preprocessing.normalise(windows.to(self.device))
+
+
+def summary_of(described: Mapping[str, Any], n_parameters: int) -> dict[str, Any]:
+    """One row for a table, from what a backbone or a control says of itself."""
+    return {
+        "backbone": described["name"],
+        "family": described["family"],
+        "objective": described["objective"],
+        "layers": described["n_layers"],
+        "width": described["d_model"],
+        "prefix tokens": described["n_prefix"],
+        "patch": described["geometry"]["patch_size"],
+        "window": described["geometry"]["window"],
+        "short side": described["geometry"]["short_side"],
+        "parameters": n_parameters,
+    }
 
 
 def load_backbone(
@@ -63,10 +218,6 @@ def load_backbone(
     objective : str, optional
         What the model was pretrained for, where bindkit cannot tell.
 
-    Returns
-    -------
-    Backbone
-
     Raises
     ------
     BackboneError
@@ -88,25 +239,30 @@ def load_backbone(
     embedded = random_init is not None and random_init.is_embedded
     source = source if embedded else directory_of(source)
     config = embedded_config(source) if embedded else read_config(source, revision)
+    commit = getattr(config, "_commit_hash", None)
     shape = EncoderShape.of_config(source, config)
-    geometry = _geometry(shape, window, short_side, arithmetic)
+    patch_size = shape.patch_size
+    if window is None:
+        # Models crop a native size that is no multiple of their patch (384 px, patches of 14 px) in just this way.
+        window = shape.image_size // patch_size * patch_size
+    if short_side is None:
+        short_side = max(window, _PAPER_PATCHES_PER_SIDE.get(patch_size, 0) * patch_size)
+    geometry = WindowGeometry(short_side, window, patch_size, arithmetic)
     if embedded or normalization == "imagenet":
         preprocessing = IMAGENET
     else:
-        preprocessing = find_preprocessing(source, config, revision)
+        preprocessing = find_preprocessing(source, commit or revision)
     if random_init is None:
-        model = load_weights(source, config, revision)
-        known_objective = objective_of(family_of_type(config.model_type), config)
+        model, known_objective = load_weights(source, config, commit or revision), objective_of(config)
     else:
-        model = build_seeded(source, config, random_init.seed)
-        known_objective = "random-init"
+        model, known_objective = build_untrained(source, config, random_init.seed), "random-init"
     tower = VisionTower.of(shape, model)
     digest = tower.weights_digest()
     tower.model.to(target)
     n_prefix, checks = check_contract(tower, preprocessing.normalise, geometry.window)
     return Backbone(
         name=name,
-        revision=getattr(config, "_commit_hash", None),
+        revision=commit,
         family=shape.family,
         objective=objective or known_objective,
         weights_digest=digest,
@@ -119,36 +275,34 @@ def load_backbone(
     )
 
 
+@dataclass(frozen=True)
+class ContractReport:
+    """What a backbone is and what was checked on it; ``str(report)`` is a page for people."""
+
+    backbone: Backbone
+
+    def __str__(self) -> str:
+        of = self.backbone
+        window, grid = of.geometry.window, of.layout.grid
+        lines = [
+            f"{of.name}: passes the contract check",
+            f"  family        {of.family}",
+            f"  objective     {of.objective}",
+            f"  revision      {of.revision or '-'}",
+            f"  layers        {of.n_layers} (0 to {of.n_layers - 1})",
+            f"  width         {of.d_model}",
+            f"  parameters    {of.tower.n_parameters:,}",
+            f"  patch         {of.geometry.patch_size} px",
+            f"  prefix tokens {of.layout.n_prefix}",
+            f"  window        {window} px ({grid.rows} x {grid.cols} patches); short side {of.geometry.short_side} px",
+            "  checked",
+        ]
+        return "\n".join(lines + [f"  - {check}" for check in of.checks])
+
+
 def check_backbone(name: str, **options: Any) -> ContractReport:
     """Load a backbone with the options of `load_backbone` and report what it is and what was checked.
 
-    Raises
-    ------
-    BackboneError
-        As `load_backbone` does; likewise its other errors.
+    Raises as `load_backbone` does.
     """
-    backbone = load_backbone(name, **options)
-    return ContractReport(
-        name=backbone.name,
-        family=backbone.family,
-        objective=backbone.objective,
-        n_layers=backbone.n_layers,
-        d_model=backbone.d_model,
-        patch_size=backbone.geometry.patch_size,
-        n_prefix=backbone.layout.n_prefix,
-        window=backbone.geometry.window,
-        short_side=backbone.geometry.short_side,
-        n_parameters=backbone.tower.n_parameters,
-        checks=backbone.checks,
-        revision=backbone.revision,
-    )
-
-
-def _geometry(shape: EncoderShape, window: int | None, short_side: int | None, arithmetic: str) -> WindowGeometry:
-    patch_size = shape.patch_size
-    if window is None:
-        # Models crop a native size that is no multiple of their patch (384 px, patches of 14 px) in just this way.
-        window = shape.image_size // patch_size * patch_size
-    if short_side is None:
-        short_side = max(window, _PAPER_PATCHES_PER_SIDE.get(patch_size, 0) * patch_size)
-    return WindowGeometry(short_side, window, patch_size, arithmetic)
+    return ContractReport(load_backbone(name, **options))

@@ -1,16 +1,9 @@
-"""From the pixels of a scene to the numbers a model was trained on; settings come from the checkpoint.
-
->>> import torch
->>> preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
->>> preprocessing.normalise(torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)).amax()
-tensor(1.)
-"""
+"""From the pixels of a scene to the numbers a model was trained on; settings come from the checkpoint."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +24,8 @@ _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 
 class Preprocessing:
     """Resize with `resample`, multiply by `rescale_factor`, subtract `mean`, divide by `std` (red, green, blue).
 
-    Size and crop rules of checkpoints are not part of it: windows decide what a model sees.
-
-    Raises
-    ------
-    BackboneError
-        For settings that no image can be normalised with.
+    Size and crop rules of checkpoints are not part of it: windows decide what a model sees. Raises BackboneError for
+    settings that no image can be normalised with.
     """
 
     mean: tuple[float, ...]
@@ -56,24 +45,9 @@ class Preprocessing:
             raise BackboneError(f"unknown resample {self.resample!r}; choose one of {', '.join(_RESAMPLE.values())}")
 
     def resize(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Resize a whole scene with Pillow, antialiased.
+        """Resize a whole scene, uint8 [height, width, 3], to ``(height, width)`` pixels with Pillow, antialiased.
 
-        Parameters
-        ----------
-        image : uint8 array of shape (height, width, 3)
-            Red, green, blue.
-        size : (height, width)
-            Wanted size in pixels.
-
-        Returns
-        -------
-        uint8 array of shape (height, width, 3)
-            Of the wanted size; the image itself where it has that size already.
-
-        Raises
-        ------
-        InvalidParameterError
-            If the image is of another shape or dtype.
+        The image itself where it has that size already. Raises InvalidParameterError for another shape or dtype.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InvalidParameterError(
@@ -87,18 +61,15 @@ class Preprocessing:
     def normalise(self, windows: UInt8[Tensor, "window height width 3"]) -> Float[Tensor, "window 3 height width"]:
         """Turn windows of pixels into a model's input, float32 on the device of `windows`."""
         pixels = windows.permute(0, 3, 1, 2).to(torch.float32) * self.rescale_factor
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=windows.device).view(3, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32, device=windows.device).view(3, 1, 1)
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=windows.device).view(3, 1, 1)
+            for values in (self.mean, self.std)
+        )
         return (pixels - mean) / std
 
     def describe(self) -> dict[str, Any]:
         """Settings as plain values that JSON can hold."""
-        return {
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "rescale_factor": self.rescale_factor,
-            "resample": self.resample,
-        }
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
 
 # Mean and standard deviation of ImageNet's training pixels, as the paper (arXiv 2510.24709) uses for every model.
@@ -108,11 +79,8 @@ IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 def read_preprocessing(path: Path) -> Preprocessing:
     """Read a checkpoint's ``preprocessor_config.json``, or a ``processor_config.json`` with one nested in it.
 
-    Raises
-    ------
-    BackboneError
-        If the file cannot be read or leaves out what it says is applied. Defaults of processor classes are never
-        used: they differ from the checkpoints' settings.
+    Raises BackboneError if the file cannot be read or leaves out what it says is applied. Defaults of processor
+    classes are never used: they differ from the checkpoints' settings.
     """
     try:
         settings = parse_json(path.read_text(encoding="utf-8"))
@@ -122,10 +90,6 @@ def read_preprocessing(path: Path) -> Preprocessing:
         settings = settings["image_processor"]
     if not isinstance(settings, dict):
         raise BackboneError(f"{path} should hold a JSON object of image settings, got {type(settings).__name__}")
-    return _from_settings(settings, path)
-
-
-def _from_settings(settings: Mapping[str, Any], path: Path) -> Preprocessing:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     if settings.get("do_normalize", True):
@@ -135,15 +99,14 @@ def _from_settings(settings: Mapping[str, Any], path: Path) -> Preprocessing:
                 f"{path} normalises images but has no {' and no '.join(missing)}; add what the model was trained with, "
                 'or say normalization="imagenet"'
             )
-        mean, std = _three(settings["image_mean"], path), _three(settings["image_std"], path)
+        mean, std = (_three(settings[key], path) for key in ("image_mean", "image_std"))
     if settings.get("rescale_offset"):
         raise BackboneError(f"{path} asks for rescale_offset, which bindkit does not know; use another checkpoint")
     # Files of the first image processors carry no rescale settings: those always divided by 255.
     rescale_factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
     resample = settings.get("resample", 3)
-    resample = _RESAMPLE.get(resample, str(resample).lower())
     try:
-        return Preprocessing(mean, std, float(rescale_factor), resample)
+        return Preprocessing(mean, std, float(rescale_factor), _RESAMPLE.get(resample, str(resample).lower()))
     except (BackboneError, TypeError, ValueError) as error:
         raise BackboneError(f'{path}: {error}; mend the file or say normalization="imagenet"') from error
 

@@ -1,25 +1,30 @@
-"""One way to run every vision encoder: pixels in, tokens at chosen layers out.
+"""One way to run every vision encoder: pixels in, tokens at chosen layers out, read with hooks of our own.
 
-Checks happen here once for every family: the number of tokens, the width, and that the patches come last.
+Hooks see what each block itself puts out. ``output_hidden_states`` is no substitute: which of its entries are normed
+differs between families and between versions of transformers. Checks happen here once for every family: the number of
+tokens, the width, and that the patches come last.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bindkit.backbones.capture import BlockCapture, find_blocks
-from bindkit.backbones.families import FAMILIES
-from bindkit.backbones.shape import EncoderShape
+from bindkit.backbones.families import EncoderShape, family_of_type
 from bindkit.errors import ContractError
 from bindkit.scenes.geometry import PatchGrid
+
+EMBEDDING = -1
+"""Stands among layers for the input of block 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +41,7 @@ class VisionTower:
     def of(cls, shape: EncoderShape, model: nn.Module) -> VisionTower:
         """Find a loaded encoder's blocks and how it wants to be called.
 
-        Raises
-        ------
-        ContractError
-            If the model has no block list, or not as long a one as its config says.
+        Raises ContractError if it has no block list, or not as long a one as its config says.
         """
         blocks_at, blocks = find_blocks(model)
         if shape.n_layers is not None and len(blocks) != shape.n_layers:
@@ -50,13 +52,13 @@ class VisionTower:
         config: Any = model.config
         # A config that asks for these makes some versions of transformers patch the blocks that we hook.
         config.output_hidden_states = config.output_attentions = False
-        family = FAMILIES.get(shape.family)
-        if family is None:
-            interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-            return cls(shape, model, blocks, interpolates, masks_patches=False)
+        family = family_of_type(shape.family)
         if family.masks_patches:
             config.mask_ratio = 0.0
-        return cls(shape, model, blocks, family.interpolates_on_request, family.masks_patches)
+        any_size = family.any_size
+        if any_size is None:
+            any_size = "interpolate_pos_encoding" not in inspect.signature(model.forward).parameters
+        return cls(shape, model, blocks, not any_size, family.masks_patches)
 
     @property
     def n_layers(self) -> int:
@@ -71,26 +73,47 @@ class VisionTower:
     def activations(
         self, pixels: Float[Tensor, "window 3 height width"], layers: Sequence[int]
     ) -> dict[int, Float[Tensor, "window token d_model"]]:
-        """Outputs of some blocks, prefix tokens included, float32.
+        """Outputs of some blocks (of `EMBEDDING` the input of block 0), prefix tokens included, float32.
 
-        Raises
-        ------
-        GeometryError
-            If a side is no multiple of the patch.
-        ContractError
-            If the encoder gives another number of tokens or another width than it should.
+        Raises GeometryError if a side is no multiple of the patch, ContractError if the encoder gives another number
+        of tokens or another width than it should.
         """
-        return self._capture(pixels, layers, embedding=False).activations
+        grid = PatchGrid.of_size(pixels.shape[2], pixels.shape[3], self.shape.patch_size)
+        arguments: dict[str, Any] = {}
+        if self.interpolates_on_request:
+            arguments["interpolate_pos_encoding"] = True
+        if self.masks_patches:
+            # Rising noise keeps the patches in order; a mask ratio of 0 alone would still shuffle them.
+            rising = torch.arange(grid.n_patches, dtype=torch.float32, device=pixels.device)
+            arguments["noise"] = rising.expand(pixels.shape[0], -1)
+        with torch.inference_mode(), captured(self.blocks, layers) as kept:
+            self.model(pixels, **arguments)
+        for layer in layers:
+            if layer not in kept:
+                raise ContractError(
+                    f"block {max(layer, 0)} did not run, so this model is no plain ViT that bindkit can read"
+                )
+            tokens, where = kept[layer], "the embedding" if layer == EMBEDDING else f"layer {layer}"
+            n_prefix, wanted = tokens.shape[1] - grid.n_patches, self.shape.n_prefix
+            if n_prefix < 0 or (wanted is not None and n_prefix != wanted):
+                raise ContractError(
+                    f"{where} has {tokens.shape[1]} tokens for {grid.rows} x {grid.cols} patches, expected "
+                    f"{grid.n_patches} patch tokens behind {'some' if wanted is None else wanted} prefix tokens; this "
+                    "model is no plain ViT, or its patch size is another than its config says"
+                )
+            if tokens.shape[2] != self.shape.d_model:
+                raise ContractError(
+                    f"{where} has {tokens.shape[2]} channels, expected {self.shape.d_model} as the config says; this "
+                    "model is no plain ViT"
+                )
+        return kept
 
     def embedding(self, pixels: Float[Tensor, "window 3 height width"]) -> Float[Tensor, "window token d_model"]:
         """Input of block 0, prefix tokens included, float32. Raises as `activations` does."""
-        capture = self._capture(pixels, (), embedding=True)
-        if capture.embedding is None:
-            raise ContractError("block 0 did not run, so this model is no plain ViT that bindkit can read")
-        return capture.embedding
+        return self.activations(pixels, [EMBEDDING])[EMBEDDING]
 
     def weights_digest(self) -> str:
-        """Return the sha256 of all weights with their types and shapes, as 64 hexadecimal digits.
+        """Sha256 of all weights with their types and shapes, as 64 hexadecimal digits.
 
         Tensors are digested one by one and their digests sorted, since transformers renames weights between versions.
         """
@@ -101,42 +124,68 @@ class VisionTower:
             digests.append(digest.hexdigest())
         return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
-    def _capture(self, pixels: Tensor, layers: Sequence[int], embedding: bool) -> BlockCapture:
-        grid = PatchGrid.of_size(pixels.shape[2], pixels.shape[3], self.shape.patch_size)
-        arguments: dict[str, Any] = {}
-        if self.interpolates_on_request:
-            arguments["interpolate_pos_encoding"] = True
-        if self.masks_patches:
-            # Rising noise keeps the patches in order; a mask ratio of 0 alone would still shuffle them.
-            rising = torch.arange(grid.n_patches, dtype=torch.float32, device=pixels.device)
-            arguments["noise"] = rising.expand(pixels.shape[0], -1)
-        with torch.inference_mode(), BlockCapture(self.blocks, layers, embedding) as capture:
-            self.model(pixels, **arguments)
-        for layer in layers:
-            if layer not in capture.activations:
-                raise ContractError(f"block {layer} did not run, so this model is no plain ViT that bindkit can read")
-            self._require_tokens(capture.activations[layer], f"layer {layer}", grid)
-        if capture.embedding is not None:
-            self._require_tokens(capture.embedding, "the embedding", grid)
-        return capture
-
-    def _require_tokens(self, tokens: Tensor, where: str, grid: PatchGrid) -> None:
-        n_prefix, wanted = tokens.shape[1] - grid.n_patches, self.shape.n_prefix
-        if n_prefix < 0 or (wanted is not None and n_prefix != wanted):
-            raise ContractError(
-                f"{where} has {tokens.shape[1]} tokens for {grid.rows} x {grid.cols} patches, expected "
-                f"{grid.n_patches} patch tokens behind {'some' if wanted is None else wanted} prefix tokens; this "
-                "model is no plain ViT, or its patch size is another than its config says"
-            )
-        if tokens.shape[2] != self.shape.d_model:
-            raise ContractError(
-                f"{where} has {tokens.shape[2]} channels, expected {self.shape.d_model} as the config says; this model "
-                "is no plain ViT"
-            )
-
 
 def patch_tokens(
     tokens: Float[Tensor, "window token d_model"], n_patches: int
 ) -> Float[Tensor, "window patch d_model"]:
     """Patch tokens, row-major. They are taken from the end, so that no prefix token can leak in."""
     return tokens[:, tokens.shape[1] - n_patches :]
+
+
+def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """A model's transformer blocks, its longest list of modules of one class: where it lies in the model, and the list.
+
+    Raises ContractError if the model has no such list.
+    """
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
+    ]
+    if not lists:
+        raise ContractError(
+            f"{type(model).__name__} has no list of like transformer blocks, so it is no ViT that bindkit can read; "
+            "choose a plain ViT checkpoint"
+        )
+    return max(lists, key=lambda found: len(found[1]))
+
+
+class _DeepestReached(BaseException):
+    """Ends the forward pass behind the deepest block asked for; never leaves `captured`."""
+
+
+@contextlib.contextmanager
+def captured(blocks: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Keep what some blocks put out, before any final norm: layer -> all tokens, float32 [window, token, d_model].
+
+    The forward pass stops behind the deepest, and the hooks go whatever happens.
+    """
+    kept: dict[int, Tensor] = {}
+
+    def keep(layer: int, value: Any, what: str) -> None:
+        if layer in kept:
+            raise ContractError(f"block {max(layer, 0)} ran twice in one forward pass, so its output is ambiguous")
+        if not isinstance(value, Tensor) or value.ndim != 3:
+            got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ContractError(f"{what} should be a tensor of shape [window, token, d_model], got {got}")
+        # A copy, since a later block may work in place; outside inference mode, so that callers may train on it.
+        with torch.inference_mode(False):
+            kept[layer] = value.detach().to(torch.float32, copy=True)
+        if layer == max(layers):
+            raise _DeepestReached
+
+    def keep_input(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(EMBEDDING, args[0] if args else kwargs.get("hidden_states"), "the input of block 0")
+
+    def keep_output(layer: int, _block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        keep(layer, output[0] if isinstance(output, tuple) else output, f"the output of block {layer}")
+
+    with contextlib.ExitStack() as hooks, contextlib.suppress(_DeepestReached):
+        for layer in layers:
+            hook = (
+                blocks[0].register_forward_pre_hook(keep_input, with_kwargs=True)
+                if layer == EMBEDDING
+                else blocks[layer].register_forward_hook(partial(keep_output, layer))
+            )
+            hooks.enter_context(hook)
+        yield kept

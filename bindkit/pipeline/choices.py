@@ -84,8 +84,7 @@ def _check_names(values: Mapping[str, Any]) -> None:
 
 
 def _check_backbones(names: list[str], layers: str, window: int) -> None:
-    from bindkit.backbones.random_init import parse_random_init
-    from bindkit.backbones.shipped import depth_and_patch
+    from bindkit.backbones.names import depth_and_patch, parse_random_init
     from bindkit.scenes.geometry import PatchGrid
 
     if not names or not all(name.strip() for name in names):

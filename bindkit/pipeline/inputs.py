@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bindkit.backbones.contents import contents_of_backbone
+from bindkit.backbones.names import contents_of_backbone
 from bindkit.files import RememberedDigests, parse_json, write_json
 from bindkit.scenes import SceneSet, open_scenes
 from bindkit.scenes.checking import SceneContents, changes, comings_and_goings, contents_of, listed, memory_in

@@ -9,12 +9,11 @@ scenes, as their cards say.
 """
 
 from bindkit.pretraining import classification, common_fate, distillation, image_text, masked  # noqa: F401
-from bindkit.pretraining.architecture import GRID, PATCH, SIDE
-from bindkit.pretraining.captions import caption
 from bindkit.pretraining.cards import ship
+from bindkit.pretraining.image_text import caption
 from bindkit.pretraining.loop import PretrainingRun, checkpoints_of, pretrain
 from bindkit.pretraining.objectives import OBJECTIVES, Objective, objective_loss, read_objective
-from bindkit.pretraining.training_scenes import TRAINING_SCENES, TRAINING_SEED, TrainingScenes
+from bindkit.pretraining.training_scenes import GRID, PATCH, SIDE, TRAINING_SCENES, TRAINING_SEED, TrainingScenes
 
 __all__ = [
     "GRID",

@@ -11,22 +11,13 @@ import torch
 
 from bindkit.errors import BackboneError
 from bindkit.files import parse_json, write_bytes, write_json
-from bindkit.pretraining.architecture import GRID, HEADS, LAYERS, PATCH, SIDE, WIDTH
 from bindkit.pretraining.loop import RUN_FILE, STATE_FILE, checkpoints_of
-from bindkit.pretraining.objectives import objective_loss, read_objective
+from bindkit.pretraining.objectives import HEADS, LAYERS, WIDTH, objective_loss, read_objective
+from bindkit.pretraining.training_scenes import GRID, PATCH, SIDE
 from bindkit.scenes.synthetic import TRAINING_SEED, SyntheticOptions
 
 CARD_FILE = "card.json"
-
-
-def held_out_scenes(training_scenes: str, n_scenes: int = 512) -> str:
-    """The training recipe with a measuring seed.
-
-    >>> held_out_scenes("synthetic:n=20000,seed=1000000000000,size=80x80", 8)[:41]
-    'synthetic:n=8,seed=1,size=80x80,objects=3'
-    """
-    trained_on = SyntheticOptions.parse(training_scenes.removeprefix("synthetic:"))
-    return replace(trained_on, n=n_scenes, seed=1).uri
+_HELD_OUT_SCENES = 512
 
 
 def ship(run: str | Path, directory: str | Path) -> Path:
@@ -36,22 +27,7 @@ def ship(run: str | Path, directory: str | Path) -> Path:
 
         ship("runs/mae", "bindkit/backbones/assets/scenes-mae")
 
-    Parameters
-    ----------
-    run : path
-        Directory of a `pretrain` run that is complete.
-    directory : path
-        Hugging Face directory to write.
-
-    Returns
-    -------
-    Path
-        The directory.
-
-    Raises
-    ------
-    BackboneError
-        If the run is not complete or not readable.
+    Raises BackboneError if the run is not complete or not readable.
     """
     run, directory = Path(run), Path(directory)
     try:
@@ -66,7 +42,9 @@ def ship(run: str | Path, directory: str | Path) -> Path:
         raise BackboneError(f"{run} is not complete: it has seen {max(checkpoints)} of {plan['scenes_seen']} scenes")
     objective = read_objective(checkpoints[plan["scenes_seen"]])
     objective.write(directory, torch.float16)
-    held_out = held_out_scenes(plan["scenes"])
+    # The training recipe with a measuring seed.
+    trained_on = SyntheticOptions.parse(plan["scenes"].removeprefix("synthetic:"))
+    held_out = replace(trained_on, n=_HELD_OUT_SCENES, seed=1).uri
     card = {
         "plan": plan,
         "command": command_of(plan, machine["threads"]),

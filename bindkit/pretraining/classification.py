@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bindkit.pretraining.architecture import WIDTH, vision_settings
-from bindkit.pretraining.objectives import Objective, register
+from bindkit.pretraining.objectives import VISION_SETTINGS, WIDTH, Objective, register
 from bindkit.pretraining.training_scenes import SceneBatch
 from bindkit.scenes.looks import SHAPES
 
@@ -19,24 +18,20 @@ class Classification(Objective):
     name = "supervised"
     label = "supervised"
     supervision = "the classes that are in a scene"
+    vision_part = "vit"
 
     def _build(self) -> nn.Module:
         from transformers import ViTConfig, ViTForImageClassification
 
         names = dict(enumerate(shape.name for shape in SHAPES))
         config = ViTConfig(
-            **vision_settings(),
+            **VISION_SETTINGS,
             intermediate_size=4 * WIDTH,
             id2label=names,
             label2id={name: number for number, name in names.items()},
             problem_type="multi_label_classification",
         )
         return ViTForImageClassification(config)
-
-    @property
-    def vision(self) -> nn.Module:  # noqa: D102
-        encoder: nn.Module = self.model.vit
-        return encoder
 
     def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: D102
         loss: Tensor = self.model(batch.images.to(self.device), labels=batch.present().to(self.device)).loss

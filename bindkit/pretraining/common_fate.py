@@ -10,17 +10,14 @@ The hints enter behind the middle block. What the blocks before it compute comes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from bindkit.backbones.capture import find_blocks
-from bindkit.pretraining.architecture import LAYERS, WIDTH, vision_settings
-from bindkit.pretraining.objectives import Objective, register
+from bindkit.backbones.tower import find_blocks
+from bindkit.pretraining.objectives import LAYERS, VISION_SETTINGS, WIDTH, Objective, register
 from bindkit.pretraining.training_scenes import SceneBatch
 
 _ENTRY = LAYERS // 2 - 1
@@ -38,27 +35,15 @@ class CommonFate(Objective):
     )
     learning_rate = 1.5e-3
     defaults: ClassVar[dict[str, Any]] = {"hinted": 0.8}
+    head_parts: ClassVar[dict[str, str]] = {"hint": "hint", "answer": "answer"}
 
     def _build(self) -> nn.Module:
         from transformers import ViTConfig, ViTModel
 
         own: dict[str, Any] = {"intermediate_size": 4 * WIDTH, "pretraining_objective": self.label}
-        config = ViTConfig(**vision_settings(), **own)
         self.hint = nn.Linear(3, WIDTH)
         self.answer = nn.Linear(WIDTH, 2)
-        return ViTModel(config, add_pooling_layer=False)
-
-    @property
-    def vision(self) -> nn.Module:  # noqa: D102
-        return self.model
-
-    def heads(self) -> dict[str, Tensor]:  # noqa: D102
-        named = {"hint": self.hint, "answer": self.answer}
-        return {f"{part}.{key}": value for part, layer in named.items() for key, value in layer.state_dict().items()}
-
-    def set_heads(self, heads: dict[str, Tensor]) -> None:  # noqa: D102
-        for part, layer in (("hint", self.hint), ("answer", self.answer)):
-            layer.load_state_dict({key: heads[f"{part}.{key}"] for key in ("weight", "bias")})
+        return ViTModel(ViTConfig(**VISION_SETTINGS, **own), add_pooling_layer=False)
 
     def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: D102
         device = self.device
@@ -66,25 +51,15 @@ class CommonFate(Objective):
         motion = draw_motion(instances, generator)
         shown = draw_hints(instances, self.settings["hinted"], generator)[..., None].float()
         hints = shown.to(device) * self.hint(torch.cat([motion, shown], -1).to(device))
-        with _added_behind(find_blocks(self.model)[1][_ENTRY], hints):
+
+        def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            tokens = output[0] if isinstance(output, tuple) else output
+            tokens = torch.cat([tokens[:, :1], tokens[:, 1:] + hints], 1)
+            return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
+
+        with find_blocks(self.model)[1][_ENTRY].register_forward_hook(add):
             tokens = self.model(batch.images.to(device)).last_hidden_state
         return (self.answer(tokens[:, 1:]) - motion.to(device)).square().mean()
-
-
-@contextmanager
-def _added_behind(block: nn.Module, hints: Float[Tensor, "scene patch width"]) -> Iterator[None]:
-    """Add hints to a block's output at the patch tokens, for one forward pass."""
-
-    def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        tokens = output[0] if isinstance(output, tuple) else output
-        tokens = torch.cat([tokens[:, :1], tokens[:, 1:] + hints], 1)
-        return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
-
-    handle = block.register_forward_hook(add)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def draw_motion(instances: Int[Tensor, "scene patch"], generator: torch.Generator) -> Float[Tensor, "scene patch 2"]:

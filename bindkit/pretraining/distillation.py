@@ -17,9 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, log_softmax, normalize, softmax
 
-from bindkit.pretraining.architecture import GRID, SIDE, WIDTH, vision_settings
-from bindkit.pretraining.objectives import Objective, register
-from bindkit.pretraining.training_scenes import SceneBatch
+from bindkit.pretraining.objectives import VISION_SETTINGS, WIDTH, Objective, register
+from bindkit.pretraining.training_scenes import GRID, SIDE, SceneBatch
 
 _CODES, _BOTTLENECK, _HIDDEN = 512, 64, 256
 _STUDENT_TEMPERATURE, _TEACHER_TEMPERATURE = 0.1, 0.05
@@ -49,15 +48,12 @@ class SelfDistillation(Objective):
     supervision = "nothing"
     learning_rate = 5e-4
     defaults: ClassVar[dict[str, Any]] = {"patch_term": True, "large_crops": 2, "small_crops": 2}
-
-    def _build(self) -> nn.Module:
-        from transformers import Dinov2Config, Dinov2Model
-
-        config = Dinov2Config(**vision_settings(), mlp_ratio=4, use_mask_token=True, layerscale_value=1.0)
-        student = Dinov2Model(config)
-        self.head, self.patch_head = Head(), Head()
-        return student
-
+    head_parts: ClassVar[dict[str, str]] = {
+        "head": "teacher_head",
+        "patch_head": "teacher_patch_head",
+        "centre": "centre",
+        "patch_centre": "patch_centre",
+    }
     centre: Tensor
     patch_centre: Tensor
 
@@ -69,31 +65,30 @@ class SelfDistillation(Objective):
         self.register_buffer("centre", torch.zeros(_CODES))
         self.register_buffer("patch_centre", torch.zeros(_CODES))
 
-    @property
-    def vision(self) -> nn.Module:  # noqa: D102
-        return self.model
+    def _build(self) -> nn.Module:
+        from transformers import Dinov2Config, Dinov2Model
+
+        config = Dinov2Config(**VISION_SETTINGS, mlp_ratio=4, use_mask_token=True, layerscale_value=1.0)
+        student = Dinov2Model(config)
+        self.head, self.patch_head = Head(), Head()
+        return student
 
     def saved_model(self) -> Any:
         """The teacher, as is usual: it is the better of the two."""
         return self.teacher
 
-    def heads(self) -> dict[str, Tensor]:  # noqa: D102
-        named = {"head": self.teacher_head, "patch_head": self.teacher_patch_head}
-        tensors = {f"{part}.{key}": value for part, head in named.items() for key, value in head.state_dict().items()}
-        return tensors | {"centre": self.centre, "patch_centre": self.patch_centre}
+    def _teachers_and_students(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
+        return (
+            (self.teacher, self.model),
+            (self.teacher_head, self.head),
+            (self.teacher_patch_head, self.patch_head),
+        )
 
     def set_heads(self, heads: dict[str, Tensor]) -> None:
         """Teacher and student alike: of a saved model only the teacher is kept."""
-        for part, both in (
-            ("head", (self.head, self.teacher_head)),
-            ("patch_head", (self.patch_head, self.teacher_patch_head)),
-        ):
-            own = {key.removeprefix(f"{part}."): value for key, value in heads.items() if key.startswith(f"{part}.")}
-            for head in both:
-                head.load_state_dict(own)
-        self.centre.copy_(heads["centre"])
-        self.patch_centre.copy_(heads["patch_centre"])
-        self.model.load_state_dict(self.teacher.state_dict())
+        super().set_heads(heads)
+        for teacher, student in self._teachers_and_students():
+            student.load_state_dict(teacher.state_dict())
 
     def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: D102
         n_large, n_small = self.settings["large_crops"], self.settings["small_crops"]
@@ -120,23 +115,16 @@ class SelfDistillation(Objective):
                 patch_wanted = softmax((patch_scores[hidden] - self.patch_centre) / _TEACHER_TEMPERATURE, -1)
             loss = loss + _cross_entropy(self.patch_head(guessed[:, 1:][hidden]), patch_wanted).mean()
         if self.training:
-            self._move_centres(scores, patch_scores)
+            with torch.no_grad():
+                for centre, found in ((self.centre, scores), (self.patch_centre, patch_scores.flatten(0, 1))):
+                    centre.lerp_(found.mean(0), 1 - _CENTRE_MOMENTUM)
         return loss
-
-    @torch.no_grad()
-    def _move_centres(self, scores: Tensor, patch_scores: Tensor) -> None:
-        for centre, found in ((self.centre, scores), (self.patch_centre, patch_scores.flatten(0, 1))):
-            centre.lerp_(found.mean(0), 1 - _CENTRE_MOMENTUM)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Move the teacher towards the student; ever more slowly, along half a cosine."""
         share = (1 - _FIRST_MOMENTUM) * (math.cos(math.pi * progress) + 1) / 2
-        for teacher, student in (
-            (self.teacher, self.model),
-            (self.teacher_head, self.head),
-            (self.teacher_patch_head, self.patch_head),
-        ):
+        for teacher, student in self._teachers_and_students():
             for own, towards in zip(teacher.parameters(), student.parameters(), strict=True):
                 own.lerp_(towards, share)
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bindkit.pretraining.architecture import WIDTH, vision_settings
-from bindkit.pretraining.captions import END, PADDING, START, Vocabulary, caption
-from bindkit.pretraining.objectives import Objective, register
+from bindkit.pretraining.objectives import HEADS, VISION_SETTINGS, WIDTH, Objective, register
 from bindkit.pretraining.training_scenes import SceneBatch
 from bindkit.scenes.looks import SHAPES
 
+PADDING, START, END = 0, 1, 3  # transformers reads an end token of 2 as "take the largest token instead"
+
 _TEXT_LAYERS, _LENGTH, _JOINT_WIDTH = 2, 40, 64
+_DOWN = ("upper", "central", "lower")
+_ACROSS = ("left", "middle", "right")
+_SILENT = frozenset({"a", "an", "at", "the"})
 
 
 @register
@@ -22,6 +28,7 @@ class ImageText(Objective):
     name = "clip"
     label = "contrastive"
     supervision = "captions: classes and where they are"
+    vision_part = "vision_model"
 
     def _build(self) -> nn.Module:
         from transformers import CLIPConfig, CLIPModel
@@ -32,28 +39,58 @@ class ImageText(Objective):
             "hidden_size": WIDTH,
             "intermediate_size": 4 * WIDTH,
             "num_hidden_layers": _TEXT_LAYERS,
-            "num_attention_heads": 4,
+            "num_attention_heads": HEADS,
             "max_position_embeddings": _LENGTH,
             "pad_token_id": PADDING,
             "bos_token_id": START,
             "eos_token_id": END,
         }
-        vision = vision_settings() | {"intermediate_size": 4 * WIDTH}
+        vision = VISION_SETTINGS | {"intermediate_size": 4 * WIDTH}
         return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=_JOINT_WIDTH))
-
-    @property
-    def vision(self) -> nn.Module:  # noqa: D102
-        encoder: nn.Module = self.model.vision_model
-        return encoder
 
     def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: D102
         captions = [caption(objects) for objects in batch.named_objects()]
         tokens = self.vocabulary.encode(captions, _LENGTH).to(self.device)
-        matched = self.model(
+        loss: Tensor = self.model(
             input_ids=tokens,
             attention_mask=(tokens != PADDING).long(),
             pixel_values=batch.images.to(self.device),
             return_loss=True,
-        )
-        loss: Tensor = matched.loss
+        ).loss
         return loss
+
+
+def caption(objects: Sequence[tuple[str, float, float]]) -> str:
+    """Say what is where, object by object: class name, and its middle (down, across) as shares 0..1 of the scene.
+
+    >>> caption([("star", 0.1, 0.2), ("ring", 0.9, 0.5)]), caption([])
+    ('a star at the upper left, a ring at the lower middle', 'nothing')
+    """
+
+    def third(share: float) -> int:
+        return min(2, max(0, int(3 * share)))
+
+    phrases = [f"a {name} at the {_DOWN[third(down)]} {_ACROSS[third(across)]}" for name, down, across in objects]
+    return ", ".join(phrases) or "nothing"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words that captions of a scene set can hold, one token each; articles and prepositions are left out."""
+
+    words: tuple[str, ...]
+
+    @classmethod
+    def of(cls, class_names: Sequence[str]) -> Vocabulary:
+        """Padding, start, nothing, end; class names in the order of their ids, then the words for places."""
+        return cls(("<padding>", "<start>", "nothing", "<end>", *class_names, *_DOWN, *_ACROSS))
+
+    def encode(self, captions: Sequence[str], length: int) -> Int[Tensor, "caption length"]:
+        """Tokens of captions, filled up with padding; what does not fit is cut off before the end token."""
+        number = {word: token for token, word in enumerate(self.words)}
+        tokens = torch.full((len(captions), length), PADDING)
+        for row, text in enumerate(captions):
+            spoken = [number[word] for word in text.replace(",", "").split() if word not in _SILENT]
+            sequence = [START, *spoken[: length - 2], END]
+            tokens[row, : len(sequence)] = torch.tensor(sequence)
+        return tokens

@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bindkit.backbones.positions import sine_cosine_positions
-from bindkit.pretraining.architecture import GRID, WIDTH, vision_settings
-from bindkit.pretraining.objectives import Objective, register
-from bindkit.pretraining.training_scenes import SceneBatch
+from bindkit.backbones.untrained import sine_cosine_positions
+from bindkit.pretraining.objectives import HEADS, VISION_SETTINGS, WIDTH, Objective, register
+from bindkit.pretraining.training_scenes import GRID, SceneBatch
 
 _DECODER_WIDTH = 64
 
@@ -27,17 +26,18 @@ class MaskedReconstruction(Objective):
     label = "masked-reconstruction"
     supervision = "nothing"
     learning_rate = 2e-3
+    vision_part = "vit"
     defaults: ClassVar[dict[str, Any]] = {"mask_ratio": 0.75}
 
     def _build(self) -> nn.Module:
         from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
         config = ViTMAEConfig(
-            **vision_settings(),
+            **VISION_SETTINGS,
             intermediate_size=4 * WIDTH,
             decoder_hidden_size=_DECODER_WIDTH,
             decoder_num_hidden_layers=1,
-            decoder_num_attention_heads=4,
+            decoder_num_attention_heads=HEADS,
             decoder_intermediate_size=4 * _DECODER_WIDTH,
             mask_ratio=self.settings["mask_ratio"],
             norm_pix_loss=False,
@@ -48,11 +48,6 @@ class MaskedReconstruction(Objective):
             model.decoder.mask_token.normal_(std=0.02)
             model.decoder.decoder_pos_embed[:, 1:] = sine_cosine_positions(GRID, GRID, _DECODER_WIDTH)
         return model
-
-    @property
-    def vision(self) -> nn.Module:  # noqa: D102
-        encoder: nn.Module = self.model.vit
-        return encoder
 
     def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: D102
         noise = torch.rand(len(batch.images), GRID * GRID, generator=generator)

@@ -1,15 +1,11 @@
 """What an objective is: a model to train, a loss on a batch of scenes, and a directory that holds both.
 
->>> objective = OBJECTIVES["mae"](seed=0)
->>> objective.label, objective.n_parameters < 2_000_000
-('masked-reconstruction', True)
+All objectives train one architecture, whose sizes stand here and in `bindkit.pretraining.training_scenes`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,11 +17,27 @@ from torch import Tensor, nn
 
 from bindkit.arguments import require_kind
 from bindkit.backbones.checkpoint import quiet
-from bindkit.backbones.positions import fill_positions
+from bindkit.backbones.preprocessing import IMAGENET
+from bindkit.backbones.untrained import fill_positions, seeded
 from bindkit.errors import BackboneError, InvalidParameterError
 from bindkit.files import parse_json, write_bytes, write_json
-from bindkit.pretraining.architecture import POSITION_SCALE, write_preprocessing
-from bindkit.pretraining.training_scenes import SceneBatch, TrainingScenes
+from bindkit.pretraining.training_scenes import PATCH, SIDE, SceneBatch, TrainingScenes
+
+WIDTH, LAYERS, HEADS = 112, 6, 4
+
+POSITION_SCALE = 0.05
+"""Position embeddings start at this share of the sine-cosine ones: as faint as the usual random ones (standard
+deviation 0.02 to 0.04), so that an untrained twin hardly knows where its patches lie, but smooth."""
+
+VISION_SETTINGS: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "patch_size": PATCH,
+    "image_size": SIDE,
+    "position_embedding_scale": POSITION_SCALE,
+}
+"""Settings of the encoder in the words that all four families share."""
 
 OBJECTIVE_FILE = "objective.json"
 HEADS_FILE = "heads.safetensors"
@@ -44,12 +56,7 @@ class Objective(nn.Module, ABC):
         objective.write("runs/mae/final")                   # a Hugging Face directory
         bk.load_backbone("runs/mae/final")
 
-    Parameters
-    ----------
-    seed : int
-        Of the starting weights.
-    **settings
-        Options of the objective, plain values; kept in the directory.
+    `seed` is of the starting weights; `settings` are options of the objective, plain values, kept in the directory.
     """
 
     name: ClassVar[str]
@@ -58,36 +65,31 @@ class Objective(nn.Module, ABC):
     supervision: ClassVar[str]
     """What the loss is told besides the pictures, as a model card says it."""
     learning_rate: ClassVar[float] = 1e-3
+    defaults: ClassVar[dict[str, Any]] = {}
+    vision_part: ClassVar[str] = ""
+    """Attribute of the model that is its vision encoder; empty if the model is nothing else."""
+    head_parts: ClassVar[dict[str, str]] = {}
+    """What the loss needs beside the saved model: name in `HEADS_FILE` -> attribute of the objective."""
 
     def __init__(self, seed: int = 0, **settings: Any) -> None:
         super().__init__()
-        self.settings = self._checked(settings)
-        with _seeded(seed):
-            # Any: transformers' models have methods of their own, which nn.Module's annotations hide.
-            self.model: Any = self._build()
-        fill_positions(self.vision, POSITION_SCALE)
-        for parameter in self.vision.parameters():
-            parameter.requires_grad_(True)
-
-    defaults: ClassVar[dict[str, Any]] = {}
-
-    def _checked(self, settings: dict[str, Any]) -> dict[str, Any]:
         unknown = sorted(set(settings) - set(self.defaults))
         if unknown:
             raise InvalidParameterError(
                 f"the objective {self.name} has no option {', '.join(unknown)}; it has "
                 f"{', '.join(f'{name}={value!r}' for name, value in self.defaults.items()) or 'none'}"
             )
-        return {**self.defaults, **settings}
+        self.settings = {**self.defaults, **settings}
+        with seeded(seed):
+            # Any: transformers' models have methods of their own, which nn.Module's annotations hide.
+            self.model: Any = self._build()
+        fill_positions(self.vision, POSITION_SCALE)
+        for parameter in self.vision.parameters():
+            parameter.requires_grad_(True)
 
     @abstractmethod
     def _build(self) -> nn.Module:
         """The transformers model that is saved; its weights depend on torch's seed alone."""
-
-    @property
-    @abstractmethod
-    def vision(self) -> nn.Module:
-        """The vision encoder within the model."""
 
     @abstractmethod
     def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:
@@ -96,16 +98,15 @@ class Objective(nn.Module, ABC):
     def after_step(self, progress: float) -> None:
         """What follows an optimiser's step, such as moving a teacher; `progress` runs from 0 to 1."""
 
-    def heads(self) -> dict[str, Tensor]:
-        """Tensors beside the saved model that the loss needs."""
-        return {}
-
-    def set_heads(self, heads: dict[str, Tensor]) -> None:
-        """Take what `heads` gave."""
-
     def saved_model(self) -> Any:
         """The model whose weights go into the directory."""
         return self.model
+
+    @property
+    def vision(self) -> nn.Module:
+        """The vision encoder within the model."""
+        encoder: nn.Module = self.model.get_submodule(self.vision_part)
+        return encoder
 
     @property
     def device(self) -> torch.device:
@@ -117,17 +118,47 @@ class Objective(nn.Module, ABC):
         """Parameters of the vision encoder."""
         return sum(parameter.numel() for parameter in self.vision.parameters())
 
+    def heads(self) -> dict[str, Tensor]:
+        """Tensors of `head_parts`, by the names that they have in `HEADS_FILE`."""
+        own = self.state_dict()
+        return {written: own[name] for written, name in self._head_names().items()}
+
+    def set_heads(self, heads: dict[str, Tensor]) -> None:
+        """Take what `heads` gave. Raises KeyError where one is missing."""
+        self.load_state_dict({name: heads[written] for written, name in self._head_names().items()}, strict=False)
+
+    def _head_names(self) -> dict[str, str]:
+        return {
+            written + name.removeprefix(part): name
+            for written, part in self.head_parts.items()
+            for name in self.state_dict()
+            if name == part or name.startswith(f"{part}.")
+        }
+
     def write(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write a Hugging Face directory (config, weights, preprocessing) with the heads beside it; returns it."""
+
+        def ready(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.detach().to(dtype).contiguous() for name, tensor in tensors.items()}
+
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         model = self.saved_model()
-        weights = {name: tensor.detach().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
         with quiet():
-            model.save_pretrained(directory, state_dict=weights, safe_serialization=True)
-        write_preprocessing(directory)
-        heads = {name: tensor.detach().to(dtype).contiguous() for name, tensor in self.heads().items()}
-        if heads:
+            model.save_pretrained(directory, state_dict=ready(model.state_dict()), safe_serialization=True)
+        preprocessing = {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": {"height": SIDE, "width": SIDE},
+            "resample": 3,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(IMAGENET.mean),
+            "image_std": list(IMAGENET.std),
+        }
+        write_json(directory / "preprocessor_config.json", preprocessing)
+        if heads := ready(self.heads()):
             write_bytes(directory / HEADS_FILE, save(heads))
         write_json(directory / OBJECTIVE_FILE, {"format": 1, "objective": self.name, "settings": self.settings})
         return directory
@@ -140,13 +171,7 @@ def register(objective: type[Objective]) -> type[Objective]:
 
 
 def make_objective(name: str, seed: int = 0, **settings: Any) -> Objective:
-    """Build an objective by name.
-
-    Raises
-    ------
-    InvalidParameterError
-        For a name or an option that does not exist; lists those that do.
-    """
+    """Build an objective by name. Raises InvalidParameterError for a name or an option that does not exist."""
     require_kind(name, str, f"an objective is one of {', '.join(sorted(OBJECTIVES))}")
     if name not in OBJECTIVES:
         raise InvalidParameterError(f"unknown objective {name!r}; choose one of {', '.join(sorted(OBJECTIVES))}")
@@ -156,10 +181,7 @@ def make_objective(name: str, seed: int = 0, **settings: Any) -> Objective:
 def read_objective(directory: str | Path) -> Objective:
     """Read back what `Objective.write` wrote, in evaluation mode and float32, so that its own loss can be computed.
 
-    Raises
-    ------
-    BackboneError
-        If the directory holds no pretrained objective, or lacks weights.
+    Raises BackboneError if the directory holds no pretrained objective, or lacks weights.
     """
     directory = Path(directory)
     try:
@@ -196,21 +218,9 @@ def objective_loss(
 
         objective_loss("runs/mae/final", "synthetic:n=256,seed=0,size=80x80,...")
 
-    Parameters
-    ----------
-    directory : path
-        As `Objective.write` wrote it.
-    scenes : str or TrainingScenes
-        A synthetic URI with a measuring seed, or scenes drawn already.
-    seed : int
-        Of masks and crops.
-    scenes_per_batch : int
-        Contrastive losses depend on it: a caption is told from those of one batch.
-
-    Raises
-    ------
-    BackboneError, InvalidParameterError
-        As `read_objective` and `TrainingScenes.held_out` do.
+    `scenes` are a synthetic URI with a measuring seed, or drawn already; `seed` is of masks and crops. Contrastive
+    losses depend on `scenes_per_batch`: a caption is told from those of one batch. Raises as `read_objective` and
+    `TrainingScenes.held_out` do.
     """
     objective = read_objective(directory)
     pool = scenes if isinstance(scenes, TrainingScenes) else TrainingScenes.held_out(scenes)
@@ -220,11 +230,3 @@ def objective_loss(
         for batch in pool.in_order(scenes_per_batch):
             total += float(objective(batch, generator)) * len(batch.images)
     return total / len(pool)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator for a while."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

@@ -6,9 +6,10 @@ side, `cache_activations` holds measuring to the other.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -22,12 +23,15 @@ from torch import Tensor
 from bindkit.backbones.preprocessing import IMAGENET
 from bindkit.errors import InvalidParameterError
 from bindkit.files import progress
-from bindkit.pretraining.architecture import GRID, PATCH, SIDE
-from bindkit.pretraining.captions import Named
 from bindkit.scenes import open_scenes
 from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.labels import label_patches
 from bindkit.scenes.synthetic import TRAINING_SEED, SyntheticScenes, require_unseen
+
+SIDE, PATCH = 80, 8
+"""Window and patch in pixels."""
+GRID = SIDE // PATCH
+"""Patches down and across."""
 
 TRAINING_SCENES = (
     f"synthetic:n=20000,seed={TRAINING_SEED},size={SIDE}x{SIDE},objects=3-5,twins=0.8,surface=graded,outlines=any"
@@ -41,36 +45,26 @@ _CHUNK = 64
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """Scenes as a model sees them, and what is known of them.
-
-    Attributes
-    ----------
-    images : float tensor [scene, 3, side, side]
-        Normalised with ImageNet's mean and deviation.
-    classes : int tensor [scene, object]
-        Class id of each object, 0 where there is no further one.
-    middles : float tensor [scene, object, 2]
-        Middle (down, across) of what is seen of each object, as shares 0..1 of the scene.
-    instances : int tensor [scene, row, col]
-        Most frequent instance id of each patch (0 = ground).
-    class_names : tuple of str
-        Class 1 first.
-    """
+    """Scenes as a model sees them (ImageNet's mean and deviation taken off), and what is known of them."""
 
     images: Float[Tensor, "scene 3 side side"]
     classes: Int[Tensor, "scene object"]
+    """Class id of each object, 0 where there is no further one."""
     middles: Float[Tensor, "scene object 2"]
+    """Middle (down, across) of what is seen of each object, as shares 0..1 of the scene."""
     instances: Int[Tensor, "scene row col"]
+    """Most frequent instance id of each patch (0 = ground)."""
     class_names: tuple[str, ...]
+    """Class 1 first."""
 
     def present(self) -> Float[Tensor, "scene class"]:
         """1 where a class is in the scene."""
         marks = torch.zeros(len(self.classes), len(self.class_names) + 1)
         return marks.scatter_(1, self.classes, 1.0)[:, 1:]
 
-    def named_objects(self) -> list[Named]:
-        """Objects of every scene, ordered from upper left to lower right as one reads."""
-        scenes: list[Named] = []
+    def named_objects(self) -> list[list[tuple[str, float, float]]]:
+        """Class name and middle of every scene's objects, ordered from upper left to lower right as one reads."""
+        scenes = []
         for classes, middles in zip(self.classes.tolist(), self.middles.tolist(), strict=True):
             objects = [(self.class_names[k - 1], *where) for k, where in zip(classes, middles, strict=True) if k]
             scenes.append(sorted(objects, key=lambda named: (int(3 * named[1]), named[2], named[0])))
@@ -79,7 +73,7 @@ class SceneBatch:
 
 @dataclass(frozen=True, eq=False)
 class TrainingScenes:
-    """A pool of scenes in memory: uint8 images, classes and middles of their objects.
+    """A pool of scenes in memory, its columns as a `SceneBatch` has them.
 
     ::
 
@@ -98,11 +92,8 @@ class TrainingScenes:
     def open(cls, uri: str, workers: int | None = None) -> TrainingScenes:
         """Draw a synthetic set into memory (about 3 ms a scene and core).
 
-        Raises
-        ------
-        InvalidParameterError
-            For scenes that are not synthetic, not of the architecture's size, or of a seed below `TRAINING_SEED`,
-            which is kept for measuring.
+        Raises InvalidParameterError for scenes that are not synthetic, not of the architecture's size, or of a seed
+        below `TRAINING_SEED`, which is kept for measuring.
         """
         scenes = _synthetic(uri)
         if scenes.options.seed < TRAINING_SEED:
@@ -114,13 +105,7 @@ class TrainingScenes:
 
     @classmethod
     def held_out(cls, uri: str, workers: int | None = None) -> TrainingScenes:
-        """Scenes for computing an objective's own loss: as `open`, of seeds that training never saw.
-
-        Raises
-        ------
-        InvalidParameterError
-            For a seed from `TRAINING_SEED` on, and as `open` does.
-        """
+        """Scenes for computing an objective's own loss: as `open`, but of seeds below `TRAINING_SEED` alone."""
         scenes = _synthetic(uri)
         require_unseen(scenes)
         return cls._drawn(scenes, workers)
@@ -135,25 +120,23 @@ class TrainingScenes:
         starts = range(0, len(scenes), _CHUNK)
         spans = [(scenes.uri, start, min(len(scenes), start + _CHUNK)) for start in starts]
         workers = (os.cpu_count() or 1) if workers is None else workers
+        draw: Callable[..., Iterable[tuple[np.ndarray, ...]]] = map
         parts = []
-        with progress(len(scenes), "draw training scenes", "scene") as bar:
-            if workers > 1 and len(spans) > 8:
-                # "spawn": a forked copy of a process whose torch threads run can hang.
-                try:
-                    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
-                        for part in pool.map(_draw_span, spans):
-                            parts.append(part)
-                            bar.update(len(part[0]))
-                except BrokenProcessPool as error:
-                    raise InvalidParameterError(
-                        "the processes that draw training scenes ended at once. A script that trains must stand behind "
-                        "`if __name__ == '__main__':`, since each of them reads the script again; or draw in this "
-                        "process: TrainingScenes.open(uri, workers=1). (Was the memory full?)"
-                    ) from error
-            else:
-                for span in spans:
-                    parts.append(_draw_span(span))
-                    bar.update(len(parts[-1][0]))
+        try:
+            with progress(len(scenes), "draw training scenes", "scene") as bar, contextlib.ExitStack() as processes:
+                if workers > 1 and len(spans) > 8:
+                    # "spawn": a forked copy of a process whose torch threads run can hang.
+                    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
+                    draw = processes.enter_context(pool).map
+                for part in draw(_draw_span, spans):
+                    parts.append(part)
+                    bar.update(len(part[0]))
+        except BrokenProcessPool as error:
+            raise InvalidParameterError(
+                "the processes that draw training scenes ended at once. A script that trains must stand behind "
+                "`if __name__ == '__main__':`, since each of them reads the script again; or draw in this "
+                "process: TrainingScenes.open(uri, workers=1). (Was the memory full?)"
+            ) from error
         images, classes, middles, instances = (
             torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)
         )
@@ -183,6 +166,7 @@ class TrainingScenes:
             images, instances, middles[..., 1] = images.flip(3), instances.flip(2), 1 - middles[..., 1]
         if transpose:
             images, instances, middles = images.transpose(2, 3), instances.transpose(1, 2), middles.flip(2)
+        # Not IMAGENET.normalise, which multiplies by 1 / 255: the last bits are part of a run's weights.
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET.mean, IMAGENET.std))
         images = (images[:, channels] - mean) / std
         return SceneBatch(images, self.classes[chosen], middles, instances, self.class_names)

@@ -13,8 +13,8 @@ from torch import nn
 
 from bindkit.backbones import load_backbone
 from bindkit.backbones.contract import check_contract
+from bindkit.backbones.families import EncoderShape
 from bindkit.backbones.preprocessing import IMAGENET
-from bindkit.backbones.shape import EncoderShape
 from bindkit.backbones.tower import VisionTower
 from bindkit.errors import BackboneError, ContractError
 

@@ -146,7 +146,7 @@ def test_report_says_what_was_checked(kind: str, checkpoint: Callable[[str], str
     assert "2 x 2 patches" in text
     assert f"family        {FAMILIES[kind][1]}" in text
     assert f"prefix tokens {FAMILIES[kind][2]}" in text
-    assert report.n_parameters == sum(
+    assert report.backbone.tower.n_parameters == sum(
         weight.numel() for weight in load_backbone(checkpoint(kind)).tower.model.parameters()
     )
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import bindkit as bk
-from bindkit.backbones.shipped import ASSETS, directory_of, shipped_names
+from bindkit.backbones.names import ASSETS, directory_of, shipped_names
 from bindkit.cli import main
 from bindkit.errors import BackboneError
 from bindkit.pipeline.running import RUN_DEFAULTS

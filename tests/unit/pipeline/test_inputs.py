@@ -13,8 +13,7 @@ from changing_scenes import add_scene, invert, remove, rename_class, touch, writ
 from safetensors.torch import load_file, save_file
 
 import bindkit as bk
-from bindkit.backbones.contents import contents_of_backbone
-from bindkit.backbones.shipped import directory_of
+from bindkit.backbones.names import contents_of_backbone, directory_of
 from bindkit.cli import main
 from bindkit.errors import NotebookFailedError, WorkspaceMismatchError
 from bindkit.pipeline.inputs import Inputs
@@ -224,9 +223,9 @@ def test_a_hub_model_is_known_by_its_revision_where_it_lies_here(tmp_path, monke
 def test_a_hub_model_that_came_meanwhile_is_no_change(folder, tmp_path, monkeypatch):
     asked = {"scenes": f"folder:{folder}", "backbones": "nobody/model"}
     before = Inputs.look(asked, tmp_path, tmp_path)
-    monkeypatch.setattr("bindkit.backbones.contents._revision_here", lambda name: "abc")
+    monkeypatch.setattr("bindkit.backbones.names._revision_here", lambda name: "abc")
     after = Inputs.look(asked, tmp_path, tmp_path)
     assert after.changes_since(before, "then") == [] and after == before.also_of(None)
-    monkeypatch.setattr("bindkit.backbones.contents._revision_here", lambda name: "def")
+    monkeypatch.setattr("bindkit.backbones.names._revision_here", lambda name: "def")
     (said,) = Inputs.look(asked, tmp_path, tmp_path).changes_since(after, "then")
     assert said == "the backbone nobody/model has changed since then: revision"

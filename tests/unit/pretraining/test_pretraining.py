@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import bindkit as bk
-from bindkit.backbones.positions import sine_cosine_positions
+from bindkit.backbones.untrained import sine_cosine_positions
 from bindkit.errors import BackboneError, InvalidParameterError, NonFiniteActivationsError
 from bindkit.pipeline.running import RUN_DEFAULTS
 from bindkit.pretraining import (
@@ -29,10 +29,10 @@ from bindkit.pretraining import (
     read_objective,
     ship,
 )
-from bindkit.pretraining.captions import END, PADDING, START, Vocabulary
 from bindkit.pretraining.cards import CARD_FILE, command_of
 from bindkit.pretraining.common_fate import draw_hints, draw_motion
 from bindkit.pretraining.distillation import crop, hide
+from bindkit.pretraining.image_text import END, PADDING, START, Vocabulary
 from bindkit.pretraining.loop import STATE_FILE, Plan, _Trainer
 from bindkit.pretraining.objectives import make_objective
 from bindkit.scenes.synthetic import SyntheticOptions

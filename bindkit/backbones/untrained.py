@@ -1,12 +1,10 @@
-"""Fixed sine-cosine positions of a patch grid, and where the families keep their position embeddings.
-
->>> sine_cosine_positions(2, 3, width=8).shape
-torch.Size([6, 8])
-"""
+"""How untrained encoders start: embedded architectures, seeded weights, and the positions of their patch grid."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,18 +13,39 @@ from torch import Tensor, nn
 
 from bindkit.errors import BackboneError
 
+# Small enough for a laptop: 6 layers of width 128 over 14 x 14 patches of 8 px.
+_SMALL: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "patch_size": 8,
+    "image_size": 112,
+}
 _PLACES = ("embeddings.position_embeddings", "embeddings.position_embedding.weight")
+
+
+def embedded_config(architecture: str) -> Any:
+    """Config of an embedded architecture, ``"dinov2"`` or ``"vit"``."""
+    import transformers
+
+    if architecture == "dinov2":
+        return transformers.Dinov2Config(**_SMALL, mlp_ratio=4)
+    return transformers.ViTConfig(**_SMALL, intermediate_size=4 * _SMALL["hidden_size"])
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator and put its state back afterwards; CUDA generators are left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def sine_cosine_positions(rows: int, cols: int, width: int) -> Float[Tensor, "patch width"]:
     """The embedding of He et al. (MAE, 2022, as published code has it): column in the first half, row in the second.
 
-    Each half holds sines, then cosines, of ``position / 10000**(k / (width / 4))``.
-
-    Raises
-    ------
-    BackboneError
-        If the width is no multiple of four.
+    Each half holds sines, then cosines, of ``position / 10000**(k / (width / 4))``. Raises BackboneError for a width
+    that is no multiple of four.
     """
     if width % 4:
         raise BackboneError(f"sine-cosine positions need a width that is a multiple of four, got {width}")
@@ -37,18 +56,11 @@ def sine_cosine_positions(rows: int, cols: int, width: int) -> Float[Tensor, "pa
         angles = [[position * rate for rate in rates] for position in range(n_positions)]
         return torch.tensor([[*map(math.sin, row), *map(math.cos, row)] for row in angles], dtype=torch.float32)
 
-    row, col = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
-    return torch.cat([along(cols)[col.reshape(-1)], along(rows)[row.reshape(-1)]], dim=1)
+    return torch.cat([along(cols).repeat(rows, 1), along(rows).repeat_interleave(cols, 0)], dim=1)
 
 
 def position_embeddings(model: nn.Module) -> nn.Parameter:
-    """The position embeddings of an encoder, prefix tokens included where they have one.
-
-    Raises
-    ------
-    BackboneError
-        If there are none in a place that bindkit knows.
-    """
+    """An encoder's position embeddings, prefix tokens included where they have one. Raises BackboneError for none."""
     found = [weight for name, weight in model.named_parameters() if name.endswith(_PLACES)]
     if len(found) != 1:
         raise BackboneError(
@@ -58,31 +70,10 @@ def position_embeddings(model: nn.Module) -> nn.Parameter:
 
 
 def fill_positions(model: nn.Module, scale: float) -> None:
-    """Set a freshly made encoder's position embeddings to `scale` times the sine-cosine ones; prefix tokens to zero.
-
-    transformers 5.23 leaves those of a new MAE at zero, so that the model would not know where its patches lie.
-
-    Raises
-    ------
-    BackboneError
-        As `position_embeddings` does.
-    """
+    """Set a new encoder's position embeddings to `scale` times the sine-cosine ones, those of prefix tokens to zero."""
     embeddings = position_embeddings(model)
     weight = embeddings.data.view(-1, embeddings.shape[-1])
     side = int((weight.shape[0]) ** 0.5)
     patches = sine_cosine_positions(side, side, weight.shape[1])
     weight.zero_()
     weight[-len(patches) :] = scale * patches
-
-
-def start_positions(model: nn.Module, config: Any) -> None:
-    """Give a new encoder the positions that its architecture starts from, where transformers does not.
-
-    A config may carry ``position_embedding_scale`` (bindkit's own tiny backbones do); MAE starts at 1.
-    """
-    vision = getattr(config, "vision_config", None) or config
-    scale = getattr(vision, "position_embedding_scale", None)
-    if scale is None and getattr(vision, "model_type", "") == "vit_mae":
-        scale = 1.0
-    if scale is not None:
-        fill_positions(model, float(scale))

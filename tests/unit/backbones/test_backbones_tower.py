@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bindkit.backbones.capture import BlockCapture, find_blocks
+from bindkit.backbones.tower import EMBEDDING, captured, find_blocks
 from bindkit.errors import ContractError
 
 
@@ -41,11 +41,9 @@ def hooks_on(model: nn.Module) -> int:
 @pytest.mark.parametrize("by_keyword", [False, True])
 def test_keeps_block_outputs_and_the_input_of_block_0(by_keyword: bool) -> None:
     model = Chain(AddOne(), AddOne(), AddOne(), by_keyword=by_keyword)
-    with BlockCapture(model.layer, layers=(0, 2), embedding=True) as capture:
+    with captured(model.layer, layers=(EMBEDDING, 0, 2)) as kept:
         model(torch.zeros(1, 2, 3))
-    assert capture.embedding is not None
-    assert capture.embedding.unique().tolist() == [0]
-    assert {layer: tokens.unique().tolist() for layer, tokens in capture.activations.items()} == {0: [1], 2: [3]}
+    assert {layer: tokens.unique().tolist() for layer, tokens in kept.items()} == {EMBEDDING: [0], 0: [1], 2: [3]}
 
 
 @pytest.mark.parametrize(
@@ -53,7 +51,7 @@ def test_keeps_block_outputs_and_the_input_of_block_0(by_keyword: bool) -> None:
 )
 def test_stops_behind_the_deepest_block_asked_for(layers: tuple[int, ...], runs: list[int]) -> None:
     model = Chain(AddOne(), AddOne(), AddOne())
-    with BlockCapture(model.layer, layers, embedding=True):
+    with captured(model.layer, (EMBEDDING, *layers)):
         model(torch.zeros(1, 2, 3))
     assert [block.runs for block in model.layer] == runs
     assert hooks_on(model) == 0
@@ -61,21 +59,19 @@ def test_stops_behind_the_deepest_block_asked_for(layers: tuple[int, ...], runs:
 
 def test_blocks_that_work_in_place_do_not_change_what_was_kept() -> None:
     model = Chain(*[AddOne(in_place=True) for _ in range(3)])
-    with BlockCapture(model.layer, layers=(0, 1, 2), embedding=True) as capture:
+    with captured(model.layer, layers=(EMBEDDING, 0, 1, 2)) as kept:
         model(torch.zeros(1, 2, 3))
-    assert capture.embedding is not None
-    assert capture.embedding.unique().tolist() == [0]
-    assert [capture.activations[layer].unique().tolist() for layer in range(3)] == [[1], [2], [3]]
+    assert [kept[layer].unique().tolist() for layer in (EMBEDDING, 0, 1, 2)] == [[0], [1], [2], [3]]
 
 
 def test_what_is_kept_can_be_trained_on() -> None:
     model = Chain(AddOne())
-    with torch.inference_mode(), BlockCapture(model.layer, layers=(0,), embedding=True) as capture:
+    with torch.inference_mode(), captured(model.layer, layers=(EMBEDDING, 0)) as kept:
         model(torch.zeros(1, 2, 3))
     probe = nn.Linear(3, 1)
-    probe(capture.activations[0]).sum().backward()
+    probe(kept[0]).sum().backward()
     assert probe.weight.grad is not None
-    assert not capture.activations[0].is_inference()
+    assert not kept[0].is_inference()
 
 
 class Breaks(nn.Module):
@@ -85,7 +81,7 @@ class Breaks(nn.Module):
 
 def test_hooks_are_removed_and_the_error_passes_when_a_block_breaks() -> None:
     model = Chain(AddOne(), Breaks())
-    with pytest.raises(ZeroDivisionError), BlockCapture(model.layer, layers=(0, 1), embedding=True):
+    with pytest.raises(ZeroDivisionError), captured(model.layer, layers=(EMBEDDING, 0, 1)):
         assert hooks_on(model) == 3
         model(torch.zeros(1, 2, 3))
     assert hooks_on(model) == 0
@@ -93,7 +89,7 @@ def test_hooks_are_removed_and_the_error_passes_when_a_block_breaks() -> None:
 
 def test_hooks_are_removed_when_they_cannot_all_be_set() -> None:
     model = Chain(AddOne())
-    with pytest.raises(IndexError), BlockCapture(model.layer, layers=(0, 7), embedding=True):
+    with pytest.raises(IndexError), captured(model.layer, layers=(EMBEDDING, 0, 7)):
         pass
     assert hooks_on(model) == 0
 
@@ -111,7 +107,7 @@ class Words(nn.Module):
 @pytest.mark.parametrize(("block", "got"), [(Flat(), r"a tensor of shape \(1, 6\)"), (Words(), "got dict")])
 def test_outputs_that_are_no_tokens_are_refused(block: nn.Module, got: str) -> None:
     model = Chain(block)
-    with pytest.raises(ContractError, match=got), BlockCapture(model.layer, layers=(0,)):
+    with pytest.raises(ContractError, match=got), captured(model.layer, layers=(0,)):
         model(torch.zeros(1, 2, 3))
     assert hooks_on(model) == 0
 
