@@ -1,10 +1,10 @@
-"""Reading a cache: labels of a split, and activations at a layer through memory maps."""
+"""Reading a cache: labels of a split or of chosen scenes, and activations at a layer through memory maps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bindkit.arguments import read_path, require_kind
-from bindkit.cache import verifying
-from bindkit.cache.layout import SPLITS, Skipped, activations_file
+from bindkit.cache import writing
 from bindkit.cache.manifest import Manifest
-from bindkit.cache.shards import layer_stamp, map_activations
-from bindkit.cache.verifying import Damage
+from bindkit.cache.shards import COLUMNS, read_activations, read_labels, stack
+from bindkit.cache.writing import Damage
 from bindkit.errors import CacheError, InvalidParameterError, LayerError
+from bindkit.scenes.scene import BrokenScene
+from bindkit.scenes.splits import SPLITS
 
 _ROWS_AT_ONCE = 1024
 """Rows that are read before they are widened to 32 bits: at width 1024 two megabytes, which stay in the processor."""
@@ -75,11 +76,11 @@ class CachedActivations:
     rows and nothing else, from any number of threads.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, split: str, layer: int, d_model: int) -> None:
-        self.split, self.layer, self.d_model = split, layer, d_model
+    def __init__(self, path: Path, manifest: Manifest, split: str, layer: int) -> None:
+        self.split, self.layer, self.d_model = split, layer, manifest.identity.d_model
         self._path, self._manifest = path, manifest
-        records = [manifest.shards[split][shard] for shard in range(manifest.n_shards(split))]
-        self._starts = np.concatenate([[0], np.cumsum([record.rows for record in records])]).astype(np.int64)
+        rows = [manifest.shards[split][shard].rows for shard in range(manifest.n_shards(split))]
+        self._starts = np.array([0, *accumulate(rows)], dtype=np.int64)
         self._maps: dict[int, np.ndarray] = {}
 
     @property
@@ -133,9 +134,9 @@ class CachedActivations:
             wanted, shard_of = wanted[order], shard_of[order]
         stored = np.empty((min(_ROWS_AT_ONCE, len(wanted)), self.d_model), self._manifest.identity.dtype)
         for first in range(0, len(wanted), _ROWS_AT_ONCE):
-            part = wanted[first : first + _ROWS_AT_ONCE]
-            for start, end in _runs(shard_of[first : first + _ROWS_AT_ONCE]):
-                shard = int(shard_of[first + start])
+            part, of = (values[first : first + _ROWS_AT_ONCE] for values in (wanted, shard_of))
+            for start, end in pairwise([0, *(np.flatnonzero(np.diff(of)) + 1).tolist(), len(of)]):
+                shard = int(of[start])
                 rows_there = part[start:end] - self._starts[shard]
                 # NumPy's: of a few rows, starting torch's threads takes longer than reading them.
                 np.take(self._map(shard), rows_there, axis=0, out=stored[start:end], mode="clip")
@@ -148,11 +149,7 @@ class CachedActivations:
 
     def _map(self, shard: int) -> np.ndarray:
         if shard not in self._maps:
-            record = self._manifest.shards[self.split][shard]
-            file = self._path / activations_file(self.split, self.layer, shard)
-            stamp = layer_stamp(self._manifest.stamp(self.split, shard), self.layer)
-            dtype = self._manifest.identity.dtype
-            mapped = map_activations(file, record.activations[self.layer], record.rows, self.d_model, dtype, stamp)
+            mapped = read_activations(self._path, self._manifest, self.split, shard, self.layer)
             self._maps[shard] = mapped.numpy()
         return self._maps[shard]
 
@@ -204,7 +201,7 @@ class ActivationCache:
     @property
     def d_model(self) -> int:
         """Width of an activation."""
-        return int(self.manifest.identity.backbone["d_model"])
+        return self.manifest.identity.d_model
 
     @property
     def dtype(self) -> str:
@@ -237,7 +234,7 @@ class ActivationCache:
         return dict(self.manifest.identity.groups)
 
     @property
-    def skipped(self) -> tuple[Skipped, ...]:
+    def skipped(self) -> tuple[BrokenScene, ...]:
         """Scenes without rows and why: those left out on opening the scene set, then those met on the way."""
         return (*self.manifest.broken, *self.manifest.skipped)
 
@@ -264,33 +261,25 @@ class ActivationCache:
             If a labels file is missing or cannot be read.
         """
         self._check_split(split)
-        if split not in self._labels:
-            self._labels[split] = self._read_labels(split)
-        return self._labels[split]
-
-    def _read_labels(self, split: str) -> CachedLabels:
+        if split in self._labels:
+            return self._labels[split]
         if not self.manifest.has_all_labels:
             raise CacheError(
                 f"the cache {self.path} is not finished (an interrupted run, or repaired); make the same "
                 "cache_activations call again to complete it"
             )
         shards = range(self.manifest.n_shards(split))
-        parts = [verifying.read_labels(self.path, self.manifest, split, shard) for shard in shards]
-        ids = [scene_id for shard in shards for scene_id in self.manifest.shard_ids(split, shard)]
-        scene_rows = _stack([part.scene_rows for part in parts], np.zeros(0, np.int64))
+        parts = [read_labels(self.path, self.manifest, split, shard) for shard in shards]
+        scene_rows = stack("scene_rows", [part["scene_rows"] for part in parts])
         present = np.flatnonzero(scene_rows)
-        flat = np.zeros(0, np.int32)
-        return CachedLabels(
-            instances=_stack([part.instances for part in parts], flat),
-            classes=_stack([part.classes for part in parts], flat),
-            purity=_stack([part.purity for part in parts], np.zeros(0, np.float32)),
-            window=_stack([part.window for part in parts], flat),
-            patch=_stack([part.patch for part in parts], flat),
-            corners=_stack([part.corners for part in parts], np.zeros((0, 2), np.int32)),
+        ids = self.manifest.identity.scene_ids[split]
+        self._labels[split] = CachedLabels(
+            **{name: stack(name, [part[name] for part in parts]) for name in COLUMNS},
             patch_size=int(self.manifest.identity.backbone["geometry"]["patch_size"]),
-            scene_offsets=np.concatenate([[0], np.cumsum(scene_rows[present])]).astype(np.int64),
+            scene_offsets=np.array([0, *accumulate(scene_rows[present])], dtype=np.int64),
             scene_ids=tuple(ids[position] for position in present),
         )
+        return self._labels[split]
 
     def activations(self, split: str, layer: int) -> CachedActivations:
         """Activations of a split at a layer, read when rows are taken.
@@ -309,7 +298,7 @@ class ActivationCache:
                 f"layer {layer} is not in the cache {self.path} of {self.backbone['name']}; {has}; add it with "
                 f"cache_activations(..., layers=[{layer}])"
             )
-        return CachedActivations(self.path, self.manifest, split, int(layer), self.d_model)
+        return CachedActivations(self.path, self.manifest, split, int(layer))
 
     def shard_digests(self) -> dict[str, str]:
         """SHA-256 in hex of every file, by its name in the cache."""
@@ -322,7 +311,7 @@ class ActivationCache:
         says (which was edited, or they were taken from another cache), and names each. Whether anything is left to
         compute is another question: see `is_complete`.
         """
-        return verifying.find_damage(self.path, self.manifest)
+        return writing.find_damage(self.path, self.manifest)
 
     def repair(self) -> list[Damage]:
         """Remove damaged files so that the same `cache_activations` call computes exactly those again.
@@ -334,24 +323,21 @@ class ActivationCache:
         WorkspaceBusyError
             If another process is writing to the cache.
         """
-        damage = verifying.repair(self.path)
+        damage = writing.repair(self.path)
         self.manifest = Manifest.read(self.path)
         self._labels.clear()
         return damage
 
     def summary(self) -> dict[str, Any]:
         """One row for a table: what is cached, how much of it, and what was skipped."""
-        manifest = self.manifest
-        records = [manifest.record(split, shard) for split, shard in manifest.every_shard()]
-        counts = {f"{split}_scenes": len(ids) for split, ids in manifest.identity.scene_ids.items()}
-        for split, shard in manifest.every_shard():
-            record = manifest.record(split, shard)
-            counts[f"{split}_scenes"] -= len(record.skipped) if record else 0
+        counts = {f"{split}_scenes": len(ids) for split, ids in self.manifest.identity.scene_ids.items()}
+        for split, _, record in self.manifest.records():
+            counts[f"{split}_scenes"] -= len(record.skipped)
         return {
             "backbone": self.backbone["name"],
             "objective": self.backbone.get("objective", ""),
             **counts,
-            "patches": sum(record.rows for record in records if record),
+            "patches": sum(record.rows for _, _, record in self.manifest.records()),
             "layers": len(self.layers),
             "d_model": self.d_model,
             "dtype": self.dtype,
@@ -372,11 +358,65 @@ def require_cache(given: Any) -> ActivationCache:
     return given
 
 
-def _runs(shard_of: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Stretches of rows of one shard."""
-    ends = np.append(np.flatnonzero(np.diff(shard_of)) + 1, len(shard_of)).tolist()
-    return pairwise([0, *ends])
+# --- scenes chosen from all splits: what a fold of a cross-validation is ----------------------------------
 
 
-def _stack(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
-    return np.concatenate(parts) if parts else empty
+@dataclass(frozen=True)
+class SceneChoice:
+    """Scenes of a cache in an order of one's own, with a name for messages and tables."""
+
+    name: str
+    scene_ids: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def labels_of(cache: ActivationCache, scenes: str | SceneChoice) -> CachedLabels:
+    """Labels of a split, or of chosen scenes. Errors as `ActivationCache.labels`."""
+    if isinstance(scenes, str):
+        return cache.labels(scenes)
+    parts = [cache.labels(split) for split in SPLITS]
+    rows, offsets = _rows_of(cache, scenes)
+    columns = {name: np.concatenate([getattr(part, name) for part in parts])[rows] for name in COLUMNS}
+    return CachedLabels(**columns, patch_size=parts[0].patch_size, scene_offsets=offsets, scene_ids=scenes.scene_ids)
+
+
+def activations_of(
+    cache: ActivationCache, scenes: str | SceneChoice, layer: int
+) -> CachedActivations | ChosenActivations:
+    """Activations of a split, or of chosen scenes. Errors as `ActivationCache.activations`."""
+    return cache.activations(scenes, layer) if isinstance(scenes, str) else ChosenActivations(cache, scenes, layer)
+
+
+class ChosenActivations:
+    """Activations of chosen scenes at one layer, left on disk until rows are taken; rows as in their labels."""
+
+    def __init__(self, cache: ActivationCache, scenes: SceneChoice, layer: int) -> None:
+        self.d_model = cache.d_model
+        self._parts = [cache.activations(split, layer) for split in SPLITS]
+        self._starts = np.array([0, *accumulate(map(len, self._parts))])
+        self._rows, _ = _rows_of(cache, scenes)
+
+    def take(self, rows: Tensor, into: Tensor | None = None) -> Tensor:
+        """Read rows in any order, as `CachedActivations.take`."""
+        wanted = self._rows[rows.cpu().numpy()]
+        taken = torch.empty(len(wanted), self.d_model) if into is None else into[: len(wanted)]
+        split_of = np.searchsorted(self._starts, wanted, side="right") - 1
+        for split in np.unique(split_of):
+            here = np.flatnonzero(split_of == split)
+            taken[torch.from_numpy(here)] = self._parts[split].take(wanted[here] - self._starts[split])
+        return taken
+
+
+def _rows_of(cache: ActivationCache, scenes: SceneChoice) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the scenes, numbered through all splits, and where each scene begins."""
+    place, start = {}, 0
+    for split in SPLITS:
+        labels = cache.labels(split)
+        for scene_id, (first, end) in zip(labels.scene_ids, pairwise(labels.scene_offsets), strict=True):
+            place[scene_id] = np.arange(first, end) + start
+        start += len(labels)
+    rows = [place[scene_id] for scene_id in scenes.scene_ids]
+    offsets = np.array([0, *accumulate(map(len, rows))], dtype=np.int64)
+    return np.concatenate([np.zeros(0, dtype=np.int64), *rows]), offsets

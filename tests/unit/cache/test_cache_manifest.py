@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bindkit.cache import ActivationCache, Identity, Making, Manifest, ShardRecord, Skipped
-from bindkit.cache.identity import differences
-from bindkit.cache.layout import FileRecord
+from bindkit.cache import ActivationCache
+from bindkit.cache.manifest import FileRecord, Identity, Making, Manifest, ShardRecord, differences
 from bindkit.errors import CacheError, InvalidParameterError
 from bindkit.scenes.contents import SceneContents
+from bindkit.scenes.scene import BrokenScene
 
 IDENTITY = Identity(
     backbone={"name": "tiny", "d_model": 4, "revision": None, "preprocessing": {"mean": (0.5, 0.25, 0.125)}},
@@ -31,9 +31,9 @@ FILE = FileRecord("ab" * 32, 100)
 
 def whole() -> Manifest:
     manifest = Manifest(
-        IDENTITY, Making({"torch": "2.13"}, "cpu", 8), scenes_per_shard=2, broken=(Skipped("z", "no mask"),)
+        IDENTITY, Making({"torch": "2.13"}, "cpu", 8), scenes_per_shard=2, broken=(BrokenScene("z", "no mask"),)
     )
-    manifest = manifest.with_shard("train", 0, ShardRecord(9, (Skipped("a", "cut"),), FILE, {0: FILE, 11: FILE}))
+    manifest = manifest.with_shard("train", 0, ShardRecord(9, (BrokenScene("a", "cut"),), FILE, {0: FILE, 11: FILE}))
     manifest = manifest.with_shard("train", 1, ShardRecord(5, (), FILE, {0: FILE, 11: FILE}))
     return manifest.with_shard("test", 0, ShardRecord(5, (), FILE, {0: FILE, 11: FILE}))
 
@@ -48,7 +48,7 @@ def test_it_is_read_back_as_written(tmp_path: Path) -> None:
     again = Manifest.read(put(tmp_path, manifest.to_bytes()))
     assert again == manifest and again.to_bytes() == manifest.to_bytes()
     assert again.layers == (0, 11) and again.is_complete
-    assert again.skipped == (Skipped("a", "cut"),)
+    assert again.skipped == (BrokenScene("a", "cut"),)
 
 
 def test_the_same_manifest_is_the_same_bytes_whatever_the_order_it_grew_in() -> None:

@@ -16,7 +16,8 @@ import torch
 from cache_fakes import D_MODEL, ExactBackbone, ExactScenes, all_bytes, expected_rows, thirds
 
 import bindkit as bk
-from bindkit.cache import cache_activations, cache_path, estimate_bytes, sizing
+from bindkit.cache import cache_activations, estimate_bytes, forward
+from bindkit.cache.extraction import cache_path
 from bindkit.cache.forward import compute_shard
 from bindkit.cache.sampling import draw_scene
 from bindkit.cli import main
@@ -35,7 +36,7 @@ from bindkit.scenes.synthetic import TRAINING_SEED
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizing, "_LARGEST_SHARD", 2)
+    monkeypatch.setattr(forward, "_LARGEST_SHARD", 2)
 
 
 def split_of(n: int) -> Split:
@@ -421,15 +422,15 @@ def test_scenes_per_shard_keep_all_layers_within_a_gibibyte(monkeypatch: pytest.
     identity = make_identity(512, "float16")
     large = ExactBackbone(n_layers=24)
     large.d_model = 1024
-    count = sizing.scenes_per_shard(large, identity, 512)
+    count = forward.scenes_per_shard(large, identity, 512)
     assert count == 32 and count * 512 * 24 * 1024 * 2 <= 2**30 < 2 * count * 512 * 24 * 1024 * 2
-    assert sizing.scenes_per_shard(ExactBackbone(), identity, 512) == 128
+    assert forward.scenes_per_shard(ExactBackbone(), identity, 512) == 128
     large.d_model = 10**7
-    assert sizing.scenes_per_shard(large, identity, 512) == 1
+    assert forward.scenes_per_shard(large, identity, 512) == 1
 
 
 def make_identity(patches: int, dtype: str) -> Any:
-    from bindkit.cache import Identity
+    from bindkit.cache.manifest import Identity
 
     return Identity({}, "", {}, {}, patches, dtype, 0)
 
