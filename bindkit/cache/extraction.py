@@ -7,23 +7,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from bindkit import __version__
 from bindkit.arguments import read_path, whole_number
-from bindkit.cache.forward import (
-    ActivationSource,
-    SceneSize,
-    ShardContent,
-    bytes_of,
-    compute_shard,
-    default_windows_per_batch,
-    require_source,
-    scene_sizes,
-    scenes_per_shard,
-)
+from bindkit.cache import forward, writing
+from bindkit.cache.forward import ActivationSource, SceneSize, ShardContent
 from bindkit.cache.manifest import (
     MANIFEST_NAME,
     FileRecord,
@@ -31,24 +21,13 @@ from bindkit.cache.manifest import (
     Making,
     Manifest,
     ShardRecord,
-    activations_file,
     differences,
-    labels_file,
+    layer_folder,
+    shard_file,
 )
 from bindkit.cache.sampling import DrawnScene, ahead, draw_scene
 from bindkit.cache.shards import activations_to_bytes, labels_to_bytes, layer_stamp
 from bindkit.cache.store import ActivationCache
-from bindkit.cache.writing import (
-    Damage,
-    exclusive,
-    quick_damage,
-    readable_bytes,
-    remove_damage,
-    remove_strays,
-    require_space,
-    write_file,
-    write_manifest,
-)
 from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameterError
 from bindkit.files import RememberedDigests, progress, slug
 from bindkit.scenes.contents import are_files, changed_ids, changes, content_of, contents_of, memory_in
@@ -63,6 +42,10 @@ CHANGED = ("refuse", "recompute")
 SINCE = "this cache was made"
 NOBODY_LOOKED = "contents of the scenes: the cache is of an earlier bindkit, which did not look at them"
 
+_RECOMPUTE = (
+    'Ask with changed="recompute" (bindkit cache --changed recompute, bindkit run --force) to compute anew what '
+    "depends on them, put back what it was made from"
+)
 _LIBRARIES = ("numpy", "pillow", "torch", "transformers")
 _FILE_OVERHEAD = 8192
 """Headers and the last block of a file, generously."""
@@ -120,10 +103,6 @@ def cache_activations(
         the shards of changed scenes, and all of them where weights, preprocessing, class names or the list of scenes
         have changed. What a cache was made from is known by content, not by names and times.
 
-    Returns
-    -------
-    ActivationCache
-
     Raises
     ------
     CacheMismatchError
@@ -132,16 +111,14 @@ def cache_activations(
         If the disk cannot hold it: before the first byte, or when it fills up on the way.
     EmptySplitError
         If there is no scene, or none of the training scenes can be read.
-    LayerError
-        For a layer that the backbone does not have.
     NonFiniteActivationsError
         For NaN, infinity, or values that float16 cannot hold.
     WorkspaceBusyError
         If another process is writing to this cache.
-    InvalidParameterError
+    InvalidParameterError, LayerError
         For arguments outside what they take, and for synthetic scenes of a seed that is kept for training.
     """
-    backbone = require_source(backbone)
+    backbone = forward.require_source(backbone)
     require_scenes(scenes)
     require_unseen(scenes)
     if windows_per_batch is not None:
@@ -173,7 +150,7 @@ def cache_activations(
     digests = RememberedDigests(memory_in(root, scenes.uri))
     every = [position for chosen in positions.values() for position in chosen]
     identity = replace(identity, contents=contents_of(scenes, every, digests, workers))
-    path = cache_path(root, scenes.uri, backbone.name)
+    path = root / slug(scenes.uri) / slug(backbone.name)
     job = _Job(path, backbone, scenes, positions, identity, wanted, windows_per_batch, workers, digests, changed)
     manifest = _read_matching(job)
     if manifest is not None and changed == "recompute":
@@ -185,11 +162,6 @@ def cache_activations(
         has = ", ".join(map(str, job.layers))
         logger.info("Nothing to compute: %s holds layers %s of %s already.", path, has, backbone.name)
     return ActivationCache(path, manifest)
-
-
-def cache_path(root: str | Path, scenes_uri: str, backbone_name: str) -> Path:
-    """Where the cache of a backbone on a scene set lies."""
-    return Path(root) / slug(scenes_uri) / slug(backbone_name)
 
 
 # --- what there is to do, given what lies there already ---------------------------------------------------
@@ -225,29 +197,28 @@ class _Job:
         """Shards that lack labels or layers, in order."""
         tasks = []
         for split, shard, record in manifest.records():
-            lacking = tuple(layer for layer in self.layers if layer not in record.activations)
-            if lacking or record.labels is None:
+            lacking = tuple(layer for layer in self.layers if layer not in record.layers)
+            if lacking or "labels" not in record.files:
                 start = shard * manifest.scenes_per_shard
                 chosen = self.positions[split][start : start + manifest.scenes_per_shard]
-                tasks.append(_Task(split, shard, chosen, lacking, record.labels is None))
+                tasks.append(_Task(split, shard, chosen, lacking, "labels" not in record.files))
         return tasks
 
-    def damage(self, manifest: Manifest) -> list[Damage]:
-        """Files that this call needs and that are missing or of another size."""
-        needed = {labels_file(split, shard) for split, shard in manifest.every_shard()}
-        for split, shard in manifest.every_shard():
-            needed |= {activations_file(split, layer, shard) for layer in self.layers}
-        return [item for item in quick_damage(self.path, manifest) if item.path in needed]
+    def damage(self, manifest: Manifest) -> dict[str, str]:
+        """Files that this call needs and that are missing or of another size, each with the reason."""
+        folders = ("labels", *map(layer_folder, self.layers))
+        needed = {shard_file(split, folder, shard) for split, shard, _ in manifest.records() for folder in folders}
+        return {name: why for name, why in writing.quick_damage(self.path, manifest).items() if name in needed}
 
     def undamaged(self, manifest: Manifest) -> Manifest:
         """The manifest without these files."""
-        return manifest.without_files(item.path for item in self.damage(manifest))
+        return manifest.without_files(self.damage(manifest))
 
     def making(self, manifest: Manifest | None) -> Making:
         """What this call would compute with; an unfinished cache's batch size is kept unless another is asked for."""
         versions = {name: importlib.metadata.version(name) for name in _LIBRARIES} | {"bindkit": __version__}
         windows = self.windows_per_batch or (manifest and manifest.making.windows_per_batch)
-        return Making(versions, self.backbone.device.type, windows or default_windows_per_batch(self.backbone))
+        return Making(versions, self.backbone.device.type, windows or forward.default_windows_per_batch(self.backbone))
 
     def nothing_readable(self, split: str, reason: str) -> EmptySplitError:
         """The error for a split of which no scene can be read."""
@@ -277,9 +248,8 @@ def _read_matching(job: _Job) -> Manifest | None:
     if not differing and before == now:
         return manifest
     # Another choice of these asks for another cache; it is no change of this one.
-    chosen_otherwise = any(
-        getattr(there, name) != getattr(asked, name) for name in ("patches_per_scene", "dtype", "seed")
-    )
+    chosen = ("patches_per_scene", "dtype", "seed")
+    chosen_otherwise = any(getattr(there, name) != getattr(asked, name) for name in chosen)
     if job.changed == "recompute" and not chosen_otherwise:
         # The rest could not stay beside what this call computes otherwise, nor where all patches are kept, since sizes
         # of pictures then decide what a shard holds.
@@ -287,18 +257,13 @@ def _read_matching(job: _Job) -> Manifest | None:
         if differing or not same_making or asked.patches_per_scene == "all":
             return None
         changed = set(changed_ids(before, now))
-        for split, shard in manifest.every_shard():
+        for split, shard, _ in manifest.records():
             if changed.intersection(manifest.shard_ids(split, shard)):
                 manifest = manifest.with_shard(split, shard, None)
         identity = replace(there, contents=asked.contents)
         return replace(manifest, identity=identity, broken=tuple(job.scenes.broken))
     said = "\n  ".join(differing + changes(before, now, job.scenes, SINCE))
-    remedy = (
-        "Ask for the settings it was made with"
-        if chosen_otherwise
-        else 'Ask with changed="recompute" (bindkit cache --changed recompute, bindkit run --force) to compute anew '
-        "what depends on them, put back what it was made from"
-    )
+    remedy = "Ask for the settings it was made with" if chosen_otherwise else _RECOMPUTE
     raise CacheMismatchError(
         f"the cache {job.path} was made with other settings or from other files:\n  {said}\n{remedy}, give another "
         "root, or delete that directory to cache afresh."
@@ -312,29 +277,30 @@ def _complete(job: _Job) -> Manifest:
     """Compute what is missing, under the lock."""
     path, backbone, identity = job.path, job.backbone, job.identity
     everything = [position for chosen in job.positions.values() for position in chosen]
-    sizes = scene_sizes(job.scenes, everything, backbone.geometry, identity.patches_per_scene, job.workers)
+    sizes = forward.scene_sizes(job.scenes, everything, backbone.geometry, identity.patches_per_scene, job.workers)
     first = next(name for name in SPLITS if job.positions[name])
-    reasons = [size for k in job.positions[first] if isinstance(size := sizes[k], str)]
-    if len(reasons) == len(job.positions[first]):
+    reasons = [sizes[k].reason for k in job.positions[first]]
+    if all(reasons):
         raise job.nothing_readable(first, reasons[0])
-    largest = max(size.n_rows for size in sizes.values() if isinstance(size, SceneSize))
-    rows = largest if identity.patches_per_scene == "all" else int(identity.patches_per_scene)
-    fresh = Manifest(identity, job.making(None), scenes_per_shard(backbone, identity, rows), tuple(job.scenes.broken))
+    asked = identity.patches_per_scene
+    rows = max(size.n_rows for size in sizes.values()) if asked == "all" else int(asked)
+    n_scenes = forward.scenes_per_shard(backbone, identity, rows)
+    fresh = Manifest(identity, job.making(None), n_scenes, tuple(job.scenes.broken))
 
     manifest = _read_matching(job)
     _announce(job, job.undamaged(manifest) if manifest else fresh, sizes)
-    with exclusive(path):
+    with writing.exclusive(path):
         # Another process may have worked here between the first look and the lock.
         manifest = _read_matching(job)
         there = Manifest.read(path) if (path / MANIFEST_NAME).exists() else None
         if there is not None and there != manifest:
             if there.files():
-                gone = sum(not (manifest and manifest.record(*place)) for place in there.every_shard())
+                gone = sum(not (manifest and manifest.record(split, shard)) for split, shard, _ in there.records())
                 logger.info("What %s was made from has changed: %d of its shards are computed anew.", path, gone)
                 for sentence in changes(there.identity.contents_by_id, identity.contents_by_id, job.scenes, SINCE):
                     logger.info("%s", sentence)
-            write_manifest(path, manifest or fresh)
-        remove_strays(path, manifest)
+            writing.write_manifest(path, manifest or fresh)
+        writing.remove_strays(path, manifest)
         if manifest is None:
             manifest = fresh
         elif job.missing(job.undamaged(manifest)):
@@ -346,59 +312,52 @@ def _complete(job: _Job) -> Manifest:
                     "afresh."
                 )
             if damaged := job.damage(manifest):
-                for item in damaged:
-                    logger.warning("%s is damaged and is computed again (%s)", path / item.path, item.reason)
-                manifest = remove_damage(path, manifest, damaged)
+                for name, reason in damaged.items():
+                    logger.warning("%s is damaged and is computed again (%s)", path / name, reason)
+                manifest = writing.remove_damage(path, manifest, damaged)
         manifest = _compute(job, manifest)
         records = manifest.shards[first]
         if not any(record.rows for record in records.values()):
             # All broken: forgotten, so that they are tried again.
             left = replace(manifest, shards={**manifest.shards, first: {}})
-            write_manifest(path, left)
-            remove_strays(path, left)
+            writing.write_manifest(path, left)
+            writing.remove_strays(path, left)
             raise job.nothing_readable(first, manifest.skipped[0].reason)
     logger.info("Cached in %s.", path)
     return manifest
 
 
-def _announce(job: _Job, manifest: Manifest, sizes: dict[int, SceneSize | str]) -> None:
+def _announce(job: _Job, manifest: Manifest, sizes: dict[int, SceneSize]) -> None:
     """Say how much there is to do; refuse if the disk cannot hold it."""
-    tasks, identity = job.missing(manifest), job.identity
-    needed = windows = n_scenes = overhead = 0
+    tasks, d_model, itemsize = job.missing(manifest), job.backbone.d_model, job.identity.itemsize
+    n_bytes = overhead = 0
     for task in tasks:
-        known = [size for k in task.positions if isinstance(size := sizes[k], SceneSize)]
-        rows, n_layers = sum(size.n_rows for size in known), len(task.layers)
-        d_model = job.backbone.d_model
-        needed += bytes_of(len(task.positions), rows, n_layers, d_model, identity.itemsize, task.needs_labels)
+        rows, n_layers = sum(sizes[k].n_rows for k in task.positions), len(task.layers)
+        n_bytes += forward.bytes_of(len(task.positions), rows, n_layers, d_model, itemsize, task.needs_labels)
         overhead += _FILE_OVERHEAD * (n_layers + 1)
-        windows += sum(size.n_windows for size in known)
-        n_scenes += len(task.positions)
-    free = require_space(job.path, needed + overhead + 2 * len(manifest.to_bytes()))
+    free = writing.require_space(job.path, n_bytes + overhead + 2 * len(manifest.to_bytes()))
     logger.info(
         "Caching %s scenes (%s windows) at %d layers of %s as %s: %s to write into %s, %s free.",
-        f"{n_scenes:,}",
-        f"{windows:,}",
+        f"{sum(len(task.positions) for task in tasks):,}",
+        f"{sum(sizes[k].n_windows for task in tasks for k in task.positions):,}",
         len({layer for task in tasks for layer in task.layers}),
         job.backbone.name,
-        identity.dtype,
-        readable_bytes(needed),
+        job.identity.dtype,
+        writing.readable_bytes(n_bytes),
         job.path,
-        readable_bytes(free),
+        writing.readable_bytes(free),
     )
 
 
 def _compute(job: _Job, manifest: Manifest) -> Manifest:
     """Compute the missing shards in order; the files of one are written while the next is computed."""
     tasks, identity, scenes = job.missing(manifest), job.identity, job.scenes
-    read = partial(
-        draw_scene,
-        scenes,
-        geometry=job.backbone.geometry,
-        preprocessing=job.backbone.preprocessing,
-        patches_per_scene=identity.patches_per_scene,
-        seed=identity.seed,
-    )
     total, left = (sum(map(len, several)) for several in (job.positions.values(), [task.positions for task in tasks]))
+
+    def read(position: int) -> DrawnScene:
+        looks = job.backbone.geometry, job.backbone.preprocessing
+        return draw_scene(scenes, position, *looks, identity.patches_per_scene, identity.seed)
+
     drawn = ahead(read, [k for task in tasks for k in task.positions], job.workers)
 
     def next_scenes(count: int) -> Iterator[DrawnScene]:
@@ -412,46 +371,44 @@ def _compute(job: _Job, manifest: Manifest) -> Manifest:
         progress(total, f"caching {job.backbone.name}", "scenes", initial=total - left) as bar,
         ThreadPoolExecutor(1, thread_name_prefix="bindkit-writer") as writer,
     ):
-        writing: Future[Manifest] | None = None
+        written: Future[Manifest] | None = None
         try:
             for task in tasks:
-                windows = manifest.making.windows_per_batch
-                drawn_here = next_scenes(len(task.positions))
-                content = compute_shard(job.backbone, drawn_here, task.layers, identity.dtype, windows)
+                here, windows = next_scenes(len(task.positions)), manifest.making.windows_per_batch
+                content = forward.compute_shard(job.backbone, here, task.layers, identity.dtype, windows)
                 if are_files(scenes):
                     now = {scenes.ids[k]: content_of(scenes, job.digests, k) for k in task.positions}
                     if said := changes(identity.contents_by_id, now, scenes, "this call began"):
-                        raise CacheMismatchError(
-                            f"{'; '.join(said)}; make the same call again once they stay as they are"
-                        )
-                manifest = writing.result() if writing else manifest
-                writing = writer.submit(_write_shard, job, manifest, task, content)
+                        again = "make the same call again once they stay as they are"
+                        raise CacheMismatchError(f"{'; '.join(said)}; {again}")
+                manifest = written.result() if written else manifest
+                written = writer.submit(_write_shard, job, manifest, task, content)
         finally:
             drawn.close()
-        return writing.result() if writing else manifest
+        return written.result() if written else manifest
 
 
 def _write_shard(job: _Job, manifest: Manifest, task: _Task, content: ShardContent) -> Manifest:
     """Write a shard's files, then the manifest that lists them."""
     path, split, shard = job.path, task.split, task.shard
     stamp = manifest.stamp(split, shard)
-    labels = labels_to_bytes(content.labels(), stamp)
-    record = manifest.record(split, shard) or ShardRecord(content.n_rows, content.skipped)
-    same = record.rows == content.n_rows and [s.id for s in record.skipped] == [s.id for s in content.skipped]
-    if not same or record.labels not in (None, FileRecord.of(labels)):
+    labels, n_rows = labels_to_bytes(content.labels, stamp), len(content.labels["instances"])
+    record = manifest.record(split, shard) or ShardRecord(n_rows, content.skipped)
+    same = record.rows == n_rows and [scene.id for scene in record.skipped] == [scene.id for scene in content.skipped]
+    files = dict(record.files)
+    if not same or files.get("labels") not in (None, FileRecord.of(labels)):
         raise CacheMismatchError(
             f"scenes of shard {shard} of the {split} split are not those that the cache {path} was made "
             "from: their images, masks or readability have changed on disk; restore them, give another root, or "
             "delete that directory to cache afresh"
         )
     if task.needs_labels:
-        record = replace(record, labels=write_file(path, labels_file(split, shard), labels))
-    files = dict(record.activations)
+        files["labels"] = writing.write_file(path, shard_file(split, "labels", shard), labels)
     for layer in task.layers:
         # Popped, so that a layer's memory is free once it is written.
-        blocks, stamped = content.blocks.pop(layer), layer_stamp(stamp, layer)
+        blocks, folder, stamped = content.blocks.pop(layer), layer_folder(layer), layer_stamp(stamp, layer)
         encoded = activations_to_bytes(blocks, job.backbone.d_model, manifest.identity.dtype, stamped)
-        files[layer] = write_file(path, activations_file(split, layer, shard), encoded)
-    manifest = manifest.with_shard(split, shard, replace(record, activations=files))
-    write_manifest(path, manifest)
+        files[folder] = writing.write_file(path, shard_file(split, folder, shard), encoded)
+    manifest = manifest.with_shard(split, shard, replace(record, files=files))
+    writing.write_manifest(path, manifest)
     return manifest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from bindkit.backbones.controls import Resizing
+from bindkit.backbones.controls import HasGeometry
 from bindkit.cache.manifest import DTYPES, Identity
 from bindkit.cache.sampling import DrawnScene, ahead
 from bindkit.cache.shards import BYTES_PER_ROW, BYTES_PER_SCENE, COLUMNS, Labels, stack
 from bindkit.errors import BackboneError, BrokenSceneError, GeometryError, NonFiniteActivationsError
 from bindkit.scenes.geometry import WindowGeometry
+from bindkit.scenes.labels import PatchLabels
 from bindkit.scenes.scene import BrokenScene, SceneSet, require_scenes
 
 _SHARD_BYTES = 2**30
@@ -27,7 +28,7 @@ _BATCH = {"cpu": (2**28, 64), "cuda": (2**31, 256)}
 
 
 @runtime_checkable
-class ActivationSource(Protocol):
+class ActivationSource(HasGeometry, Protocol):
     """What caching asks of a backbone; `bindkit.Backbone` has it."""
 
     @property
@@ -41,14 +42,6 @@ class ActivationSource(Protocol):
     @property
     def n_layers(self) -> int:
         """Number of blocks."""
-
-    @property
-    def geometry(self) -> WindowGeometry:
-        """How scenes are resized and tiled."""
-
-    @property
-    def preprocessing(self) -> Resizing:
-        """Resizes scenes."""
 
     @property
     def device(self) -> torch.device:
@@ -102,22 +95,23 @@ def activations_of(
 
 @dataclass(frozen=True)
 class SceneSize:
-    """Windows and drawn patches of one scene."""
+    """Windows and drawn patches of one scene; none, and the reason, if it cannot be read."""
 
     n_windows: int
     n_rows: int
+    reason: str = ""
 
 
 def scene_sizes(
     scenes: SceneSet, positions: Sequence[int], geometry: WindowGeometry, patches_per_scene: int | str, workers: int = 2
-) -> dict[int, SceneSize | str]:
-    """Size of each scene, or the reason why it cannot be read, by position. Reads headers only."""
+) -> dict[int, SceneSize]:
+    """Size of each scene by position. Reads headers only."""
 
-    def size(position: int) -> SceneSize | str:
+    def size(position: int) -> SceneSize:
         try:
             plan = geometry.plan(scenes.size_of(position))
         except (BrokenSceneError, GeometryError) as error:
-            return str(error)
+            return SceneSize(0, 0, str(error))
         rows = plan.n_patches if patches_per_scene == "all" else min(int(patches_per_scene), plan.n_patches)
         return SceneSize(plan.n_windows, rows)
 
@@ -173,40 +167,20 @@ def estimate_bytes(
     require_scenes(scenes)
     identity = Identity({}, scenes.uri, {}, {}, patches_per_scene, dtype, 0)
     sizes = scene_sizes(scenes, range(len(scenes)), backbone.geometry, patches_per_scene)
-    n_rows = sum(size.n_rows for size in sizes.values() if isinstance(size, SceneSize))
-    n_layers = len(backbone.resolve_layers(layers))
+    n_rows, n_layers = sum(size.n_rows for size in sizes.values()), len(backbone.resolve_layers(layers))
     return bytes_of(len(scenes), n_rows, n_layers, backbone.d_model, identity.itemsize)
 
 
 # --- a shard of scenes through the model ---------------------------------------------------------------
 
 
-@dataclass
+@dataclass(frozen=True)
 class ShardContent:
     """What the scenes of a shard gave."""
 
-    scenes: list[DrawnScene] = field(default_factory=list)
-    blocks: dict[int, list[np.ndarray]] = field(default_factory=dict)  # by layer: [rows, d_model], one below the other
-
-    @property
-    def skipped(self) -> tuple[BrokenScene, ...]:
-        """Scenes without rows and why."""
-        return tuple(BrokenScene(scene.id, scene.reason) for scene in self.scenes if scene.reason is not None)
-
-    @property
-    def n_rows(self) -> int:
-        """Rows of all scenes."""
-        return sum(scene.n_rows for scene in self.scenes)
-
-    def labels(self) -> Labels:
-        """Labels of all rows, and of the scenes."""
-        found = [scene.labels for scene in self.scenes if scene.labels is not None]
-        digests = np.frombuffer(b"".join(scene.digest for scene in self.scenes), np.uint8).reshape(-1, 32)
-        return {
-            **{name: stack(name, [getattr(labels, name) for labels in found]) for name in COLUMNS},
-            "scene_rows": np.array([scene.n_rows for scene in self.scenes], dtype=np.int64),
-            "scene_digests": digests,
-        }
+    labels: Labels
+    skipped: tuple[BrokenScene, ...]
+    blocks: dict[int, list[np.ndarray]]  # by layer: [rows, d_model], one below the other
 
 
 @dataclass(frozen=True)
@@ -226,13 +200,19 @@ def compute_shard(
     Batches hold windows of several scenes and never reach into the next shard, so that what a batch holds (and so the
     last bits of its activations) does not depend on where a run was resumed. Raises NonFiniteActivationsError.
     """
-    content = ShardContent(blocks={layer: [] for layer in layers})
+    labels: list[PatchLabels | None] = []
+    digests: list[bytes] = []
+    skipped: list[BrokenScene] = []
+    blocks: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
 
     def windows() -> Iterator[_DrawnWindow]:
         for scene in drawn:
-            # Pixels are dropped as soon as they are through the model; only labels stay. (A slice would hold them all.)
-            content.scenes.append(replace(scene, windows=torch.empty_like(scene.windows[:0]), patches=()))
-            if scene.labels is not None and layers:
+            # Of a scene only these stay; its pixels are let go as soon as they are through the model.
+            labels.append(scene.labels)
+            digests.append(scene.digest)
+            if scene.labels is None:
+                skipped.append(BrokenScene(scene.id, str(scene.reason)))
+            elif layers:
                 plan, numbers = scene.labels.plan, np.unique(scene.labels.window)
                 for number, pixels, patches in zip(numbers, scene.windows, scene.patches, strict=True):
                     corner = (plan.windows[number].top, plan.windows[number].left)
@@ -241,8 +221,11 @@ def compute_shard(
     remaining = windows()
     while batch := list(islice(remaining, windows_per_batch)):
         for layer, rows in _forward(backbone, batch, layers, dtype).items():
-            content.blocks[layer].append(rows)
-    return content
+            blocks[layer].append(rows)
+    of_rows = {name: stack(name, [getattr(found, name) for found in labels if found is not None]) for name in COLUMNS}
+    n_rows = np.array([0 if found is None else len(found) for found in labels], dtype=np.int64)
+    pixels_of = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+    return ShardContent(of_rows | {"scene_rows": n_rows, "scene_digests": pixels_of}, tuple(skipped), blocks)
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,14 +31,14 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 """Of activations on disk."""
 
 
-def labels_file(split: str, shard: int) -> str:
-    """Place of a shard's labels, relative to the cache."""
-    return f"{split}/labels/{shard:05d}.safetensors"
+def layer_folder(layer: int) -> str:
+    """Where a layer's files lie in a split: ``layer_00``; labels lie in ``labels``."""
+    return f"layer_{layer:02d}"
 
 
-def activations_file(split: str, layer: int, shard: int) -> str:
-    """Place of a shard's activations at a layer, relative to the cache."""
-    return f"{split}/layer_{layer:02d}/{shard:05d}.safetensors"
+def shard_file(split: str, folder: str, shard: int) -> str:
+    """Place of a shard's file, relative to the cache."""
+    return f"{split}/{folder}/{shard:05d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,12 @@ class ShardRecord:
 
     rows: int
     skipped: tuple[BrokenScene, ...] = ()
-    labels: FileRecord | None = None
-    activations: Mapping[int, FileRecord] = field(default_factory=dict)  # by layer
+    files: Mapping[str, FileRecord] = field(default_factory=dict)  # by folder
+
+    @property
+    def layers(self) -> set[int]:
+        """Layers that are there."""
+        return {int(folder.removeprefix("layer_")) for folder in self.files if folder != "labels"}
 
 
 @dataclass(frozen=True)
@@ -192,38 +196,31 @@ class Manifest:
         start = shard * self.scenes_per_shard
         return tuple(self.identity.scene_ids[split][start : start + self.scenes_per_shard])
 
-    def every_shard(self) -> Iterator[tuple[str, int]]:
-        """Split and number of every shard of the complete cache, in order."""
-        return ((split, shard) for split in SPLITS for shard in range(self.n_shards(split)))
-
     def record(self, split: str, shard: int) -> ShardRecord | None:
         """What is known of a shard, if anything."""
         return self.shards.get(split, {}).get(shard)
 
     def records(self) -> list[tuple[str, int, ShardRecord]]:
         """Every shard of the complete cache, in order; one of which nothing is known has an empty record."""
-        return [(split, shard, self.record(split, shard) or ShardRecord(0)) for split, shard in self.every_shard()]
+        places = [(split, shard) for split in SPLITS for shard in range(self.n_shards(split))]
+        return [(split, shard, self.record(split, shard) or ShardRecord(0)) for split, shard in places]
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers that every shard of every split has."""
-        found = [set(record.activations) for _, _, record in self.records()]
+        found = [record.layers for _, _, record in self.records()]
         return tuple(sorted(set.intersection(*found))) if found else ()
 
     @property
     def has_all_labels(self) -> bool:
         """Whether every shard's labels are there."""
-        return all(record.labels is not None for _, _, record in self.records())
+        return all("labels" in record.files for _, _, record in self.records())
 
     @property
     def is_complete(self) -> bool:
         """Whether every shard has its labels and every layer that any shard has."""
-        return self.has_all_labels and self.layers_of_any == self.layers
-
-    @property
-    def layers_of_any(self) -> tuple[int, ...]:
-        """Layers that at least one shard has."""
-        return tuple(sorted({layer for _, _, record in self.records() for layer in record.activations}))
+        folders = [set(record.files) for _, _, record in self.records()]
+        return self.has_all_labels and all(there == folders[0] for there in folders)
 
     @property
     def skipped(self) -> tuple[BrokenScene, ...]:
@@ -232,13 +229,11 @@ class Manifest:
 
     def files(self) -> dict[str, FileRecord]:
         """Every recorded file: path relative to the cache, with forward slashes."""
-        found: dict[str, FileRecord] = {}
-        for split, shard, record in self.records():
-            if record.labels:
-                found[labels_file(split, shard)] = record.labels
-            for layer, file in sorted(record.activations.items()):
-                found[activations_file(split, layer, shard)] = file
-        return found
+        return {
+            shard_file(split, folder, shard): file
+            for split, shard, record in self.records()
+            for folder, file in sorted(record.files.items())
+        }
 
     def with_shard(self, split: str, shard: int, record: ShardRecord | None) -> Manifest:
         """The manifest with one shard's record put in place, or removed."""
@@ -253,15 +248,11 @@ class Manifest:
         """The manifest with the records of some files (as `files` names them) removed."""
         gone, manifest = set(names), self
         for split, shard, record in self.records():
-            labels = None if labels_file(split, shard) in gone else record.labels
             kept = {
-                layer: file
-                for layer, file in record.activations.items()
-                if activations_file(split, layer, shard) not in gone
+                folder: file for folder, file in record.files.items() if shard_file(split, folder, shard) not in gone
             }
-            if labels != record.labels or len(kept) < len(record.activations):
-                left = replace(record, labels=labels, activations=kept) if labels or kept else None
-                manifest = manifest.with_shard(split, shard, left)
+            if len(kept) < len(record.files):
+                manifest = manifest.with_shard(split, shard, replace(record, files=kept) if kept else None)
         return manifest
 
     def stamp(self, split: str, shard: int) -> dict[str, str] | None:
@@ -288,23 +279,16 @@ class Manifest:
         return {name: _short(value) if isinstance(value, dict | list) else str(value) for name, value in known.items()}
 
     def _settings(self) -> dict[str, Any]:
-        of_identity = ("backbone", "patches_per_scene", "dtype", "seed")
-        return {
-            **{name: getattr(self.identity, name) for name in of_identity},
-            "scenes_per_shard": self.scenes_per_shard,
-            "made_with": asdict(self.making),
-        }
+        known = {name: getattr(self.identity, name) for name in ("backbone", "patches_per_scene", "dtype", "seed")}
+        return known | {"scenes_per_shard": self.scenes_per_shard, "made_with": asdict(self.making)}
 
     def to_bytes(self) -> bytes:
         """The content of `manifest.json`, its own digest included."""
         identity, contents = self.identity, self.identity.contents
         ids = {split: list(identity.scene_ids.get(split, ())) for split in SPLITS}
-        scenes: dict[str, Any] = {
-            "uri": identity.scenes_uri,
-            "ids": ids,
-            "class_names": {str(key): value for key, value in identity.class_names.items()},
-            "broken": [astuple(scene) for scene in self.broken],
-        }
+        names = {str(key): value for key, value in identity.class_names.items()}
+        broken = [astuple(scene) for scene in self.broken]
+        scenes: dict[str, Any] = {"uri": identity.scenes_uri, "ids": ids, "class_names": names, "broken": broken}
         if identity.benchmark_classes:
             scenes["benchmark_classes"] = {str(key): number for key, number in identity.benchmark_classes.items()}
         if identity.groups:
@@ -313,14 +297,14 @@ class Manifest:
             scenes["made_by"] = contents.made_by
             of = {split: [contents.of[scene_id] for scene_id in ids[split]] for split in SPLITS} if contents.of else {}
             scenes["contents"] = of
-        shards: dict[str, dict[str, Any]] = {split: {} for split, records in self.shards.items() if records}
-        for split, listed in shards.items():
-            for shard, record in self.shards[split].items():
-                listed[f"{shard:05d}"] = {
+        shards: dict[str, dict[str, Any]] = {}
+        for split, records in self.shards.items():
+            for shard, record in records.items():
+                shards.setdefault(split, {})[f"{shard:05d}"] = {
                     "rows": record.rows,
                     "skipped": [astuple(scene) for scene in record.skipped],
-                    "labels": record.labels,
-                    "activations": {f"{layer:02d}": file for layer, file in record.activations.items()},
+                    "labels": record.files.get("labels"),
+                    "activations": {f"{layer:02d}": record.files[layer_folder(layer)] for layer in record.layers},
                 }
         version = 1 if contents is None else FORMAT_VERSION
         payload = {"format": FORMAT, "format_version": version, **self._settings()}
@@ -394,19 +378,13 @@ class Manifest:
         shards: dict[str, dict[int, ShardRecord]] = {}
         for split, records in payload["shards"].items():
             for shard, record in records.items():
-                shards.setdefault(split, {})[int(shard)] = ShardRecord(
-                    rows=int(record["rows"]),
-                    skipped=tuple(BrokenScene(*pair) for pair in record["skipped"]),
-                    labels=FileRecord(*record["labels"]) if record["labels"] else None,
-                    activations={int(layer): FileRecord(*file) for layer, file in record["activations"].items()},
-                )
-        return cls(
-            identity=identity,
-            making=Making(**payload["made_with"]),
-            scenes_per_shard=payload["scenes_per_shard"],
-            broken=tuple(BrokenScene(*pair) for pair in scenes["broken"]),
-            shards=shards,
-        )
+                files = {layer_folder(int(layer)): FileRecord(*file) for layer, file in record["activations"].items()}
+                if record["labels"]:
+                    files["labels"] = FileRecord(*record["labels"])
+                skipped = tuple(BrokenScene(*pair) for pair in record["skipped"])
+                shards.setdefault(split, {})[int(shard)] = ShardRecord(int(record["rows"]), skipped, files)
+        broken = tuple(BrokenScene(*pair) for pair in scenes["broken"])
+        return cls(identity, Making(**payload["made_with"]), payload["scenes_per_shard"], broken, shards)
 
 
 def _canonical(payload: dict[str, Any]) -> bytes:

@@ -19,7 +19,7 @@ from bindkit.backbones.controls import Resizing
 from bindkit.errors import BrokenSceneError, GeometryError
 from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.labels import PatchLabels, label_patches
-from bindkit.scenes.scene import Scene, SceneSet
+from bindkit.scenes.scene import SceneSet
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -33,13 +33,8 @@ class DrawnScene:
     labels: PatchLabels | None  # sorted by window and patch
     windows: UInt8[Tensor, "window height width 3"]  # those that hold a drawn patch, in order
     patches: tuple[Int[Tensor, " _"], ...]  # drawn patches of each of these windows, ascending
-    digest: bytes  # `digest_of` the scene; zeros where it is skipped
+    digest: bytes  # SHA-256 of its pixels and size; zeros where it is skipped
     reason: str | None = None  # why it is skipped
-
-    @property
-    def n_rows(self) -> int:
-        """Patches drawn."""
-        return len(self.labels) if self.labels is not None else 0
 
 
 def draw_patches(
@@ -90,12 +85,8 @@ def draw_scene(
         [resized[w.top : w.top + w.side, w.left : w.left + w.side] for w in (plan.windows[k] for k in used)]
     )
     patches = tuple(torch.from_numpy(patch_of[window_of == k]) for k in used)
-    return DrawnScene(scene_id, labels.take(rows), torch.from_numpy(pixels), patches, digest_of(scene))
-
-
-def digest_of(scene: Scene) -> bytes:
-    """SHA-256 of a scene's pixels and size."""
-    return hashlib.sha256(str(scene.size).encode() + np.ascontiguousarray(scene.image).data).digest()
+    digest = hashlib.sha256(str(scene.size).encode() + np.ascontiguousarray(scene.image).data).digest()
+    return DrawnScene(scene_id, labels.take(rows), torch.from_numpy(pixels), patches, digest)
 
 
 def ahead(function: Callable[[S], T], items: Iterable[S], workers: int) -> Generator[T, None, None]:

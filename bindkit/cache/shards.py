@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 from torch import Tensor
 
-from bindkit.cache.manifest import DTYPES, FileRecord, Manifest, activations_file, differences, labels_file
-from bindkit.errors import CacheDamagedError, InvalidParameterError
+from bindkit.cache.manifest import DTYPES, FileRecord, Manifest, differences, layer_folder, shard_file
+from bindkit.errors import CacheDamagedError
 from bindkit.files import parse_json
 
 Labels = dict[str, np.ndarray]
@@ -37,9 +37,6 @@ that layers added later are known to be of the same images."""
 BYTES_PER_ROW = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in COLUMNS.values())
 BYTES_PER_SCENE = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in OF_SCENES.values())
 
-STAMP = "of"
-"""Under this name a file's header says what it is of."""
-
 _STORED = {f"F{8 * dtype.itemsize}": dtype for dtype in DTYPES.values()}
 REPAIR = "run `bindkit verify PATH --repair` (or cache.repair()) and the same cache_activations call again"
 
@@ -53,7 +50,7 @@ def stack(name: str, parts: Sequence[np.ndarray]) -> np.ndarray:
 def labels_to_bytes(labels: Labels, stamp: Stamp = None) -> bytes:
     """The content of a labels file, stamped with what its manifest says of it (`Manifest.stamp`)."""
     # safetensors silently corrupts arrays that are not contiguous.
-    columns = {name: np.ascontiguousarray(column) for name, column in _require_columns(labels).items()}
+    columns = {name: np.ascontiguousarray(column) for name, column in labels.items()}
     return safetensors_numpy.save(columns, _metadata(stamp))
 
 
@@ -61,31 +58,25 @@ def labels_from_file(file: Path, stamp: Stamp = None) -> Labels:
     """Read a labels file. Raises CacheDamagedError if it is missing, is none, or carries another stamp."""
     try:
         content = file.read_bytes()
-        labels = _require_columns(safetensors_numpy.load(content))
-    except (OSError, SafetensorError, KeyError, InvalidParameterError) as error:
+        labels = safetensors_numpy.load(content)
+        n_rows, n_scenes = int(labels["scene_rows"].sum()), len(labels["scene_rows"])
+        expected = {name: (dtype, (n_rows, *shape)) for name, (dtype, shape) in COLUMNS.items()}
+        expected |= {name: (dtype, (n_scenes, *shape)) for name, (dtype, shape) in OF_SCENES.items()}
+        if labels.keys() != expected.keys():
+            raise ValueError(f"it holds {', '.join(labels)}")
+        for name, (dtype, shape) in expected.items():
+            array, known = labels[name], f"{np.dtype(dtype)} {list(shape)}"
+            if array.dtype != dtype or array.shape != shape:
+                raise ValueError(f"{name!r} of a shard must be {known}, got {array.dtype} {list(array.shape)}")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CacheDamagedError(f"{file} cannot be read as patch labels ({error}); {REPAIR}") from error
     _require_stamp(file, json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]), stamp)
     return labels
 
 
-def _require_columns(labels: Labels) -> Labels:
-    known = COLUMNS | OF_SCENES
-    if set(labels) != set(known):
-        raise InvalidParameterError(f"labels of a shard are {', '.join(known)}, got {', '.join(sorted(labels))}")
-    n_rows, n_scenes = int(labels["scene_rows"].sum()), len(labels["scene_rows"])
-    for name, (dtype, shape) in known.items():
-        array, expected = labels[name], (n_rows if name in COLUMNS else n_scenes, *shape)
-        if array.dtype != dtype or array.shape != expected:
-            raise InvalidParameterError(
-                f"labels {name!r} of a shard must be {np.dtype(dtype)} {list(expected)}, got {array.dtype} "
-                f"{list(array.shape)}"
-            )
-    return labels
-
-
 def read_labels(path: Path, manifest: Manifest, split: str, shard: int) -> Labels:
     """Labels of a shard, held against all that the manifest says of them. Raises CacheDamagedError."""
-    file, record = path / labels_file(split, shard), manifest.shards[split][shard]
+    file, record = path / shard_file(split, "labels", shard), manifest.shards[split][shard]
     labels = labels_from_file(file, manifest.stamp(split, shard))
     ids, most = manifest.shard_ids(split, shard), manifest.identity.patches_per_scene
     rows = labels["scene_rows"].tolist()
@@ -97,8 +88,9 @@ def read_labels(path: Path, manifest: Manifest, split: str, shard: int) -> Label
         f"{largest} rows of one scene, the manifest at most {most}": most != "all" and largest > int(most),
         f"{len(empty)} scenes without rows, the manifest others": empty != [scene.id for scene in record.skipped],
     }
-    for said in [said for said, is_wrong in wrong.items() if is_wrong][:1]:
-        raise CacheDamagedError(f"{file} has {said}; {REPAIR}")
+    for said, is_wrong in wrong.items():
+        if is_wrong:
+            raise CacheDamagedError(f"{file} has {said}; {REPAIR}")
     return labels
 
 
@@ -120,8 +112,9 @@ def read_activations(
 ) -> Float[Tensor, "row d_model"]:
     """Activations of a shard, mapped into memory and held against the manifest. Raises CacheDamagedError."""
     record, identity = manifest.shards[split][shard], manifest.identity
-    file, stamp = path / activations_file(split, layer, shard), layer_stamp(manifest.stamp(split, shard), layer)
-    return map_activations(file, record.activations[layer], record.rows, identity.d_model, identity.dtype, stamp)
+    folder, stamp = layer_folder(layer), layer_stamp(manifest.stamp(split, shard), layer)
+    file, known = path / shard_file(split, folder, shard), record.files[folder]
+    return map_activations(file, known, record.rows, identity.d_model, identity.dtype, stamp)
 
 
 def map_activations(
@@ -161,13 +154,13 @@ def _text(stamp: Mapping[str, str]) -> str:
 
 
 def _metadata(stamp: Stamp) -> dict[str, str] | None:
-    """One entry only: safetensors keeps several in no particular order."""
-    return None if stamp is None else {STAMP: _text(stamp)}
+    """What a file is of, for its header. One entry only: safetensors keeps several in no particular order."""
+    return None if stamp is None else {"of": _text(stamp)}
 
 
 def _require_stamp(file: Path, header: Mapping[str, Any], stamp: Stamp) -> None:
     """Raise CacheDamagedError, naming what differs, if a file says something else of itself than the manifest does."""
-    found = header.get("__metadata__", {}).get(STAMP)
+    found = header.get("__metadata__", {}).get("of")
     if found == (None if stamp is None else _text(stamp)):
         return
     differing = "only one of them says what it is of"

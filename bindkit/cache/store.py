@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -21,6 +22,8 @@ from bindkit.cache.writing import Damage
 from bindkit.errors import CacheError, InvalidParameterError, LayerError
 from bindkit.scenes.scene import BrokenScene
 from bindkit.scenes.splits import SPLITS
+
+logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 1024
 """Rows that are read before they are widened to 32 bits: at width 1024 two megabytes, which stay in the processor."""
@@ -70,23 +73,27 @@ class CachedLabels:
 
 
 class CachedActivations:
-    """Activations of a split at one layer, ``[n_rows, d_model]``, left on disk until rows are taken.
+    """Activations of a split (or of chosen scenes) at one layer, ``[n_rows, d_model]``, on disk until rows are taken.
 
-    Rows are numbered as in the split's labels. Shards are mapped into memory on first use; taking rows reads those
-    rows and nothing else, from any number of threads.
+    Rows are numbered as in the labels. Shards are mapped into memory on first use; taking rows reads those rows and
+    nothing else, from any number of threads.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, split: str, layer: int) -> None:
-        self.split, self.layer, self.d_model = split, layer, manifest.identity.d_model
-        self._path, self._manifest = path, manifest
-        rows = [manifest.shards[split][shard].rows for shard in range(manifest.n_shards(split))]
-        self._starts = np.array([0, *accumulate(rows)], dtype=np.int64)
+    def __init__(
+        self, cache: ActivationCache, scenes: str | SceneChoice, layer: int, rows: np.ndarray | None = None
+    ) -> None:
+        """`rows`: where the chosen scenes' rows lie among those of all splits together."""
+        self.split, self.layer, self.d_model = str(scenes), layer, cache.d_model
+        self._path, self._manifest, self._rows = cache.path, cache.manifest, rows
+        records = [shard for shard in cache.manifest.records() if rows is not None or shard[0] == scenes]
+        self._shards = [(split, shard) for split, shard, _ in records]
+        self._starts = np.array([0, *accumulate(record.rows for _, _, record in records)], dtype=np.int64)
         self._maps: dict[int, np.ndarray] = {}
 
     @property
     def n_rows(self) -> int:
-        """Rows of the split."""
-        return int(self._starts[-1])
+        """How many there are."""
+        return int(self._starts[-1]) if self._rows is None else len(self._rows)
 
     def __len__(self) -> int:
         return self.n_rows
@@ -112,10 +119,8 @@ class CachedActivations:
 
         Raises
         ------
-        InvalidParameterError
-            For a row that the split does not have.
-        CacheDamagedError
-            If a shard is missing, cut short or of another width.
+        InvalidParameterError, CacheDamagedError
+            For a row that there is not, and a shard that is missing, cut short or of another width.
         """
         wanted = np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)
         if wanted.ndim != 1 or not (wanted.size == 0 or np.issubdtype(wanted.dtype, np.integer)):
@@ -126,6 +131,7 @@ class CachedActivations:
         outside = wanted[(wanted < 0) | (wanted >= self.n_rows)]
         if outside.size:
             raise InvalidParameterError(f"row {outside[0]} is outside the {self.n_rows} rows of the {self.split} split")
+        wanted = wanted if self._rows is None else self._rows[wanted]
         taken = torch.empty(len(wanted), self.d_model, dtype=torch.float32) if into is None else into[: len(wanted)]
         shard_of = np.searchsorted(self._starts, wanted, side="right") - 1
         order = None
@@ -147,11 +153,11 @@ class CachedActivations:
                 taken[torch.from_numpy(order[first : first + len(part)])] = found.float()
         return taken
 
-    def _map(self, shard: int) -> np.ndarray:
-        if shard not in self._maps:
-            mapped = read_activations(self._path, self._manifest, self.split, shard, self.layer)
-            self._maps[shard] = mapped.numpy()
-        return self._maps[shard]
+    def _map(self, number: int) -> np.ndarray:
+        if number not in self._maps:
+            mapped = read_activations(self._path, self._manifest, *self._shards[number], self.layer)
+            self._maps[number] = mapped.numpy()
+        return self._maps[number]
 
 
 class ActivationCache:
@@ -171,10 +177,28 @@ class ActivationCache:
     ----------
     path : Path
     manifest : Manifest
+    backbone : dict
+        As `Backbone.describe` told it.
+    d_model : int
+        Width of an activation.
+    dtype : "float16" or "float32"
+        How activations lie on disk.
+    splits : tuple
+        ``("train", "validation", "test")``; one may have no scenes.
+    class_names : dict
+        Class id -> name.
+    benchmark_classes : dict
+        Class id -> number in the data set's benchmark (ADE20K's has 150), 0 for all others; empty without one.
+    groups : dict
+        Scene id -> first scene id of its group, for scenes that belong together; empty where none do.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path, self.manifest = path, manifest
+        self.path, self.manifest, self.splits = path, manifest, SPLITS
+        identity = manifest.identity
+        self.backbone, self.d_model, self.dtype = dict(identity.backbone), identity.d_model, identity.dtype
+        self.class_names, self.groups = dict(identity.class_names), dict(identity.groups)
+        self.benchmark_classes = dict(identity.benchmark_classes)
         self._labels: dict[str, CachedLabels] = {}
 
     @classmethod
@@ -194,44 +218,9 @@ class ActivationCache:
         return f"<ActivationCache {self.path}: {self.backbone['name']}, layers {layers}>"
 
     @property
-    def backbone(self) -> dict[str, Any]:
-        """The backbone, as `Backbone.describe` told it."""
-        return dict(self.manifest.identity.backbone)
-
-    @property
-    def d_model(self) -> int:
-        """Width of an activation."""
-        return self.manifest.identity.d_model
-
-    @property
-    def dtype(self) -> str:
-        """How activations lie on disk: "float16" or "float32"."""
-        return self.manifest.identity.dtype
-
-    @property
     def layers(self) -> tuple[int, ...]:
         """Layers that are there for every scene of every split."""
         return self.manifest.layers
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """``("train", "validation", "test")``; one may have no scenes."""
-        return SPLITS
-
-    @property
-    def class_names(self) -> dict[int, str]:
-        """Class id -> name."""
-        return dict(self.manifest.identity.class_names)
-
-    @property
-    def benchmark_classes(self) -> dict[int, int]:
-        """Class id -> number in the data set's benchmark (ADE20K's has 150), 0 for all others; empty without one."""
-        return dict(self.manifest.identity.benchmark_classes)
-
-    @property
-    def groups(self) -> dict[str, str]:
-        """Scene id -> first scene id of its group, for scenes that belong together; empty where none do."""
-        return dict(self.manifest.identity.groups)
 
     @property
     def skipped(self) -> tuple[BrokenScene, ...]:
@@ -253,12 +242,8 @@ class ActivationCache:
 
         Raises
         ------
-        InvalidParameterError
-            For a split that there is not.
-        CacheError
-            If the cache is not finished.
-        CacheDamagedError
-            If a labels file is missing or cannot be read.
+        InvalidParameterError, CacheError, CacheDamagedError
+            For a split that there is not, an unfinished cache, a labels file that is missing or cannot be read.
         """
         self._check_split(split)
         if split in self._labels:
@@ -286,10 +271,8 @@ class ActivationCache:
 
         Raises
         ------
-        InvalidParameterError
-            For a split that there is not.
-        LayerError
-            For a layer that the cache does not have; says which it has.
+        InvalidParameterError, LayerError
+            For a split, or a layer, that the cache does not have; says which it has.
         """
         self._check_split(split)
         if layer not in self.layers:
@@ -298,7 +281,7 @@ class ActivationCache:
                 f"layer {layer} is not in the cache {self.path} of {self.backbone['name']}; {has}; add it with "
                 f"cache_activations(..., layers=[{layer}])"
             )
-        return CachedActivations(self.path, self.manifest, split, int(layer))
+        return CachedActivations(self, split, int(layer))
 
     def shard_digests(self) -> dict[str, str]:
         """SHA-256 in hex of every file, by its name in the cache."""
@@ -323,7 +306,14 @@ class ActivationCache:
         WorkspaceBusyError
             If another process is writing to the cache.
         """
-        damage = writing.repair(self.path)
+        with writing.exclusive(self.path):
+            there = Manifest.read(self.path)
+            damage = writing.find_damage(self.path, there)
+            if damage:
+                writing.remove_damage(self.path, there, [item.path for item in damage])
+        for item in damage:
+            if item.path not in there.files() and not writing.is_ours(item.path):
+                logger.warning("%s was not written by bindkit and is left alone; move it out of the cache", item.path)
         self.manifest = Manifest.read(self.path)
         self._labels.clear()
         return damage
@@ -382,31 +372,10 @@ def labels_of(cache: ActivationCache, scenes: str | SceneChoice) -> CachedLabels
     return CachedLabels(**columns, patch_size=parts[0].patch_size, scene_offsets=offsets, scene_ids=scenes.scene_ids)
 
 
-def activations_of(
-    cache: ActivationCache, scenes: str | SceneChoice, layer: int
-) -> CachedActivations | ChosenActivations:
+def activations_of(cache: ActivationCache, scenes: str | SceneChoice, layer: int) -> CachedActivations:
     """Activations of a split, or of chosen scenes. Errors as `ActivationCache.activations`."""
-    return cache.activations(scenes, layer) if isinstance(scenes, str) else ChosenActivations(cache, scenes, layer)
-
-
-class ChosenActivations:
-    """Activations of chosen scenes at one layer, left on disk until rows are taken; rows as in their labels."""
-
-    def __init__(self, cache: ActivationCache, scenes: SceneChoice, layer: int) -> None:
-        self.d_model = cache.d_model
-        self._parts = [cache.activations(split, layer) for split in SPLITS]
-        self._starts = np.array([0, *accumulate(map(len, self._parts))])
-        self._rows, _ = _rows_of(cache, scenes)
-
-    def take(self, rows: Tensor, into: Tensor | None = None) -> Tensor:
-        """Read rows in any order, as `CachedActivations.take`."""
-        wanted = self._rows[rows.cpu().numpy()]
-        taken = torch.empty(len(wanted), self.d_model) if into is None else into[: len(wanted)]
-        split_of = np.searchsorted(self._starts, wanted, side="right") - 1
-        for split in np.unique(split_of):
-            here = np.flatnonzero(split_of == split)
-            taken[torch.from_numpy(here)] = self._parts[split].take(wanted[here] - self._starts[split])
-        return taken
+    whole = cache.activations(scenes if isinstance(scenes, str) else SPLITS[0], layer)
+    return whole if isinstance(scenes, str) else CachedActivations(cache, scenes, layer, _rows_of(cache, scenes)[0])
 
 
 def _rows_of(cache: ActivationCache, scenes: SceneChoice) -> tuple[np.ndarray, np.ndarray]:

@@ -37,9 +37,9 @@ class Deviation:
     """How far cached activations of one scene lie from a direct run."""
 
     scene_id: str
-    n_rows: int  # its cached patches
-    largest: float  # difference in any layer, as a share of that layer's largest activation
-    allowed: float  # what rounding explains
+    n_rows: int
+    largest: float
+    allowed: float
 
 
 def compare_with_model(cache: ActivationCache, backbone: ActivationSource, scenes: SceneSet) -> Deviation:
@@ -64,7 +64,7 @@ def compare_with_model(cache: ActivationCache, backbone: ActivationSource, scene
     Returns
     -------
     Deviation
-        The scene's `scene_id`, its `n_rows` cached patches, the `largest` difference in any layer as a share of that
+        Of scene `scene_id` with `n_rows` cached patches: the `largest` difference in any layer, as a share of that
         layer's largest activation, and what rounding explains of it, `allowed`.
 
     Raises
@@ -159,7 +159,7 @@ def repair_cache(path: str | Path) -> Repair:
     if there is no cache, or its manifest cannot be read, and WorkspaceBusyError: then nothing is changed.
     """
     cache = ActivationCache.open(path)
-    layers = cache.manifest.layers_of_any
+    layers = tuple(sorted({layer for _, _, record in cache.manifest.records() for layer in record.layers}))
     damage = tuple(cache.repair())
     if cache.is_complete and cache.layers == layers:
         return Repair(damage, "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import re
 import shutil
@@ -15,12 +14,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bindkit.cache.manifest import MANIFEST_NAME, FileRecord, Manifest, activations_file, labels_file
+from bindkit.cache.manifest import MANIFEST_NAME, FileRecord, Manifest, layer_folder, shard_file
 from bindkit.cache.shards import REPAIR, read_activations, read_labels
 from bindkit.errors import CacheDamagedError, CacheError, DiskSpaceError, WorkspaceBusyError
 from bindkit.files import progress, sha256_of, write_bytes
-
-logger = logging.getLogger(__name__)
 
 _LOCK_NAME = ".lock"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -139,18 +136,18 @@ class Damage:
         return f"{self.path}: {self.reason}"
 
 
-def quick_damage(path: Path, manifest: Manifest) -> list[Damage]:
-    """Find missing files and files of another size, without reading any."""
-    found = []
+def quick_damage(path: Path, manifest: Manifest) -> dict[str, str]:
+    """Name missing files and files of another size, each with the reason, without reading any."""
+    found = {}
     for name, record in manifest.files().items():
         try:
             size = (path / name).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
-            found.append(Damage(name, "missing"))
+            found[name] = "missing"
             continue
         if size != record.n_bytes:
             change = "cut short" if size < record.n_bytes else "too long"
-            found.append(Damage(name, f"{change}: {size:,} bytes, the manifest says {record.n_bytes:,}"))
+            found[name] = f"{change}: {size:,} bytes, the manifest says {record.n_bytes:,}"
     return found
 
 
@@ -159,8 +156,7 @@ def find_damage(path: Path, manifest: Manifest) -> list[Damage]:
 
     Reads all of the cache once, its labels twice.
     """
-    damage = {item.path: item.reason for item in quick_damage(path, manifest)}
-    files = manifest.files()
+    damage, files = quick_damage(path, manifest), manifest.files()
     with progress(len(files), "verifying", "files") as bar:
         for name, record in files.items():
             if name not in damage:
@@ -172,11 +168,11 @@ def find_damage(path: Path, manifest: Manifest) -> list[Damage]:
             bar.update(1)
     checks: dict[str, Callable[[], object]] = {}
     for split, shard, kept in manifest.records():
-        if kept.labels is not None:
-            checks[labels_file(split, shard)] = partial(read_labels, path, manifest, split, shard)
-        for layer in kept.activations:
-            of_layer = partial(read_activations, path, manifest, split, shard, layer)
-            checks[activations_file(split, layer, shard)] = of_layer
+        if "labels" in kept.files:
+            checks[shard_file(split, "labels", shard)] = partial(read_labels, path, manifest, split, shard)
+        for layer in kept.layers:
+            name = shard_file(split, layer_folder(layer), shard)
+            checks[name] = partial(read_activations, path, manifest, split, shard, layer)
     for name in checks.keys() - damage.keys():
         try:
             checks[name]()
@@ -189,31 +185,15 @@ def find_damage(path: Path, manifest: Manifest) -> list[Damage]:
     return [Damage(*item) for item in sorted(damage.items())]
 
 
-def remove_damage(path: Path, manifest: Manifest, damage: Iterable[Damage]) -> Manifest:
+def remove_damage(path: Path, manifest: Manifest, damaged: Iterable[str]) -> Manifest:
     """Take damaged files off the manifest, then off the disk; the caller holds the cache.
 
     The manifest goes first: a kill in between leaves files that nothing refers to, never a reference without a file.
     """
-    names = [item.path for item in damage if item.path in manifest.files()]
+    names = [name for name in damaged if name in manifest.files()]
     manifest = manifest.without_files(names)
     write_manifest(path, manifest)
     for name in names:
         (path / name).unlink(missing_ok=True)
     remove_strays(path, manifest)
     return manifest
-
-
-def repair(path: Path) -> list[Damage]:
-    """Remove damaged files, from disk and manifest, so that the same `cache_activations` call computes them again.
-
-    Returns what was found; foreign files that bindkit did not name are left alone. Raises WorkspaceBusyError.
-    """
-    with exclusive(path):
-        manifest = Manifest.read(path)
-        damage = find_damage(path, manifest)
-        if damage:
-            remove_damage(path, manifest, damage)
-    for item in damage:
-        if item.path not in manifest.files() and not is_ours(item.path):
-            logger.warning("%s was not written by bindkit and is left alone; move it out of the cache", item.path)
-    return damage

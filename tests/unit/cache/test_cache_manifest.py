@@ -27,15 +27,16 @@ IDENTITY = Identity(
     seed=0,
 )
 FILE = FileRecord("ab" * 32, 100)
+FILES = {"labels": FILE, "layer_00": FILE, "layer_11": FILE}
 
 
 def whole() -> Manifest:
     manifest = Manifest(
         IDENTITY, Making({"torch": "2.13"}, "cpu", 8), scenes_per_shard=2, broken=(BrokenScene("z", "no mask"),)
     )
-    manifest = manifest.with_shard("train", 0, ShardRecord(9, (BrokenScene("a", "cut"),), FILE, {0: FILE, 11: FILE}))
-    manifest = manifest.with_shard("train", 1, ShardRecord(5, (), FILE, {0: FILE, 11: FILE}))
-    return manifest.with_shard("test", 0, ShardRecord(5, (), FILE, {0: FILE, 11: FILE}))
+    manifest = manifest.with_shard("train", 0, ShardRecord(9, (BrokenScene("a", "cut"),), FILES))
+    manifest = manifest.with_shard("train", 1, ShardRecord(5, (), FILES))
+    return manifest.with_shard("test", 0, ShardRecord(5, (), FILES))
 
 
 def put(path: Path, content: bytes) -> Path:
@@ -53,10 +54,8 @@ def test_it_is_read_back_as_written(tmp_path: Path) -> None:
 
 def test_the_same_manifest_is_the_same_bytes_whatever_the_order_it_grew_in() -> None:
     manifest, backwards = whole(), Manifest(IDENTITY, whole().making, 2, whole().broken)
-    for split, shard in reversed(list(manifest.every_shard())):
-        record = manifest.record(split, shard)
-        assert record is not None
-        backwards = backwards.with_shard(split, shard, replace(record, activations={11: FILE, 0: FILE}))
+    for split, shard, record in reversed(manifest.records()):
+        backwards = backwards.with_shard(split, shard, replace(record, files=dict(reversed(FILES.items()))))
     assert backwards.to_bytes() == manifest.to_bytes()
 
 
@@ -131,7 +130,7 @@ def test_layers_are_those_of_every_shard() -> None:
 
 def test_shards_are_counted_by_scenes() -> None:
     manifest = whole()
-    assert list(manifest.every_shard()) == [("train", 0), ("train", 1), ("test", 0)]
+    assert [(split, shard) for split, shard, _ in manifest.records()] == [("train", 0), ("train", 1), ("test", 0)]
     assert manifest.shard_ids("train", 1) == ("\udcff",)
     assert manifest.n_shards("validation") == 0
 

@@ -22,7 +22,7 @@ from bindkit.cache.shards import (
     labels_to_bytes,
     map_activations,
 )
-from bindkit.errors import CacheDamagedError, InvalidParameterError
+from bindkit.errors import CacheDamagedError
 from bindkit.scenes import Split
 
 
@@ -95,9 +95,18 @@ def test_arrays_that_are_not_contiguous_are_written_right() -> None:
     np.testing.assert_array_equal(stored, columns)
 
 
-def test_labels_of_wrong_shape_or_dtype_are_refused() -> None:
-    with pytest.raises(InvalidParameterError, match=r"'instances' of a shard must be int32 \[4\], got int32 \[3\]"):
-        labels_to_bytes(labels(scene_rows=(2, 2)))
+def test_labels_of_wrong_shape_dtype_or_name_are_refused(tmp_path: Path) -> None:
+    short, wide, less = labels(scene_rows=(2, 2)), labels(), labels()
+    wide["purity"], less["more"] = wide["purity"].astype(np.float64), less.pop("purity")
+    wrong = {
+        r"'instances' of a shard must be int32 \[4\], got int32 \[3\]": short,
+        r"'purity' of a shard must be float32 \[3\], got float64 \[3\]": wide,
+        "cannot be read as patch labels .it holds": less,
+    }
+    for said, columns in wrong.items():
+        file, _ = written(tmp_path / "labels", labels_to_bytes(columns))
+        with pytest.raises(CacheDamagedError, match=said):
+            labels_from_file(file)
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 64, activations_to_bytes([], 2, "float16")])

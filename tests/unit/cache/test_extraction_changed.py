@@ -229,25 +229,22 @@ def as_version_1(cache: ActivationCache) -> ActivationCache:
     """The same cache as bindkit wrote it before it looked at contents."""
     from dataclasses import replace
 
-    from bindkit.cache.manifest import FileRecord, activations_file, labels_file
+    from bindkit.cache.manifest import FileRecord, layer_folder, shard_file
     from bindkit.cache.shards import activations_to_bytes, labels_from_file, labels_to_bytes
 
     old = replace(cache.manifest, identity=replace(cache.manifest.identity, contents=None))
-    for split, shard in cache.manifest.every_shard():
-        record = cache.manifest.record(split, shard)
-        assert record is not None
-        name = labels_file(split, shard)
-        content = labels_to_bytes(labels_from_file(cache.path / name, cache.manifest.stamp(split, shard)))
-        (cache.path / name).write_bytes(content)
-        record = replace(record, labels=FileRecord.of(content))
-        for layer in record.activations:
-            whole = cache.activations(split, layer)
+    for split, shard, record in cache.manifest.records():
+        stamp = cache.manifest.stamp(split, shard)
+        written = {"labels": labels_to_bytes(labels_from_file(cache.path / shard_file(split, "labels", shard), stamp))}
+        for layer in record.layers:
             start = sum(r.rows for k, r in cache.manifest.shards[split].items() if k < shard)
-            rows = whole.take(np.arange(start, start + record.rows)).numpy().astype(cache.dtype)
-            content = activations_to_bytes([rows], cache.d_model, cache.dtype)
-            (cache.path / activations_file(split, layer, shard)).write_bytes(content)
-            record = replace(record, activations={**record.activations, layer: FileRecord.of(content)})
-        old = old.with_shard(split, shard, record)
+            rows = cache.activations(split, layer).take(np.arange(start, start + record.rows))
+            block = rows.numpy().astype(cache.dtype)
+            written[layer_folder(layer)] = activations_to_bytes([block], cache.d_model, cache.dtype)
+        for folder, content in written.items():
+            (cache.path / shard_file(split, folder, shard)).write_bytes(content)
+        files = {folder: FileRecord.of(content) for folder, content in written.items()}
+        old = old.with_shard(split, shard, replace(record, files=files))
     (cache.path / "manifest.json").write_bytes(old.to_bytes())
     return ActivationCache.open(cache.path)
 
