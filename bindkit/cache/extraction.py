@@ -164,9 +164,6 @@ def cache_activations(
     return ActivationCache(path, manifest)
 
 
-# --- what there is to do, given what lies there already ---------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Task:
     """What one shard lacks."""
@@ -270,9 +267,6 @@ def _read_matching(job: _Job) -> Manifest | None:
     )
 
 
-# --- doing it ---------------------------------------------------------------------------------------------
-
-
 def _complete(job: _Job) -> Manifest:
     """Compute what is missing, under the lock."""
     path, backbone, identity = job.path, job.backbone, job.identity
@@ -355,8 +349,7 @@ def _compute(job: _Job, manifest: Manifest) -> Manifest:
     total, left = (sum(map(len, several)) for several in (job.positions.values(), [task.positions for task in tasks]))
 
     def read(position: int) -> DrawnScene:
-        looks = job.backbone.geometry, job.backbone.preprocessing
-        return draw_scene(scenes, position, *looks, identity.patches_per_scene, identity.seed)
+        return draw_scene(scenes, position, job.backbone, identity.patches_per_scene, identity.seed)
 
     drawn = ahead(read, [k for task in tasks for k in task.positions], job.workers)
 

@@ -90,9 +90,6 @@ def activations_of(
     return source.activations(windows, layers)
 
 
-# --- how large it will be, from image headers alone ---------------------------------------------------
-
-
 @dataclass(frozen=True)
 class SceneSize:
     """Windows and drawn patches of one scene; none, and the reason, if it cannot be read."""
@@ -169,9 +166,6 @@ def estimate_bytes(
     sizes = scene_sizes(scenes, range(len(scenes)), backbone.geometry, patches_per_scene)
     n_rows, n_layers = sum(size.n_rows for size in sizes.values()), len(backbone.resolve_layers(layers))
     return bytes_of(len(scenes), n_rows, n_layers, backbone.d_model, identity.itemsize)
-
-
-# --- a shard of scenes through the model ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)

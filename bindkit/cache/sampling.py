@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from bindkit.backbones.controls import Resizing
+from bindkit.backbones.controls import HasGeometry
 from bindkit.errors import BrokenSceneError, GeometryError
-from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.labels import PatchLabels, label_patches
 from bindkit.scenes.scene import SceneSet
 
@@ -62,23 +61,18 @@ def draw_patches(
 
 
 def draw_scene(
-    scenes: SceneSet,
-    position: int,
-    geometry: WindowGeometry,
-    preprocessing: Resizing,
-    patches_per_scene: int | str,
-    seed: int,
+    scenes: SceneSet, position: int, source: HasGeometry, patches_per_scene: int | str, seed: int
 ) -> DrawnScene:
-    """Read, resize, label and draw one scene; a broken one comes back with its reason."""
-    scene_id, side = scenes.ids[position], geometry.window
+    """Read, resize, label and draw one scene as a backbone sees it; a broken one comes back with its reason."""
+    scene_id, side = scenes.ids[position], source.geometry.window
     try:
         scene = scenes[position]
-        labels = label_patches(scene, geometry)
+        labels = label_patches(scene, source.geometry)
     except (BrokenSceneError, GeometryError) as error:
         return DrawnScene(scene_id, None, torch.empty(0, side, side, 3, dtype=torch.uint8), (), bytes(32), str(error))
     plan = labels.plan
     rows = draw_patches(scene_id, plan.n_windows, plan.grid.n_patches, patches_per_scene, seed)
-    resized = preprocessing.resize(scene.image, plan.resized)
+    resized = source.preprocessing.resize(scene.image, plan.resized)
     window_of, patch_of = np.divmod(rows, plan.grid.n_patches)
     used = np.unique(window_of)
     pixels = np.stack(

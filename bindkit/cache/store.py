@@ -36,21 +36,9 @@ _SHORT_RUN = 8
 class CachedLabels:
     """Labels of a split's rows. Rows of one scene lie together, sorted by window and patch.
 
-    Attributes
-    ----------
-    instances, classes : int32 arrays of shape (rows,)
-        0 = unlabelled.
-    purity : float32 array of shape (rows,)
-    window, patch : int32 arrays of shape (rows,)
-        Which window of the scene, and which patch of its grid (row-major).
-    corners : int32 array of shape (rows, 2)
-        ``(top, left)`` of the patch in pixels of the resized scene.
-    patch_size : int
-        In pixels.
-    scene_offsets : int64 array of shape (n_scenes + 1,)
-        Rows of scene k are ``scene_offsets[k]:scene_offsets[k + 1]``.
-    scene_ids : tuple of str
-        Scenes that were skipped are not among them.
+    `instances`, `classes` (0 = unlabelled), `window` and `patch` (row-major in its window's grid) are int32 [row],
+    `purity` is float32 [row], `corners` int32 [row, 2]: ``(top, left)`` in pixels of the resized scene. Rows of scene k
+    are ``scene_offsets[k]:scene_offsets[k + 1]``; skipped scenes are not among `scene_ids`.
     """
 
     instances: np.ndarray
@@ -59,7 +47,7 @@ class CachedLabels:
     window: np.ndarray
     patch: np.ndarray
     corners: np.ndarray
-    patch_size: int
+    patch_size: int  # in pixels
     scene_offsets: np.ndarray
     scene_ids: tuple[str, ...]
 
@@ -346,9 +334,6 @@ def require_cache(given: Any) -> ActivationCache:
     told = "a cache is what bk.cache_activations or bk.ActivationCache.open gives"
     require_kind(given, ActivationCache, told, CacheError)
     return given
-
-
-# --- scenes chosen from all splits: what a fold of a cross-validation is ----------------------------------
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,13 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bindkit.cache.manifest import MANIFEST_NAME, FileRecord, Manifest, layer_folder, shard_file
+from bindkit.cache.manifest import MANIFEST_NAME, FileRecord, Manifest, shard_file
 from bindkit.cache.shards import REPAIR, read_activations, read_labels
 from bindkit.errors import CacheDamagedError, CacheError, DiskSpaceError, WorkspaceBusyError
 from bindkit.files import progress, sha256_of, write_bytes
@@ -158,26 +157,21 @@ def find_damage(path: Path, manifest: Manifest) -> list[Damage]:
     """
     damage, files = quick_damage(path, manifest), manifest.files()
     with progress(len(files), "verifying", "files") as bar:
-        for name, record in files.items():
-            if name not in damage:
+        for split, shard, record in manifest.records():
+            for folder, file in record.files.items():
+                name = shard_file(split, folder, shard)
                 try:
-                    if sha256_of(path / name) != record.sha256:
+                    if name not in damage and sha256_of(path / name) != file.sha256:
                         damage[name] = "changed on disk: its SHA-256 is not the one in the manifest"
+                    elif name not in damage and folder == "labels":
+                        read_labels(path, manifest, split, shard)
+                    elif name not in damage:
+                        read_activations(path, manifest, split, shard, int(folder.removeprefix("layer_")))
                 except OSError as error:
                     damage[name] = f"cannot be read: {error.strerror or error}"
-            bar.update(1)
-    checks: dict[str, Callable[[], object]] = {}
-    for split, shard, kept in manifest.records():
-        if "labels" in kept.files:
-            checks[shard_file(split, "labels", shard)] = partial(read_labels, path, manifest, split, shard)
-        for layer in kept.layers:
-            name = shard_file(split, layer_folder(layer), shard)
-            checks[name] = partial(read_activations, path, manifest, split, shard, layer)
-    for name in checks.keys() - damage.keys():
-        try:
-            checks[name]()
-        except CacheDamagedError as error:
-            damage[name] = str(error).removeprefix(f"{path / name} ").removesuffix(f"; {REPAIR}")
+                except CacheDamagedError as error:
+                    damage[name] = str(error).removeprefix(f"{path / name} ").removesuffix(f"; {REPAIR}")
+                bar.update(1)
     for name in walk(path):
         if name not in files and name != MANIFEST_NAME:
             origin = "left by an interrupted run" if is_ours(name) else "not written by bindkit"
