@@ -280,7 +280,7 @@ def _cache(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from bindkit.cache.repair import repair_cache, scene_changes
+    from bindkit.cache.verifying import repair_cache, scene_changes
 
     whole = True
     for path in _caches_in(options.path):
@@ -314,7 +314,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _caches_in(path: Path) -> list[Path]:
     """The cache at `path`, or all in the directories below it."""
-    from bindkit.cache.layout import MANIFEST_NAME
+    from bindkit.cache.manifest import MANIFEST_NAME
 
     if (path / MANIFEST_NAME).exists():
         return [path]

@@ -11,31 +11,9 @@ A shard is a run of consecutive scenes of a split. Rows are ragged: a scene has 
 from it, and a skipped scene has none; nothing is ever padded.
 """
 
-from bindkit.cache.comparing import Deviation, compare_with_model
-from bindkit.cache.extraction import cache_activations, cache_path
-from bindkit.cache.identity import Identity, Making
-from bindkit.cache.layout import ShardRecord, Skipped
-from bindkit.cache.manifest import Manifest
-from bindkit.cache.sampling import draw_patches
-from bindkit.cache.sizing import estimate_bytes
-from bindkit.cache.store import ActivationCache, CachedActivations, CachedLabels, require_cache
-from bindkit.cache.verifying import Damage
+from bindkit.cache.extraction import cache_activations
+from bindkit.cache.forward import estimate_bytes
+from bindkit.cache.store import ActivationCache, require_cache
+from bindkit.cache.verifying import compare_with_model
 
-__all__ = [
-    "ActivationCache",
-    "CachedActivations",
-    "CachedLabels",
-    "Damage",
-    "Deviation",
-    "Identity",
-    "Making",
-    "Manifest",
-    "ShardRecord",
-    "Skipped",
-    "cache_activations",
-    "cache_path",
-    "compare_with_model",
-    "draw_patches",
-    "estimate_bytes",
-    "require_cache",
-]
+__all__ = ["ActivationCache", "cache_activations", "compare_with_model", "estimate_bytes", "require_cache"]

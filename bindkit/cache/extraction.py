@@ -2,57 +2,51 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from bindkit import __version__
 from bindkit.arguments import read_path, whole_number
-from bindkit.cache.forward import ActivationSource, ShardContent, compute_shard, require_source
-from bindkit.cache.identity import Identity
-from bindkit.cache.layout import MANIFEST_NAME, SPLITS, ShardRecord, activations_file, labels_file
-from bindkit.cache.manifest import Manifest
-from bindkit.cache.planning import (
-    CHANGED,
-    SINCE,
-    Job,
-    Task,
-    begin,
-    contents_by_id,
-    nothing_readable,
-    read_matching,
-    require_readable,
-    require_same_making,
+from bindkit.cache import forward, writing
+from bindkit.cache.forward import ActivationSource, SceneSize, ShardContent
+from bindkit.cache.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    Identity,
+    Making,
+    Manifest,
+    ShardRecord,
+    differences,
+    layer_folder,
+    shard_file,
 )
 from bindkit.cache.sampling import DrawnScene, ahead, draw_scene
-from bindkit.cache.shards import activations_to_bytes, layer_stamp
-from bindkit.cache.sizing import (
-    SceneSize,
-    bytes_of,
-    scene_sizes,
-)
+from bindkit.cache.shards import activations_to_bytes, labels_to_bytes, layer_stamp
 from bindkit.cache.store import ActivationCache
-from bindkit.cache.verifying import remove_damage
-from bindkit.cache.writing import (
-    exclusive,
-    readable_bytes,
-    remove_strays,
-    require_space,
-    write_file,
-    write_manifest,
-)
 from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameterError
 from bindkit.files import RememberedDigests, progress, slug
-from bindkit.scenes import Split, split_scenes
-from bindkit.scenes.checking import are_files, changes, content_of, contents_of, memory_in
+from bindkit.scenes.contents import are_files, changed_ids, changes, content_of, contents_of, memory_in
 from bindkit.scenes.scene import SceneSet, require_scenes
+from bindkit.scenes.splits import SPLITS, Split, split_scenes
 from bindkit.scenes.synthetic import require_unseen
 
 logger = logging.getLogger(__name__)
 
+CHANGED = ("refuse", "recompute")
+"""What a call may want where what a cache was made from has changed."""
+SINCE = "this cache was made"
+NOBODY_LOOKED = "contents of the scenes: the cache is of an earlier bindkit, which did not look at them"
+
+_RECOMPUTE = (
+    'Ask with changed="recompute" (bindkit cache --changed recompute, bindkit run --force) to compute anew what '
+    "depends on them, put back what it was made from"
+)
+_LIBRARIES = ("numpy", "pillow", "torch", "transformers")
 _FILE_OVERHEAD = 8192
 """Headers and the last block of a file, generously."""
 
@@ -109,10 +103,6 @@ def cache_activations(
         the shards of changed scenes, and all of them where weights, preprocessing, class names or the list of scenes
         have changed. What a cache was made from is known by content, not by names and times.
 
-    Returns
-    -------
-    ActivationCache
-
     Raises
     ------
     CacheMismatchError
@@ -121,16 +111,14 @@ def cache_activations(
         If the disk cannot hold it: before the first byte, or when it fills up on the way.
     EmptySplitError
         If there is no scene, or none of the training scenes can be read.
-    LayerError
-        For a layer that the backbone does not have.
     NonFiniteActivationsError
         For NaN, infinity, or values that float16 cannot hold.
     WorkspaceBusyError
         If another process is writing to this cache.
-    InvalidParameterError
+    InvalidParameterError, LayerError
         For arguments outside what they take, and for synthetic scenes of a seed that is kept for training.
     """
-    backbone = require_source(backbone)
+    backbone = forward.require_source(backbone)
     require_scenes(scenes)
     require_unseen(scenes)
     if windows_per_batch is not None:
@@ -142,7 +130,7 @@ def cache_activations(
         split = split_scenes(scenes)
         for notice in split.notices:
             logger.info("%s", notice)
-    positions = {name: tuple(getattr(split, name)) for name in SPLITS}
+    positions = {name: split.positions(name) for name in SPLITS}
     identity = Identity(
         backbone=backbone.describe(),
         scenes_uri=scenes.uri,
@@ -162,196 +150,258 @@ def cache_activations(
     digests = RememberedDigests(memory_in(root, scenes.uri))
     every = [position for chosen in positions.values() for position in chosen]
     identity = replace(identity, contents=contents_of(scenes, every, digests, workers))
-    job = Job(backbone, scenes, positions, identity, wanted, windows_per_batch, workers, digests, changed)
-    path = cache_path(root, scenes.uri, backbone.name)
-    manifest = read_matching(path, job)
+    path = root / slug(scenes.uri) / slug(backbone.name)
+    job = _Job(path, backbone, scenes, positions, identity, wanted, windows_per_batch, workers, digests, changed)
+    manifest = _read_matching(job)
     if manifest is not None and changed == "recompute":
         # A shard that is computed anew has all layers that it had.
         job = replace(job, layers=tuple(sorted({*wanted, *Manifest.read(path).layers})))
-    if manifest is None or job.missing(job.undamaged(path, manifest)):
-        manifest = _complete(path, job)
+    if manifest is None or job.missing(job.undamaged(manifest)):
+        manifest = _complete(job)
     else:
-        logger.info("Nothing to compute: %s holds layers %s of %s already.", path, _list(job.layers), backbone.name)
+        has = ", ".join(map(str, job.layers))
+        logger.info("Nothing to compute: %s holds layers %s of %s already.", path, has, backbone.name)
     return ActivationCache(path, manifest)
 
 
-def cache_path(root: str | Path, scenes_uri: str, backbone_name: str) -> Path:
-    """Where the cache of a backbone on a scene set lies.
+@dataclass(frozen=True)
+class _Task:
+    """What one shard lacks."""
 
-    >>> cache_path("cache", "synthetic:n=400,seed=0", "facebook/dinov2-large").as_posix()
-    'cache/synthetic-n=400,seed=0/facebook-dinov2-large'
+    split: str
+    shard: int
+    positions: tuple[int, ...]
+    layers: tuple[int, ...]
+    needs_labels: bool
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call's arguments, checked."""
+
+    path: Path
+    backbone: ActivationSource
+    scenes: SceneSet
+    positions: dict[str, tuple[int, ...]]
+    identity: Identity
+    layers: tuple[int, ...]
+    windows_per_batch: int | None
+    workers: int
+    digests: RememberedDigests
+    changed: str
+
+    def missing(self, manifest: Manifest) -> list[_Task]:
+        """Shards that lack labels or layers, in order."""
+        tasks = []
+        for split, shard, record in manifest.records():
+            lacking = tuple(layer for layer in self.layers if layer not in record.layers)
+            if lacking or "labels" not in record.files:
+                start = shard * manifest.scenes_per_shard
+                chosen = self.positions[split][start : start + manifest.scenes_per_shard]
+                tasks.append(_Task(split, shard, chosen, lacking, "labels" not in record.files))
+        return tasks
+
+    def damage(self, manifest: Manifest) -> dict[str, str]:
+        """Files that this call needs and that are missing or of another size, each with the reason."""
+        folders = ("labels", *map(layer_folder, self.layers))
+        needed = {shard_file(split, folder, shard) for split, shard, _ in manifest.records() for folder in folders}
+        return {name: why for name, why in writing.quick_damage(self.path, manifest).items() if name in needed}
+
+    def undamaged(self, manifest: Manifest) -> Manifest:
+        """The manifest without these files."""
+        return manifest.without_files(self.damage(manifest))
+
+    def making(self, manifest: Manifest | None) -> Making:
+        """What this call would compute with; an unfinished cache's batch size is kept unless another is asked for."""
+        versions = {name: importlib.metadata.version(name) for name in _LIBRARIES} | {"bindkit": __version__}
+        windows = self.windows_per_batch or (manifest and manifest.making.windows_per_batch)
+        return Making(versions, self.backbone.device.type, windows or forward.default_windows_per_batch(self.backbone))
+
+    def nothing_readable(self, split: str, reason: str) -> EmptySplitError:
+        """The error for a split of which no scene can be read."""
+        return EmptySplitError(
+            f"none of the {len(self.positions[split])} scenes of the {split} split of {self.scenes.uri} can be read; "
+            f"mend or remove them. The first: {reason}"
+        )
+
+
+def _read_matching(job: _Job) -> Manifest | None:
+    """The manifest at the job's place, less the shards to be computed anew; None where all is to be computed.
+
+    Where what the cache was made from has changed, that depends on ``job.changed``: under ``"recompute"`` the shards
+    with changed scenes are left out, or all, where the change is not one of single scenes. Else, and for other
+    settings, raises CacheMismatchError naming every field and file that differs.
     """
-    return Path(root) / slug(scenes_uri) / slug(backbone_name)
+    if not (job.path / MANIFEST_NAME).exists():
+        return None
+    manifest = Manifest.read(job.path)
+    if not manifest.files():
+        return None
+    there, asked = manifest.identity, job.identity
+    differing = differences(there.fields(), asked.fields())
+    if there.contents is None:
+        differing.append(NOBODY_LOOKED)
+    before, now = there.contents_by_id, asked.contents_by_id
+    if not differing and before == now:
+        return manifest
+    # Another choice of these asks for another cache; it is no change of this one.
+    chosen = ("patches_per_scene", "dtype", "seed")
+    chosen_otherwise = any(getattr(there, name) != getattr(asked, name) for name in chosen)
+    if job.changed == "recompute" and not chosen_otherwise:
+        # The rest could not stay beside what this call computes otherwise, nor where all patches are kept, since sizes
+        # of pictures then decide what a shard holds.
+        same_making = manifest.making.fields() == job.making(manifest).fields()
+        if differing or not same_making or asked.patches_per_scene == "all":
+            return None
+        changed = set(changed_ids(before, now))
+        for split, shard, _ in manifest.records():
+            if changed.intersection(manifest.shard_ids(split, shard)):
+                manifest = manifest.with_shard(split, shard, None)
+        identity = replace(there, contents=asked.contents)
+        return replace(manifest, identity=identity, broken=tuple(job.scenes.broken))
+    said = "\n  ".join(differing + changes(before, now, job.scenes, SINCE))
+    remedy = "Ask for the settings it was made with" if chosen_otherwise else _RECOMPUTE
+    raise CacheMismatchError(
+        f"the cache {job.path} was made with other settings or from other files:\n  {said}\n{remedy}, give another "
+        "root, or delete that directory to cache afresh."
+    )
 
 
-def _complete(path: Path, job: Job) -> Manifest:
+def _complete(job: _Job) -> Manifest:
     """Compute what is missing, under the lock."""
+    path, backbone, identity = job.path, job.backbone, job.identity
     everything = [position for chosen in job.positions.values() for position in chosen]
-    identity = job.identity
-    sizes = scene_sizes(job.scenes, everything, job.backbone.geometry, identity.patches_per_scene, job.workers)
-    require_readable(job.scenes, job.positions, sizes)
-    manifest = read_matching(path, job)
-    begun = job.undamaged(path, manifest) if manifest else begin(job, sizes)
-    _announce(path, job, begun, sizes)
-    with exclusive(path):
+    sizes = forward.scene_sizes(job.scenes, everything, backbone.geometry, identity.patches_per_scene, job.workers)
+    first = next(name for name in SPLITS if job.positions[name])
+    reasons = [sizes[k].reason for k in job.positions[first]]
+    if all(reasons):
+        raise job.nothing_readable(first, reasons[0])
+    asked = identity.patches_per_scene
+    rows = max(size.n_rows for size in sizes.values()) if asked == "all" else int(asked)
+    n_scenes = forward.scenes_per_shard(backbone, identity, rows)
+    fresh = Manifest(identity, job.making(None), n_scenes, tuple(job.scenes.broken))
+
+    manifest = _read_matching(job)
+    _announce(job, job.undamaged(manifest) if manifest else fresh, sizes)
+    with writing.exclusive(path):
         # Another process may have worked here between the first look and the lock.
-        manifest = read_matching(path, job)
-        if (path / MANIFEST_NAME).exists() and (manifest is None or manifest != Manifest.read(path)):
-            _say_what_goes(path, job, manifest)
-            write_manifest(path, manifest or begin(job, sizes))
-        remove_strays(path, manifest)
+        manifest = _read_matching(job)
+        there = Manifest.read(path) if (path / MANIFEST_NAME).exists() else None
+        if there is not None and there != manifest:
+            if there.files():
+                gone = sum(not (manifest and manifest.record(split, shard)) for split, shard, _ in there.records())
+                logger.info("What %s was made from has changed: %d of its shards are computed anew.", path, gone)
+                for sentence in changes(there.identity.contents_by_id, identity.contents_by_id, job.scenes, SINCE):
+                    logger.info("%s", sentence)
+            writing.write_manifest(path, manifest or fresh)
+        writing.remove_strays(path, manifest)
         if manifest is None:
-            manifest = begin(job, sizes)
-        elif job.missing(job.undamaged(path, manifest)):
-            require_same_making(path, manifest, job)
-            damaged = job.damage(path, manifest)
-            for item in damaged:
-                logger.warning("%s is damaged and is computed again (%s)", path / item.path, item.reason)
-            manifest = remove_damage(path, manifest, damaged) if damaged else manifest
-        manifest = _compute(path, job, manifest)
-        _require_rows(path, manifest)
+            manifest = fresh
+        elif job.missing(job.undamaged(manifest)):
+            if differing := differences(manifest.making.fields(), job.making(manifest).fields()):
+                raise CacheMismatchError(
+                    f"the cache {path} can be read, but what is missing in it cannot be added, since that would mix "
+                    "activations computed in different ways:\n  " + "\n  ".join(differing) + "\nAsk for the layers "
+                    "that it has, use what it was made with, give another root, or delete that directory to cache "
+                    "afresh."
+                )
+            if damaged := job.damage(manifest):
+                for name, reason in damaged.items():
+                    logger.warning("%s is damaged and is computed again (%s)", path / name, reason)
+                manifest = writing.remove_damage(path, manifest, damaged)
+        manifest = _compute(job, manifest)
+        records = manifest.shards[first]
+        if not any(record.rows for record in records.values()):
+            # All broken: forgotten, so that they are tried again.
+            left = replace(manifest, shards={**manifest.shards, first: {}})
+            writing.write_manifest(path, left)
+            writing.remove_strays(path, left)
+            raise job.nothing_readable(first, manifest.skipped[0].reason)
     logger.info("Cached in %s.", path)
     return manifest
 
 
-def _say_what_goes(path: Path, job: Job, left: Manifest | None) -> None:
-    there = Manifest.read(path)
-    if there.files():
-        gone = sum(1 for split, shard in there.every_shard() if left is None or left.record(split, shard) is None)
-        logger.info("What %s was made from has changed: %d of its shards are computed anew.", path, gone)
-        for sentence in changes(contents_by_id(there.identity), contents_by_id(job.identity), job.scenes, SINCE):
-            logger.info("%s", sentence)
-
-
-def _require_rows(path: Path, manifest: Manifest) -> None:
-    """Refuse a cache whose training scenes all turned out to be broken, and forget them so that they are retried."""
-    split = next(name for name in SPLITS if manifest.identity.scene_ids[name])
-    records = [manifest.shards[split][shard] for shard in range(manifest.n_shards(split))]
-    if any(record.rows for record in records):
-        return
-    reason = next(skipped for record in records for skipped in record.skipped).reason
-    n_scenes = len(manifest.identity.scene_ids[split])
-    for shard in range(len(records)):
-        manifest = manifest.with_shard(split, shard, None)
-    write_manifest(path, manifest)
-    remove_strays(path, manifest)
-    raise nothing_readable(manifest.scenes_uri, split, n_scenes, reason)
-
-
-def _announce(path: Path, job: Job, manifest: Manifest, sizes: dict[int, SceneSize | str]) -> None:
+def _announce(job: _Job, manifest: Manifest, sizes: dict[int, SceneSize]) -> None:
     """Say how much there is to do; refuse if the disk cannot hold it."""
-    identity, d_model = job.identity, job.backbone.d_model
-    tasks = job.missing(manifest)
-    needed = windows = n_scenes = overhead = 0
+    tasks, d_model, itemsize = job.missing(manifest), job.backbone.d_model, job.identity.itemsize
+    n_bytes = overhead = 0
     for task in tasks:
-        known = [size for k in task.positions if isinstance(size := sizes[k], SceneSize)]
-        rows = sum(size.n_rows for size in known)
-        n_layers = len(task.layers)
-        needed += bytes_of(len(task.positions), rows, n_layers, d_model, identity.itemsize, task.needs_labels)
+        rows, n_layers = sum(sizes[k].n_rows for k in task.positions), len(task.layers)
+        n_bytes += forward.bytes_of(len(task.positions), rows, n_layers, d_model, itemsize, task.needs_labels)
         overhead += _FILE_OVERHEAD * (n_layers + 1)
-        windows += sum(size.n_windows for size in known)
-        n_scenes += len(task.positions)
-    layers = sorted({layer for task in tasks for layer in task.layers})
-    free = require_space(path, needed + overhead + 2 * len(manifest.to_bytes()))
+    free = writing.require_space(job.path, n_bytes + overhead + 2 * len(manifest.to_bytes()))
     logger.info(
         "Caching %s scenes (%s windows) at %d layers of %s as %s: %s to write into %s, %s free.",
-        f"{n_scenes:,}",
-        f"{windows:,}",
-        len(layers),
+        f"{sum(len(task.positions) for task in tasks):,}",
+        f"{sum(sizes[k].n_windows for task in tasks for k in task.positions):,}",
+        len({layer for task in tasks for layer in task.layers}),
         job.backbone.name,
-        identity.dtype,
-        readable_bytes(needed),
-        path,
-        readable_bytes(free),
+        job.identity.dtype,
+        writing.readable_bytes(n_bytes),
+        job.path,
+        writing.readable_bytes(free),
     )
 
 
-def _compute(path: Path, job: Job, manifest: Manifest) -> Manifest:
+def _compute(job: _Job, manifest: Manifest) -> Manifest:
     """Compute the missing shards in order; the files of one are written while the next is computed."""
-    tasks = job.missing(manifest)
-    identity = job.identity
-    read = partial(
-        draw_scene,
-        job.scenes,
-        geometry=job.backbone.geometry,
-        preprocessing=job.backbone.preprocessing,
-        patches_per_scene=identity.patches_per_scene,
-        seed=identity.seed,
-    )
-    total = sum(len(chosen) for chosen in job.positions.values())
-    left = sum(len(task.positions) for task in tasks)
+    tasks, identity, scenes = job.missing(manifest), job.identity, job.scenes
+    total, left = (sum(map(len, several)) for several in (job.positions.values(), [task.positions for task in tasks]))
+
+    def read(position: int) -> DrawnScene:
+        return draw_scene(scenes, position, job.backbone, identity.patches_per_scene, identity.seed)
+
+    drawn = ahead(read, [k for task in tasks for k in task.positions], job.workers)
+
+    def next_scenes(count: int) -> Iterator[DrawnScene]:
+        for scene in islice(drawn, count):
+            if scene.reason is not None:
+                logger.warning("scene %s is skipped: %s", scene.id, scene.reason)
+            yield scene
+            bar.update(1)
+
     with (
         progress(total, f"caching {job.backbone.name}", "scenes", initial=total - left) as bar,
         ThreadPoolExecutor(1, thread_name_prefix="bindkit-writer") as writer,
     ):
-        drawn = ahead(read, [k for task in tasks for k in task.positions], job.workers)
-        writing: Future[Manifest] | None = None
+        written: Future[Manifest] | None = None
         try:
             for task in tasks:
-                content = compute_shard(
-                    job.backbone,
-                    _warning(islice(drawn, len(task.positions))),
-                    task.layers,
-                    identity.dtype,
-                    manifest.making.windows_per_batch,
-                    bar.update,
-                )
-                _require_unchanged(job, task)
-                manifest = writing.result() if writing else manifest
-                writing = writer.submit(_write_shard, path, manifest, task, content, job.backbone.d_model)
+                here, windows = next_scenes(len(task.positions)), manifest.making.windows_per_batch
+                content = forward.compute_shard(job.backbone, here, task.layers, identity.dtype, windows)
+                if are_files(scenes):
+                    now = {scenes.ids[k]: content_of(scenes, job.digests, k) for k in task.positions}
+                    if said := changes(identity.contents_by_id, now, scenes, "this call began"):
+                        again = "make the same call again once they stay as they are"
+                        raise CacheMismatchError(f"{'; '.join(said)}; {again}")
+                manifest = written.result() if written else manifest
+                written = writer.submit(_write_shard, job, manifest, task, content)
         finally:
             drawn.close()
-        return writing.result() if writing else manifest
+        return written.result() if written else manifest
 
 
-def _require_unchanged(job: Job, task: Task) -> None:
-    """Refuse a shard whose files changed between the look at them and their reading."""
-    if are_files(job.scenes):
-        now = {job.scenes.ids[k]: content_of(job.scenes, job.digests, k) for k in task.positions}
-        if said := changes(contents_by_id(job.identity), now, job.scenes, "this call began"):
-            raise CacheMismatchError(f"{'; '.join(said)}; make the same call again once they stay as they are")
-
-
-def _warning(drawn: Iterator[DrawnScene]) -> Iterator[DrawnScene]:
-    for scene in drawn:
-        if scene.reason is not None:
-            logger.warning("scene %s is skipped: %s", scene.id, scene.reason)
-        yield scene
-
-
-def _write_shard(path: Path, manifest: Manifest, task: Task, content: ShardContent, d_model: int) -> Manifest:
+def _write_shard(job: _Job, manifest: Manifest, task: _Task, content: ShardContent) -> Manifest:
     """Write a shard's files, then the manifest that lists them."""
-    stamp = manifest.stamp(task.split, task.shard)
-    labels = content.labels().to_bytes(stamp)
-    record = manifest.record(task.split, task.shard)
-    if record is None:
-        record = ShardRecord(content.n_rows, content.skipped)
-    _require_same_labels(path, record, task, content, labels)
-    if task.needs_labels:
-        record = replace(record, labels=write_file(path, labels_file(task.split, task.shard), labels))
-    files = dict(record.activations)
-    for layer in task.layers:
-        # Popped, so that a layer's memory is free once it is written.
-        stamped = layer_stamp(stamp, layer)
-        encoded = activations_to_bytes(content.blocks.pop(layer), d_model, manifest.identity.dtype, stamped)
-        files[layer] = write_file(path, activations_file(task.split, layer, task.shard), encoded)
-    manifest = manifest.with_shard(task.split, task.shard, replace(record, activations=files))
-    write_manifest(path, manifest)
-    return manifest
-
-
-def _require_same_labels(path: Path, record: ShardRecord, task: Task, content: ShardContent, labels: bytes) -> None:
-    """Refuse to put layers beside labels of other pixels or masks than these."""
-    same = record.rows == content.n_rows and tuple(s.id for s in record.skipped) == tuple(s.id for s in content.skipped)
-    if record.labels is not None:
-        same = same and record.labels == type(record.labels).of(labels)
-    if not same:
+    path, split, shard = job.path, task.split, task.shard
+    stamp = manifest.stamp(split, shard)
+    labels, n_rows = labels_to_bytes(content.labels, stamp), len(content.labels["instances"])
+    record = manifest.record(split, shard) or ShardRecord(n_rows, content.skipped)
+    same = record.rows == n_rows and [scene.id for scene in record.skipped] == [scene.id for scene in content.skipped]
+    files = dict(record.files)
+    if not same or files.get("labels") not in (None, FileRecord.of(labels)):
         raise CacheMismatchError(
-            f"scenes of shard {task.shard} of the {task.split} split are not those that the cache {path} was made "
+            f"scenes of shard {shard} of the {split} split are not those that the cache {path} was made "
             "from: their images, masks or readability have changed on disk; restore them, give another root, or "
             "delete that directory to cache afresh"
         )
-
-
-def _list(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers))
+    if task.needs_labels:
+        files["labels"] = writing.write_file(path, shard_file(split, "labels", shard), labels)
+    for layer in task.layers:
+        # Popped, so that a layer's memory is free once it is written.
+        blocks, folder, stamped = content.blocks.pop(layer), layer_folder(layer), layer_stamp(stamp, layer)
+        encoded = activations_to_bytes(blocks, job.backbone.d_model, manifest.identity.dtype, stamped)
+        files[folder] = writing.write_file(path, shard_file(split, folder, shard), encoded)
+    manifest = manifest.with_shard(split, shard, replace(record, files=files))
+    writing.write_manifest(path, manifest)
+    return manifest

@@ -1,9 +1,10 @@
-"""Drawn scenes through a backbone: windows of several scenes per forward, drawn rows kept, the rest dropped."""
+"""Scenes through a backbone: what is asked of it, how large that will be, and drawn rows kept of every forward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,60 +12,49 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from bindkit.cache.layout import Skipped
-from bindkit.cache.sampling import DrawnScene, Resizer
-from bindkit.cache.shards import ShardLabels
-from bindkit.errors import BackboneError, NonFiniteActivationsError
+from bindkit.backbones.controls import HasGeometry
+from bindkit.cache.manifest import DTYPES, Identity
+from bindkit.cache.sampling import DrawnScene, ahead
+from bindkit.cache.shards import BYTES_PER_ROW, BYTES_PER_SCENE, COLUMNS, Labels, stack
+from bindkit.errors import BackboneError, BrokenSceneError, GeometryError, NonFiniteActivationsError
 from bindkit.scenes.geometry import WindowGeometry
+from bindkit.scenes.labels import PatchLabels
+from bindkit.scenes.scene import BrokenScene, SceneSet, require_scenes
 
-_TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+_SHARD_BYTES = 2**30
+_LARGEST_SHARD = 128
+_BATCH = {"cpu": (2**28, 64), "cuda": (2**31, 256)}
+"""Bytes that all layers of a batch may take, and its windows at most."""
 
 
 @runtime_checkable
-class ActivationSource(Protocol):
+class ActivationSource(HasGeometry, Protocol):
     """What caching asks of a backbone; `bindkit.Backbone` has it."""
 
     @property
     def name(self) -> str:
         """Hub id or directory."""
-        ...
 
     @property
     def d_model(self) -> int:
         """Width of an activation."""
-        ...
 
     @property
     def n_layers(self) -> int:
         """Number of blocks."""
-        ...
-
-    @property
-    def geometry(self) -> WindowGeometry:
-        """How scenes are resized and tiled."""
-        ...
-
-    @property
-    def preprocessing(self) -> Resizer:
-        """Resizes scenes."""
-        ...
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        ...
 
     def resolve_layers(self, layers: str | int | Sequence[int]) -> tuple[int, ...]:
         """Layers in ascending order. Raises LayerError."""
-        ...
 
     def activations(self, windows: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
         """Float32 activations [window, patch, d_model] by layer."""
-        ...
 
     def describe(self) -> dict[str, Any]:
         """Identity as plain values."""
-        ...
 
 
 @runtime_checkable
@@ -75,7 +65,6 @@ class PlacedSource(Protocol):
         self, windows: Tensor, corners: Tensor, scene_sizes: Tensor, layers: Sequence[int]
     ) -> dict[int, Tensor]:
         """As `ActivationSource.activations`, given (top, left) of each window and (height, width) of its scene."""
-        ...
 
 
 def require_source(given: Any) -> ActivationSource:
@@ -92,59 +81,100 @@ def activations_of(
     scene_sizes: Int[Tensor, "window 2"],
     layers: Sequence[int],
 ) -> dict[int, Tensor]:
-    """Activations of windows; where they lie is handed on to a source that asks for it.
+    """Activations [window, patch, d_model] of windows; a source that asks where they lie is told.
 
-    ::
-
-        corners, sizes = torch.tensor([[0, 32]]), torch.tensor([[112, 144]])     # pixels of the resized scene
-        activations_of(backbone, windows, corners, sizes, layers=[3])[3]         # [window, patch, d_model]
+    Corners (top, left) and sizes (height, width) are in pixels of the resized scene.
     """
     if isinstance(source, PlacedSource):
         return source.activations_at(windows, corners, scene_sizes, layers)
     return source.activations(windows, layers)
 
 
-@dataclass
-class ShardContent:
-    """What the scenes of a shard gave.
+@dataclass(frozen=True)
+class SceneSize:
+    """Windows and drawn patches of one scene; none, and the reason, if it cannot be read."""
 
-    Attributes
-    ----------
-    blocks : dict
-        Layer -> arrays [rows, d_model], one below the other.
+    n_windows: int
+    n_rows: int
+    reason: str = ""
+
+
+def scene_sizes(
+    scenes: SceneSet, positions: Sequence[int], geometry: WindowGeometry, patches_per_scene: int | str, workers: int = 2
+) -> dict[int, SceneSize]:
+    """Size of each scene by position. Reads headers only."""
+
+    def size(position: int) -> SceneSize:
+        try:
+            plan = geometry.plan(scenes.size_of(position))
+        except (BrokenSceneError, GeometryError) as error:
+            return SceneSize(0, 0, str(error))
+        rows = plan.n_patches if patches_per_scene == "all" else min(int(patches_per_scene), plan.n_patches)
+        return SceneSize(plan.n_windows, rows)
+
+    return dict(zip(positions, ahead(size, positions, workers), strict=True))
+
+
+def bytes_of(n_scenes: int, n_rows: int, n_layers: int, d_model: int, itemsize: int, with_labels: bool = True) -> int:
+    """Bytes of the tensors of so many rows, file headers (about 100 bytes a file) not counted."""
+    labels = n_rows * BYTES_PER_ROW + n_scenes * BYTES_PER_SCENE if with_labels else 0
+    return labels + n_rows * n_layers * d_model * itemsize
+
+
+def scenes_per_shard(backbone: ActivationSource, identity: Identity, largest_rows: int) -> int:
+    """Largest power of two up to 128 for which all layers of a shard stay within 1 GiB, at `largest_rows` a scene."""
+    per_scene = max(1, largest_rows) * backbone.n_layers * backbone.d_model * identity.itemsize
+    return _power_of_two(_SHARD_BYTES // per_scene, _LARGEST_SHARD)
+
+
+def default_windows_per_batch(backbone: ActivationSource) -> int:
+    """Largest power of two for which all layers of a batch stay within 256 MiB (2 GiB on a GPU), at most 64 (256)."""
+    n_bytes, largest = _BATCH["cuda" if backbone.device.type == "cuda" else "cpu"]
+    per_window = backbone.geometry.grid.n_patches * backbone.d_model * 4 * backbone.n_layers
+    return _power_of_two(n_bytes // per_window, largest)
+
+
+def _power_of_two(at_most: int, largest: int) -> int:
+    return min(largest, 1 << max(0, at_most.bit_length() - 1))
+
+
+def estimate_bytes(
+    backbone: ActivationSource,
+    scenes: SceneSet,
+    layers: str | int | Sequence[int] = "all",
+    patches_per_scene: int | str = 512,
+    dtype: str = "float16",
+) -> int:
+    """Bytes that `cache_activations` would write for these arguments, from image headers alone.
+
+    Exact but for file headers and the manifest, as long as no scene turns out to be broken.
+
+    ::
+
+        print(f"{bk.estimate_bytes(backbone, scenes) / 1e9:.1f} GB")
+
+    Raises
+    ------
+    LayerError
+        For a layer that the backbone does not have.
+    InvalidParameterError
+        For a dtype or patches_per_scene that there is not.
     """
+    require_source(backbone)
+    require_scenes(scenes)
+    identity = Identity({}, scenes.uri, {}, {}, patches_per_scene, dtype, 0)
+    sizes = scene_sizes(scenes, range(len(scenes)), backbone.geometry, patches_per_scene)
+    n_rows, n_layers = sum(size.n_rows for size in sizes.values()), len(backbone.resolve_layers(layers))
+    return bytes_of(len(scenes), n_rows, n_layers, backbone.d_model, identity.itemsize)
 
-    scenes: list[DrawnScene] = field(default_factory=list)
-    blocks: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
-    @property
-    def skipped(self) -> tuple[Skipped, ...]:
-        """Scenes without rows and why."""
-        return tuple(Skipped(scene.id, scene.reason) for scene in self.scenes if scene.reason is not None)
+@dataclass(frozen=True)
+class ShardContent:
+    """What the scenes of a shard gave."""
 
-    @property
-    def n_rows(self) -> int:
-        """Rows of all scenes."""
-        return sum(scene.n_rows for scene in self.scenes)
-
-    def labels(self) -> ShardLabels:
-        """Labels of all rows."""
-        found = [scene.labels for scene in self.scenes if scene.labels is not None]
-
-        def column(name: str, dtype: type, *shape: int) -> np.ndarray:
-            parts: list[np.ndarray] = [np.asarray(getattr(labels, name), dtype=dtype) for labels in found]
-            return np.concatenate(parts) if parts else np.empty((0, *shape), dtype)
-
-        return ShardLabels(
-            instances=column("instances", np.int32),
-            classes=column("classes", np.int32),
-            purity=column("purity", np.float32),
-            window=column("window", np.int32),
-            patch=column("patch", np.int32),
-            corners=column("corners", np.int32, 2),
-            scene_rows=np.array([scene.n_rows for scene in self.scenes], dtype=np.int64),
-            scene_digests=np.frombuffer(b"".join(scene.digest for scene in self.scenes), np.uint8).reshape(-1, 32),
-        )
+    labels: Labels
+    skipped: tuple[BrokenScene, ...]
+    blocks: dict[int, list[np.ndarray]]  # by layer: [rows, d_model], one below the other
 
 
 @dataclass(frozen=True)
@@ -154,92 +184,67 @@ class _DrawnWindow:
     patches: Int[Tensor, " patch"]
     corner: tuple[int, int]
     scene_size: tuple[int, int]
-    closes_scene: bool
 
 
 def compute_shard(
-    backbone: ActivationSource,
-    drawn: Iterable[DrawnScene],
-    layers: Sequence[int],
-    dtype: str,
-    windows_per_batch: int,
-    scene_done: Callable[[int], Any] = lambda count: None,
+    backbone: ActivationSource, drawn: Iterable[DrawnScene], layers: Sequence[int], dtype: str, windows_per_batch: int
 ) -> ShardContent:
-    """Run the scenes of one shard through a backbone and keep the drawn rows.
+    """Run all scenes of one shard through a backbone and keep the drawn rows; no layers for labels alone.
 
-    Batches never reach into the next shard, so that what a batch holds (and so the last bits of its activations) does
-    not depend on where a run was resumed.
-
-    Parameters
-    ----------
-    backbone : ActivationSource
-        The model.
-    drawn : iterable of DrawnScene
-        All scenes of the shard, in order.
-    layers : sequence of int
-        To compute; none for labels alone.
-    dtype : "float16" or "float32"
-        Of what is kept.
-    windows_per_batch : int
-        Windows per forward.
-    scene_done : callable
-        Called with the number of scenes that were finished.
-
-    Raises
-    ------
-    NonFiniteActivationsError
-        Names the scene and layer, and what to do.
+    Batches hold windows of several scenes and never reach into the next shard, so that what a batch holds (and so the
+    last bits of its activations) does not depend on where a run was resumed. Raises NonFiniteActivationsError.
     """
-    content = ShardContent(blocks={layer: [] for layer in layers})
-    batch: list[_DrawnWindow] = []
-    for scene in drawn:
-        # Pixels are dropped as soon as they are through the model; only labels stay. (A slice would hold them all.)
-        no_windows = torch.empty_like(scene.windows[:0])
-        content.scenes.append(DrawnScene(scene.id, scene.labels, no_windows, (), scene.digest, scene.reason))
-        if not layers or scene.labels is None or not scene.patches:
-            scene_done(1)
-            continue
-        plan, last = scene.labels.plan, len(scene.patches) - 1
-        numbers = np.unique(scene.labels.window)
-        for k, (number, patches) in enumerate(zip(numbers, scene.patches, strict=True)):
-            window = plan.windows[number]
-            corner = (window.top, window.left)
-            batch.append(_DrawnWindow(scene.id, scene.windows[k], patches, corner, plan.resized, k == last))
-            if len(batch) == windows_per_batch:
-                _forward(backbone, batch, content, dtype, scene_done)
-                batch = []
-    if batch:
-        _forward(backbone, batch, content, dtype, scene_done)
-    return content
+    labels: list[PatchLabels | None] = []
+    digests: list[bytes] = []
+    skipped: list[BrokenScene] = []
+    blocks: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
+
+    def windows() -> Iterator[_DrawnWindow]:
+        for scene in drawn:
+            # Of a scene only these stay; its pixels are let go as soon as they are through the model.
+            labels.append(scene.labels)
+            digests.append(scene.digest)
+            if scene.labels is None:
+                skipped.append(BrokenScene(scene.id, str(scene.reason)))
+            elif layers:
+                plan, numbers = scene.labels.plan, np.unique(scene.labels.window)
+                for number, pixels, patches in zip(numbers, scene.windows, scene.patches, strict=True):
+                    corner = (plan.windows[number].top, plan.windows[number].left)
+                    yield _DrawnWindow(scene.id, pixels, patches, corner, plan.resized)
+
+    remaining = windows()
+    while batch := list(islice(remaining, windows_per_batch)):
+        for layer, rows in _forward(backbone, batch, layers, dtype).items():
+            blocks[layer].append(rows)
+    of_rows = {name: stack(name, [getattr(found, name) for found in labels if found is not None]) for name in COLUMNS}
+    n_rows = np.array([0 if found is None else len(found) for found in labels], dtype=np.int64)
+    pixels_of = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+    return ShardContent(of_rows | {"scene_rows": n_rows, "scene_digests": pixels_of}, tuple(skipped), blocks)
 
 
+@torch.inference_mode()
 def _forward(
-    backbone: ActivationSource,
-    batch: list[_DrawnWindow],
-    content: ShardContent,
-    dtype: str,
-    scene_done: Callable[[int], Any],
-) -> None:
+    backbone: ActivationSource, batch: list[_DrawnWindow], layers: Sequence[int], dtype: str
+) -> dict[int, np.ndarray]:
+    """Drawn rows of a batch by layer. What else the model gave is let go on return."""
     counts = torch.tensor([len(window.patches) for window in batch])
     window_of = torch.arange(len(batch)).repeat_interleave(counts).to(backbone.device)
     patch_of = torch.cat([window.patches for window in batch]).to(backbone.device)
-    with torch.inference_mode():
-        activations = activations_of(
-            backbone,
-            torch.stack([window.pixels for window in batch]),
-            torch.tensor([window.corner for window in batch]),
-            torch.tensor([window.scene_size for window in batch]),
-            list(content.blocks),
-        )
-        kept = {layer: activations.pop(layer)[window_of, patch_of] for layer in content.blocks}
-        _check_finite(backbone, batch, kept, dtype)
-        for layer, found in kept.items():
-            content.blocks[layer].append(found.to(_TORCH_DTYPES[dtype]).cpu().numpy())
-    scene_done(sum(window.closes_scene for window in batch))
+    activations = activations_of(
+        backbone,
+        torch.stack([window.pixels for window in batch]),
+        torch.tensor([window.corner for window in batch]),
+        torch.tensor([window.scene_size for window in batch]),
+        list(layers),
+    )
+    kept = {layer: activations.pop(layer)[window_of, patch_of] for layer in layers}
+    _require_finite(backbone, batch, kept, dtype)
+    return {layer: found.to(DTYPES[dtype]).cpu().numpy() for layer, found in kept.items()}
 
 
-def _check_finite(backbone: ActivationSource, batch: list[_DrawnWindow], kept: dict[int, Tensor], dtype: str) -> None:
-    limit = torch.finfo(_TORCH_DTYPES[dtype]).max
+def _require_finite(backbone: ActivationSource, batch: list[_DrawnWindow], kept: dict[int, Tensor], dtype: str) -> None:
+    """Refuse NaN, infinity and what the dtype cannot hold; names the scene, the layer and the remedy."""
+    limit = torch.finfo(DTYPES[dtype]).max
     # NaN makes both ends NaN, and no comparison with NaN holds. One transfer for all layers.
     ends = torch.stack([torch.stack(found.aminmax()) for found in kept.values()]).cpu()
     fits = (ends[:, 0] >= -limit) & (ends[:, 1] <= limit)
@@ -247,14 +252,10 @@ def _check_finite(backbone: ActivationSource, batch: list[_DrawnWindow], kept: d
         return
     layer = list(kept)[int(fits.logical_not().nonzero()[0])]
     found = kept[layer].cpu()
-    bad_rows = (~(found.abs() <= limit)).any(1)
-    row = int(bad_rows.nonzero()[0])
-    value = float(found[row][~(found[row].abs() <= limit)][0])
-    scene_id = next(
-        window.scene_id
-        for window, end in zip(batch, np.cumsum([len(window.patches) for window in batch]), strict=True)
-        if row < end
-    )
+    row, column = (~(found.abs() <= limit)).nonzero()[0].tolist()
+    value = float(found[row, column])
+    ends_of = np.cumsum([len(window.patches) for window in batch])
+    scene_id = batch[int(np.searchsorted(ends_of, row, side="right"))].scene_id
     where = f"{backbone.name} gave {value:g} for scene {scene_id} at layer {layer}"
     if np.isfinite(value):
         raise NonFiniteActivationsError(

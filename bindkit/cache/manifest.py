@@ -1,4 +1,4 @@
-"""The manifest: what a cache was made from, which shards it has and what each file's digest is.
+"""What a cache is of, what it was made with and which files it has: all that `manifest.json` says.
 
 It holds no times and no places on this machine, so that two runs with the same inputs write the same bytes, and it
 carries its own digest, so that a flipped byte in it is found as well.
@@ -8,50 +8,179 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bindkit.cache.identity import Identity, Making
-from bindkit.cache.layout import (
-    MANIFEST_NAME,
-    SPLITS,
-    FileRecord,
-    ShardRecord,
-    Skipped,
-    activations_file,
-    labels_file,
-)
-from bindkit.errors import CacheError
+import torch
+
+from bindkit.errors import CacheError, InvalidParameterError
 from bindkit.files import parse_json
-from bindkit.scenes.checking import SceneContents
+from bindkit.scenes.contents import SceneContents
+from bindkit.scenes.scene import BrokenScene
+from bindkit.scenes.splits import SPLITS
 
+MANIFEST_NAME = "manifest.json"
 FORMAT = "bindkit activation cache"
 FORMAT_VERSION = 2
 """Version 1 did not say what the scenes held, nor its shards what they are of. It is read, and written when mended."""
 
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+"""Of activations on disk."""
+
+
+def layer_folder(layer: int) -> str:
+    """Where a layer's files lie in a split: ``layer_00``; labels lie in ``labels``."""
+    return f"layer_{layer:02d}"
+
+
+def shard_file(split: str, folder: str, shard: int) -> str:
+    """Place of a shard's file, relative to the cache."""
+    return f"{split}/{folder}/{shard:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a cache is of. Two caches with equal identities hold the same rows."""
+
+    backbone: Mapping[str, Any]  # as `Backbone.describe` gives it
+    scenes_uri: str
+    scene_ids: Mapping[str, tuple[str, ...]]  # by split, in order, skipped ones included
+    class_names: Mapping[int, str]
+    patches_per_scene: int | str  # or "all"
+    dtype: str
+    seed: int  # of the draw of patches
+    benchmark_classes: Mapping[int, int] = field(default_factory=dict)  # 0 for classes that the benchmark lacks
+    groups: Mapping[str, str] = field(default_factory=dict)  # scene id -> first id of its group, where it has one
+    contents: SceneContents | None = None  # None where nobody looked (caches of format version 1)
+
+    def __post_init__(self) -> None:
+        count = self.patches_per_scene
+        if count != "all" and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise InvalidParameterError(f'patches_per_scene must be a positive integer or "all", got {count!r}')
+        if self.dtype not in DTYPES:
+            raise InvalidParameterError(f'dtype must be "float16" or "float32", got {self.dtype!r}')
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise InvalidParameterError(f"seed must be a non-negative integer, got {self.seed!r}")
+        object.__setattr__(self, "backbone", json.loads(json.dumps(dict(self.backbone))))
+
+    @property
+    def d_model(self) -> int:
+        """Width of an activation."""
+        return int(self.backbone["d_model"])
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per stored number."""
+        return DTYPES[self.dtype].itemsize
+
+    @property
+    def contents_by_id(self) -> Mapping[str, str]:
+        """Scene id -> content; empty for computed scenes, and where nobody looked."""
+        return self.contents.of if self.contents else {}
+
+    def fields(self) -> dict[str, Any]:
+        """Flat names and values for comparison.
+
+        The revision is left out: the weights digest says it better. Contents of single scenes are compared apart.
+        """
+        flat = _flat("backbone", {key: value for key, value in self.backbone.items() if key != "revision"})
+        flat["scenes"] = self.scenes_uri
+        if self.contents is not None and self.contents.made_by:
+            flat["scenes computed by"] = self.contents.made_by
+        flat |= {f"scene ids of {split}": tuple(self.scene_ids.get(split, ())) for split in SPLITS}
+        flat["class_names"] = {int(key): value for key, value in self.class_names.items()}
+        if self.benchmark_classes:
+            flat["benchmark_classes"] = dict(self.benchmark_classes)
+        if self.groups:
+            flat["groups"] = dict(sorted(self.groups.items()))
+        return flat | {"patches_per_scene": self.patches_per_scene, "dtype": self.dtype, "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Making:
+    """What the last bits of activations depend on besides the identity: library versions, device, batch size.
+
+    A cache is read whatever these are, but shards of different making are never mixed in one cache.
+    """
+
+    versions: Mapping[str, str]
+    device: str
+    windows_per_batch: int
+
+    def fields(self) -> dict[str, Any]:
+        """Flat names and values for comparison."""
+        return _flat("versions", self.versions) | {"device": self.device, "windows_per_batch": self.windows_per_batch}
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {name: value}
+    parts = (_flat(f"{name}.{key}", value[key]) for key in sorted(value, key=str))
+    return {key: found for part in parts for key, found in part.items()}
+
+
+def differences(
+    cached: Mapping[str, Any], asked: Mapping[str, Any], sides: tuple[str, str] = ("the cache", "this call")
+) -> list[str]:
+    """Name every field that differs, with both values: ``seed: the cache has 0, this call has 1``."""
+
+    def shown(values: Mapping[str, Any], name: str) -> str:
+        text = repr(values[name]) if name in values else "nothing"
+        return text if len(text) <= 120 else f"{text[:117]}..."
+
+    lines = []
+    for name in dict.fromkeys([*cached, *asked]):
+        old, new = cached.get(name), asked.get(name)
+        if name in cached and name in asked and old == new:
+            continue
+        said = f"{sides[0]} has {shown(cached, name)}, {sides[1]} has {shown(asked, name)}"
+        if isinstance(old, tuple) and isinstance(new, tuple):
+            said = f"the cache has {len(old)} scenes, this call has {len(new)}"
+            at = next((k for k, (was, now) in enumerate(zip(old, new, strict=False)) if was != now), None)
+            if at is not None:
+                said += f"; the first to differ is number {at}, {old[at]!r} in the cache and {new[at]!r} here"
+        lines.append(f"{name}: {said}")
+    return lines
+
+
+class FileRecord(NamedTuple):
+    """What a file must be: its SHA-256 in hex and its size in bytes."""
+
+    sha256: str
+    n_bytes: int
+
+    @classmethod
+    def of(cls, content: bytes) -> FileRecord:
+        """Record of a file with this content."""
+        return cls(hashlib.sha256(content).hexdigest(), len(content))
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard's files. A file that is to be computed (again) has no record."""
+
+    rows: int
+    skipped: tuple[BrokenScene, ...] = ()
+    files: Mapping[str, FileRecord] = field(default_factory=dict)  # by folder
+
+    @property
+    def layers(self) -> set[int]:
+        """Layers that are there."""
+        return {int(folder.removeprefix("layer_")) for folder in self.files if folder != "labels"}
+
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything `manifest.json` says. Frozen; `with_shard` gives the next one.
-
-    Attributes
-    ----------
-    identity, making : Identity, Making
-    scenes_per_shard : int
-    broken : tuple of Skipped
-        Scenes that the scene set itself left out on opening.
-    shards : dict
-        Split -> shard number -> ShardRecord.
-    """
+    """Everything `manifest.json` says. Frozen; `with_shard` gives the next one."""
 
     identity: Identity
     making: Making
     scenes_per_shard: int
-    broken: tuple[Skipped, ...] = ()
-    shards: Mapping[str, Mapping[int, ShardRecord]] = field(default_factory=dict)
+    broken: tuple[BrokenScene, ...] = ()  # left out by the scene set itself on opening
+    shards: Mapping[str, Mapping[int, ShardRecord]] = field(default_factory=dict)  # by split and number
 
     @property
     def scenes_uri(self) -> str:
@@ -71,50 +200,40 @@ class Manifest:
         """What is known of a shard, if anything."""
         return self.shards.get(split, {}).get(shard)
 
-    def every_shard(self) -> Iterator[tuple[str, int]]:
-        """Split and number of every shard of the complete cache, in order."""
-        for split in SPLITS:
-            for shard in range(self.n_shards(split)):
-                yield split, shard
+    def records(self) -> list[tuple[str, int, ShardRecord]]:
+        """Every shard of the complete cache, in order; one of which nothing is known has an empty record."""
+        places = [(split, shard) for split in SPLITS for shard in range(self.n_shards(split))]
+        return [(split, shard, self.record(split, shard) or ShardRecord(0)) for split, shard in places]
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers that every shard of every split has."""
-        common: set[int] | None = None
-        for split, shard in self.every_shard():
-            record = self.record(split, shard)
-            found = set(record.activations) if record else set()
-            common = found if common is None else common & found
-        return tuple(sorted(common or ()))
+        found = [record.layers for _, _, record in self.records()]
+        return tuple(sorted(set.intersection(*found))) if found else ()
 
     @property
     def has_all_labels(self) -> bool:
         """Whether every shard's labels are there."""
-        records = [self.record(split, shard) for split, shard in self.every_shard()]
-        return all(record is not None and record.labels is not None for record in records)
+        return all("labels" in record.files for _, _, record in self.records())
 
     @property
     def is_complete(self) -> bool:
         """Whether every shard has its labels and every layer that any shard has."""
-        present = {layer for split in self.shards.values() for record in split.values() for layer in record.activations}
-        return self.has_all_labels and present == set(self.layers)
+        folders = [set(record.files) for _, _, record in self.records()]
+        return self.has_all_labels and all(there == folders[0] for there in folders)
 
     @property
-    def skipped(self) -> tuple[Skipped, ...]:
+    def skipped(self) -> tuple[BrokenScene, ...]:
         """Scenes that were met and could not be read, in order."""
-        records = [self.record(split, shard) for split, shard in self.every_shard()]
-        return tuple(skipped for record in records if record for skipped in record.skipped)
+        return tuple(scene for _, _, record in self.records() for scene in record.skipped)
 
     def files(self) -> dict[str, FileRecord]:
         """Every recorded file: path relative to the cache, with forward slashes."""
-        found: dict[str, FileRecord] = {}
-        for split, shard in self.every_shard():
-            record = self.record(split, shard)
-            if record and record.labels:
-                found[labels_file(split, shard)] = record.labels
-            for layer, content in sorted(record.activations.items()) if record else ():
-                found[activations_file(split, layer, shard)] = content
-        return found
+        return {
+            shard_file(split, folder, shard): file
+            for split, shard, record in self.records()
+            for folder, file in sorted(record.files.items())
+        }
 
     def with_shard(self, split: str, shard: int, record: ShardRecord | None) -> Manifest:
         """The manifest with one shard's record put in place, or removed."""
@@ -128,19 +247,12 @@ class Manifest:
     def without_files(self, names: Iterable[str]) -> Manifest:
         """The manifest with the records of some files (as `files` names them) removed."""
         gone, manifest = set(names), self
-        for split, shard in self.every_shard():
-            record = self.record(split, shard)
-            if record is None:
-                continue
-            labels = None if labels_file(split, shard) in gone else record.labels
+        for split, shard, record in self.records():
             kept = {
-                layer: content
-                for layer, content in record.activations.items()
-                if activations_file(split, layer, shard) not in gone
+                folder: file for folder, file in record.files.items() if shard_file(split, folder, shard) not in gone
             }
-            if labels != record.labels or len(kept) < len(record.activations):
-                left = replace(record, labels=labels, activations=kept) if labels or kept else None
-                manifest = manifest.with_shard(split, shard, left)
+            if len(kept) < len(record.files):
+                manifest = manifest.with_shard(split, shard, replace(record, files=kept) if kept else None)
         return manifest
 
     def stamp(self, split: str, shard: int) -> dict[str, str] | None:
@@ -166,59 +278,44 @@ class Manifest:
         del known["scenes_per_shard"]
         return {name: _short(value) if isinstance(value, dict | list) else str(value) for name, value in known.items()}
 
-    # --- JSON ---------------------------------------------------------------------------------------
+    def _settings(self) -> dict[str, Any]:
+        known = {name: getattr(self.identity, name) for name in ("backbone", "patches_per_scene", "dtype", "seed")}
+        return known | {"scenes_per_shard": self.scenes_per_shard, "made_with": asdict(self.making)}
 
     def to_bytes(self) -> bytes:
         """The content of `manifest.json`, its own digest included."""
-        payload = self._to_json()
-        return _canonical(payload | {"manifest_sha256": _digest(payload)})
-
-    def _to_json(self) -> dict[str, Any]:
         identity, contents = self.identity, self.identity.contents
-        benchmark = {str(key): number for key, number in identity.benchmark_classes.items()}
-        return {
-            "format": FORMAT,
-            "format_version": 1 if contents is None else FORMAT_VERSION,
-            **self._settings(),
-            "scenes": {
-                "uri": identity.scenes_uri,
-                "ids": {split: list(identity.scene_ids.get(split, ())) for split in SPLITS},
-                "class_names": {str(key): value for key, value in identity.class_names.items()},
-                "broken": [[skipped.id, skipped.reason] for skipped in self.broken],
-                **({"benchmark_classes": benchmark} if benchmark else {}),
-                **({"groups": dict(identity.groups)} if identity.groups else {}),
-                **(_contents_to_json(contents, identity) if contents else {}),
-            },
-            "layers": list(self.layers),
-            "shards": {
-                split: {f"{shard:05d}": _record_to_json(record) for shard, record in records.items()}
-                for split, records in self.shards.items()
-                if records
-            },
-        }
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "backbone": dict(self.identity.backbone),
-            "patches_per_scene": self.identity.patches_per_scene,
-            "dtype": self.identity.dtype,
-            "seed": self.identity.seed,
-            "scenes_per_shard": self.scenes_per_shard,
-            "made_with": {
-                "versions": dict(self.making.versions),
-                "device": self.making.device,
-                "windows_per_batch": self.making.windows_per_batch,
-            },
-        }
+        ids = {split: list(identity.scene_ids.get(split, ())) for split in SPLITS}
+        names = {str(key): value for key, value in identity.class_names.items()}
+        broken = [astuple(scene) for scene in self.broken]
+        scenes: dict[str, Any] = {"uri": identity.scenes_uri, "ids": ids, "class_names": names, "broken": broken}
+        if identity.benchmark_classes:
+            scenes["benchmark_classes"] = {str(key): number for key, number in identity.benchmark_classes.items()}
+        if identity.groups:
+            scenes["groups"] = dict(identity.groups)
+        if contents is not None:
+            scenes["made_by"] = contents.made_by
+            of = {split: [contents.of[scene_id] for scene_id in ids[split]] for split in SPLITS} if contents.of else {}
+            scenes["contents"] = of
+        shards: dict[str, dict[str, Any]] = {}
+        for split, records in self.shards.items():
+            for shard, record in records.items():
+                shards.setdefault(split, {})[f"{shard:05d}"] = {
+                    "rows": record.rows,
+                    "skipped": [astuple(scene) for scene in record.skipped],
+                    "labels": record.files.get("labels"),
+                    "activations": {f"{layer:02d}": record.files[layer_folder(layer)] for layer in record.layers},
+                }
+        version = 1 if contents is None else FORMAT_VERSION
+        payload = {"format": FORMAT, "format_version": version, **self._settings()}
+        payload |= {"scenes": scenes, "layers": self.layers, "shards": shards}
+        return _canonical(payload | {"manifest_sha256": _digest(payload)})
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """Read ``path/manifest.json``.
 
-        Raises
-        ------
-        CacheError
-            If there is none, it is not JSON, was damaged, or has a format version that this bindkit does not know.
+        Raises CacheError if there is none, it is not JSON, was damaged, or has an unknown format version.
         """
         file = path / MANIFEST_NAME
         again = f"delete {path} and cache again"
@@ -244,10 +341,10 @@ class Manifest:
             )
         digest = payload.pop("manifest_sha256", None)
         try:
-            rewritten, expected = _canonical(payload | {"manifest_sha256": digest}), _digest(payload)
+            whole = content == _canonical(payload | {"manifest_sha256": digest}) and digest == _digest(payload)
         except ValueError:
-            rewritten, expected = b"", ""
-        if content != rewritten or digest != expected:
+            whole = False
+        if not whole:
             raise CacheError(f"{file} was changed after it was written (its digest does not match); {again}")
         try:
             manifest = cls._from_json(payload)
@@ -259,7 +356,7 @@ class Manifest:
 
     @classmethod
     def _from_json(cls, payload: dict[str, Any]) -> Manifest:
-        scenes, made = payload["scenes"], payload["made_with"]
+        scenes = payload["scenes"]
         if int(payload["backbone"]["d_model"]) < 1 or payload["scenes_per_shard"] < 1:
             raise ValueError("d_model and scenes_per_shard are at least 1")
         contents = None
@@ -278,30 +375,20 @@ class Manifest:
             groups=scenes.get("groups", {}),
             contents=contents,
         )
-        return cls(
-            identity=identity,
-            making=Making(made["versions"], made["device"], made["windows_per_batch"]),
-            scenes_per_shard=payload["scenes_per_shard"],
-            broken=tuple(Skipped(*pair) for pair in scenes["broken"]),
-            shards={
-                split: {int(shard): _record_from_json(record) for shard, record in records.items()}
-                for split, records in payload["shards"].items()
-            },
-        )
-
-
-def _contents_to_json(contents: SceneContents, identity: Identity) -> dict[str, Any]:
-    of = {
-        split: [contents.of[scene_id] for scene_id in identity.scene_ids.get(split, ())]
-        for split in SPLITS
-        if contents.of
-    }
-    return {"made_by": contents.made_by, "contents": of}
+        shards: dict[str, dict[int, ShardRecord]] = {}
+        for split, records in payload["shards"].items():
+            for shard, record in records.items():
+                files = {layer_folder(int(layer)): FileRecord(*file) for layer, file in record["activations"].items()}
+                if record["labels"]:
+                    files["labels"] = FileRecord(*record["labels"])
+                skipped = tuple(BrokenScene(*pair) for pair in record["skipped"])
+                shards.setdefault(split, {})[int(shard)] = ShardRecord(int(record["rows"]), skipped, files)
+        broken = tuple(BrokenScene(*pair) for pair in scenes["broken"])
+        return cls(identity, Making(**payload["made_with"]), payload["scenes_per_shard"], broken, shards)
 
 
 def _canonical(payload: dict[str, Any]) -> bytes:
-    text = json.dumps(payload, indent=1, sort_keys=True, allow_nan=False)
-    return (text + "\n").encode()
+    return (json.dumps(payload, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def _digest(payload: dict[str, Any]) -> str:
@@ -311,21 +398,3 @@ def _digest(payload: dict[str, Any]) -> str:
 def _short(value: Any) -> str:
     """A digest that keeps a stamp small beside the labels of a shard."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _record_to_json(record: ShardRecord) -> dict[str, Any]:
-    return {
-        "rows": record.rows,
-        "skipped": [[skipped.id, skipped.reason] for skipped in record.skipped],
-        "labels": [record.labels.sha256, record.labels.n_bytes] if record.labels else None,
-        "activations": {f"{layer:02d}": [file.sha256, file.n_bytes] for layer, file in record.activations.items()},
-    }
-
-
-def _record_from_json(payload: dict[str, Any]) -> ShardRecord:
-    return ShardRecord(
-        rows=int(payload["rows"]),
-        skipped=tuple(Skipped(*pair) for pair in payload["skipped"]),
-        labels=FileRecord(*payload["labels"]) if payload["labels"] else None,
-        activations={int(layer): FileRecord(*file) for layer, file in payload["activations"].items()},
-    )

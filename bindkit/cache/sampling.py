@@ -3,94 +3,47 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from bindkit.backbones.controls import HasGeometry
 from bindkit.errors import BrokenSceneError, GeometryError
-from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.labels import PatchLabels, label_patches
-from bindkit.scenes.scene import Scene, SceneSet
+from bindkit.scenes.scene import SceneSet
 
 T = TypeVar("T")
 S = TypeVar("S")
 
 
-@runtime_checkable
-class Resizer(Protocol):
-    """What drawing asks of a backbone's preprocessing."""
-
-    def resize(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Resize uint8 [height, width, 3] to ``(height, width)`` pixels."""
-        ...
-
-
 @dataclass(frozen=True)
 class DrawnScene:
-    """The drawn patches of one scene, or why there are none.
-
-    Attributes
-    ----------
-    id : str
-    labels : PatchLabels or None
-        Of the drawn patches, sorted by window and patch.
-    windows : uint8 tensor [window, height, width, 3]
-        Those windows that hold a drawn patch, in order.
-    patches : tuple of int64 tensors
-        Drawn patches of each of these windows, ascending.
-    digest : bytes
-        SHA-256 of the scene's pixels and size.
-    reason : str or None
-        Why the scene is skipped; all else is empty then.
-    """
+    """The drawn patches of one scene, or why there are none."""
 
     id: str
-    labels: PatchLabels | None
-    windows: UInt8[Tensor, "window height width 3"]
-    patches: tuple[Int[Tensor, " _"], ...]
-    digest: bytes
-    reason: str | None = None
-
-    @property
-    def n_rows(self) -> int:
-        """Patches drawn."""
-        return len(self.labels) if self.labels is not None else 0
+    labels: PatchLabels | None  # sorted by window and patch
+    windows: UInt8[Tensor, "window height width 3"]  # those that hold a drawn patch, in order
+    patches: tuple[Int[Tensor, " _"], ...]  # drawn patches of each of these windows, ascending
+    digest: bytes  # SHA-256 of its pixels and size; zeros where it is skipped
+    reason: str | None = None  # why it is skipped
 
 
 def draw_patches(
     scene_id: str, n_windows: int, patches_per_window: int, patches_per_scene: int | str, seed: int
 ) -> np.ndarray:
-    """Draw patches of a scene over its windows as evenly as possible, without repetition.
+    """Draw patches of a scene over its windows as evenly as possible: int64, ascending, without repetition.
 
+    Numbered ``window * patches_per_window + patch``; all of them where no more are asked for than there are.
     The draw depends on the seed, the scene's id and the two counts only: not on order, machine, NumPy version or
     backbone, so that backbones with one geometry are measured on the same patches.
-
-    >>> draw_patches("a scene", n_windows=2, patches_per_window=4, patches_per_scene=3, seed=0)
-    array([2, 4, 7])
-
-    Parameters
-    ----------
-    scene_id : str
-        Unique in its scene set.
-    n_windows : int
-        Windows of the scene.
-    patches_per_window : int
-        Patches of one window's grid.
-    patches_per_scene : int or "all"
-        How many to draw; all of them if there are no more. No window gives two more than another.
-    seed : int
-        Another seed, another draw.
-
-    Returns
-    -------
-    int64 array
-        ``window * patches_per_window + patch``, ascending.
     """
     n_patches = n_windows * patches_per_window
     if patches_per_scene == "all" or int(patches_per_scene) >= n_patches:
@@ -108,42 +61,26 @@ def draw_patches(
 
 
 def draw_scene(
-    scenes: SceneSet,
-    position: int,
-    geometry: WindowGeometry,
-    preprocessing: Resizer,
-    patches_per_scene: int | str,
-    seed: int,
+    scenes: SceneSet, position: int, source: HasGeometry, patches_per_scene: int | str, seed: int
 ) -> DrawnScene:
-    """Read, resize, label and draw one scene; a broken one comes back with its reason."""
-    scene_id = scenes.ids[position]
+    """Read, resize, label and draw one scene as a backbone sees it; a broken one comes back with its reason."""
+    scene_id, side = scenes.ids[position], source.geometry.window
     try:
         scene = scenes[position]
-        labels = label_patches(scene, geometry)
+        labels = label_patches(scene, source.geometry)
     except (BrokenSceneError, GeometryError) as error:
-        side = geometry.window
-        nothing = torch.empty(0, side, side, 3, dtype=torch.uint8)
-        return DrawnScene(scene_id, None, nothing, (), bytes(32), str(error))
+        return DrawnScene(scene_id, None, torch.empty(0, side, side, 3, dtype=torch.uint8), (), bytes(32), str(error))
     plan = labels.plan
     rows = draw_patches(scene_id, plan.n_windows, plan.grid.n_patches, patches_per_scene, seed)
-    resized = preprocessing.resize(scene.image, plan.resized)
+    resized = source.preprocessing.resize(scene.image, plan.resized)
     window_of, patch_of = np.divmod(rows, plan.grid.n_patches)
     used = np.unique(window_of)
     pixels = np.stack(
         [resized[w.top : w.top + w.side, w.left : w.left + w.side] for w in (plan.windows[k] for k in used)]
     )
-    return DrawnScene(
-        id=scene_id,
-        labels=labels.take(rows),
-        windows=torch.from_numpy(pixels),
-        patches=tuple(torch.from_numpy(patch_of[window_of == k]) for k in used),
-        digest=digest_of(scene),
-    )
-
-
-def digest_of(scene: Scene) -> bytes:
-    """SHA-256 of a scene's pixels and size."""
-    return hashlib.sha256(str(scene.size).encode() + np.ascontiguousarray(scene.image).data).digest()
+    patches = tuple(torch.from_numpy(patch_of[window_of == k]) for k in used)
+    digest = hashlib.sha256(str(scene.size).encode() + np.ascontiguousarray(scene.image).data).digest()
+    return DrawnScene(scene_id, labels.take(rows), torch.from_numpy(pixels), patches, digest)
 
 
 def ahead(function: Callable[[S], T], items: Iterable[S], workers: int) -> Generator[T, None, None]:
@@ -155,17 +92,11 @@ def ahead(function: Callable[[S], T], items: Iterable[S], workers: int) -> Gener
         yield from map(function, items)
         return
     remaining = iter(items)
-    waiting: list[Future[T]] = []
     with ThreadPoolExecutor(workers, thread_name_prefix="bindkit-scenes") as threads:
         try:
-            while True:
-                while len(waiting) < 2 * workers and (item := next(remaining, _END)) is not _END:
-                    waiting.append(threads.submit(function, item))  # type: ignore[arg-type]
-                if not waiting:
-                    return
-                yield waiting.pop(0).result()
+            waiting = deque(threads.submit(function, item) for item in islice(remaining, 2 * workers))
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(threads.submit(function, item) for item in islice(remaining, 1))
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
-
-
-_END = object()

@@ -1,10 +1,11 @@
-"""Reading a cache: labels of a split, and activations at a layer through memory maps."""
+"""Reading a cache: labels of a split or of chosen scenes, and activations at a layer through memory maps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bindkit.arguments import read_path, require_kind
-from bindkit.cache import verifying
-from bindkit.cache.layout import SPLITS, Skipped, activations_file
+from bindkit.cache import writing
 from bindkit.cache.manifest import Manifest
-from bindkit.cache.shards import layer_stamp, map_activations
-from bindkit.cache.verifying import Damage
+from bindkit.cache.shards import COLUMNS, read_activations, read_labels, stack
+from bindkit.cache.writing import Damage
 from bindkit.errors import CacheError, InvalidParameterError, LayerError
+from bindkit.scenes.scene import BrokenScene
+from bindkit.scenes.splits import SPLITS
+
+logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 1024
 """Rows that are read before they are widened to 32 bits: at width 1024 two megabytes, which stay in the processor."""
@@ -32,21 +36,9 @@ _SHORT_RUN = 8
 class CachedLabels:
     """Labels of a split's rows. Rows of one scene lie together, sorted by window and patch.
 
-    Attributes
-    ----------
-    instances, classes : int32 arrays of shape (rows,)
-        0 = unlabelled.
-    purity : float32 array of shape (rows,)
-    window, patch : int32 arrays of shape (rows,)
-        Which window of the scene, and which patch of its grid (row-major).
-    corners : int32 array of shape (rows, 2)
-        ``(top, left)`` of the patch in pixels of the resized scene.
-    patch_size : int
-        In pixels.
-    scene_offsets : int64 array of shape (n_scenes + 1,)
-        Rows of scene k are ``scene_offsets[k]:scene_offsets[k + 1]``.
-    scene_ids : tuple of str
-        Scenes that were skipped are not among them.
+    `instances`, `classes` (0 = unlabelled), `window` and `patch` (row-major in its window's grid) are int32 [row],
+    `purity` is float32 [row], `corners` int32 [row, 2]: ``(top, left)`` in pixels of the resized scene. Rows of scene k
+    are ``scene_offsets[k]:scene_offsets[k + 1]``; skipped scenes are not among `scene_ids`.
     """
 
     instances: np.ndarray
@@ -55,7 +47,7 @@ class CachedLabels:
     window: np.ndarray
     patch: np.ndarray
     corners: np.ndarray
-    patch_size: int
+    patch_size: int  # in pixels
     scene_offsets: np.ndarray
     scene_ids: tuple[str, ...]
 
@@ -69,23 +61,27 @@ class CachedLabels:
 
 
 class CachedActivations:
-    """Activations of a split at one layer, ``[n_rows, d_model]``, left on disk until rows are taken.
+    """Activations of a split (or of chosen scenes) at one layer, ``[n_rows, d_model]``, on disk until rows are taken.
 
-    Rows are numbered as in the split's labels. Shards are mapped into memory on first use; taking rows reads those
-    rows and nothing else, from any number of threads.
+    Rows are numbered as in the labels. Shards are mapped into memory on first use; taking rows reads those rows and
+    nothing else, from any number of threads.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, split: str, layer: int, d_model: int) -> None:
-        self.split, self.layer, self.d_model = split, layer, d_model
-        self._path, self._manifest = path, manifest
-        records = [manifest.shards[split][shard] for shard in range(manifest.n_shards(split))]
-        self._starts = np.concatenate([[0], np.cumsum([record.rows for record in records])]).astype(np.int64)
+    def __init__(
+        self, cache: ActivationCache, scenes: str | SceneChoice, layer: int, rows: np.ndarray | None = None
+    ) -> None:
+        """`rows`: where the chosen scenes' rows lie among those of all splits together."""
+        self.split, self.layer, self.d_model = str(scenes), layer, cache.d_model
+        self._path, self._manifest, self._rows = cache.path, cache.manifest, rows
+        records = [shard for shard in cache.manifest.records() if rows is not None or shard[0] == scenes]
+        self._shards = [(split, shard) for split, shard, _ in records]
+        self._starts = np.array([0, *accumulate(record.rows for _, _, record in records)], dtype=np.int64)
         self._maps: dict[int, np.ndarray] = {}
 
     @property
     def n_rows(self) -> int:
-        """Rows of the split."""
-        return int(self._starts[-1])
+        """How many there are."""
+        return int(self._starts[-1]) if self._rows is None else len(self._rows)
 
     def __len__(self) -> int:
         return self.n_rows
@@ -111,10 +107,8 @@ class CachedActivations:
 
         Raises
         ------
-        InvalidParameterError
-            For a row that the split does not have.
-        CacheDamagedError
-            If a shard is missing, cut short or of another width.
+        InvalidParameterError, CacheDamagedError
+            For a row that there is not, and a shard that is missing, cut short or of another width.
         """
         wanted = np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)
         if wanted.ndim != 1 or not (wanted.size == 0 or np.issubdtype(wanted.dtype, np.integer)):
@@ -125,6 +119,7 @@ class CachedActivations:
         outside = wanted[(wanted < 0) | (wanted >= self.n_rows)]
         if outside.size:
             raise InvalidParameterError(f"row {outside[0]} is outside the {self.n_rows} rows of the {self.split} split")
+        wanted = wanted if self._rows is None else self._rows[wanted]
         taken = torch.empty(len(wanted), self.d_model, dtype=torch.float32) if into is None else into[: len(wanted)]
         shard_of = np.searchsorted(self._starts, wanted, side="right") - 1
         order = None
@@ -133,9 +128,9 @@ class CachedActivations:
             wanted, shard_of = wanted[order], shard_of[order]
         stored = np.empty((min(_ROWS_AT_ONCE, len(wanted)), self.d_model), self._manifest.identity.dtype)
         for first in range(0, len(wanted), _ROWS_AT_ONCE):
-            part = wanted[first : first + _ROWS_AT_ONCE]
-            for start, end in _runs(shard_of[first : first + _ROWS_AT_ONCE]):
-                shard = int(shard_of[first + start])
+            part, of = (values[first : first + _ROWS_AT_ONCE] for values in (wanted, shard_of))
+            for start, end in pairwise([0, *(np.flatnonzero(np.diff(of)) + 1).tolist(), len(of)]):
+                shard = int(of[start])
                 rows_there = part[start:end] - self._starts[shard]
                 # NumPy's: of a few rows, starting torch's threads takes longer than reading them.
                 np.take(self._map(shard), rows_there, axis=0, out=stored[start:end], mode="clip")
@@ -146,15 +141,11 @@ class CachedActivations:
                 taken[torch.from_numpy(order[first : first + len(part)])] = found.float()
         return taken
 
-    def _map(self, shard: int) -> np.ndarray:
-        if shard not in self._maps:
-            record = self._manifest.shards[self.split][shard]
-            file = self._path / activations_file(self.split, self.layer, shard)
-            stamp = layer_stamp(self._manifest.stamp(self.split, shard), self.layer)
-            dtype = self._manifest.identity.dtype
-            mapped = map_activations(file, record.activations[self.layer], record.rows, self.d_model, dtype, stamp)
-            self._maps[shard] = mapped.numpy()
-        return self._maps[shard]
+    def _map(self, number: int) -> np.ndarray:
+        if number not in self._maps:
+            mapped = read_activations(self._path, self._manifest, *self._shards[number], self.layer)
+            self._maps[number] = mapped.numpy()
+        return self._maps[number]
 
 
 class ActivationCache:
@@ -174,10 +165,28 @@ class ActivationCache:
     ----------
     path : Path
     manifest : Manifest
+    backbone : dict
+        As `Backbone.describe` told it.
+    d_model : int
+        Width of an activation.
+    dtype : "float16" or "float32"
+        How activations lie on disk.
+    splits : tuple
+        ``("train", "validation", "test")``; one may have no scenes.
+    class_names : dict
+        Class id -> name.
+    benchmark_classes : dict
+        Class id -> number in the data set's benchmark (ADE20K's has 150), 0 for all others; empty without one.
+    groups : dict
+        Scene id -> first scene id of its group, for scenes that belong together; empty where none do.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path, self.manifest = path, manifest
+        self.path, self.manifest, self.splits = path, manifest, SPLITS
+        identity = manifest.identity
+        self.backbone, self.d_model, self.dtype = dict(identity.backbone), identity.d_model, identity.dtype
+        self.class_names, self.groups = dict(identity.class_names), dict(identity.groups)
+        self.benchmark_classes = dict(identity.benchmark_classes)
         self._labels: dict[str, CachedLabels] = {}
 
     @classmethod
@@ -197,47 +206,12 @@ class ActivationCache:
         return f"<ActivationCache {self.path}: {self.backbone['name']}, layers {layers}>"
 
     @property
-    def backbone(self) -> dict[str, Any]:
-        """The backbone, as `Backbone.describe` told it."""
-        return dict(self.manifest.identity.backbone)
-
-    @property
-    def d_model(self) -> int:
-        """Width of an activation."""
-        return int(self.manifest.identity.backbone["d_model"])
-
-    @property
-    def dtype(self) -> str:
-        """How activations lie on disk: "float16" or "float32"."""
-        return self.manifest.identity.dtype
-
-    @property
     def layers(self) -> tuple[int, ...]:
         """Layers that are there for every scene of every split."""
         return self.manifest.layers
 
     @property
-    def splits(self) -> tuple[str, ...]:
-        """``("train", "validation", "test")``; one may have no scenes."""
-        return SPLITS
-
-    @property
-    def class_names(self) -> dict[int, str]:
-        """Class id -> name."""
-        return dict(self.manifest.identity.class_names)
-
-    @property
-    def benchmark_classes(self) -> dict[int, int]:
-        """Class id -> number in the data set's benchmark (ADE20K's has 150), 0 for all others; empty without one."""
-        return dict(self.manifest.identity.benchmark_classes)
-
-    @property
-    def groups(self) -> dict[str, str]:
-        """Scene id -> first scene id of its group, for scenes that belong together; empty where none do."""
-        return dict(self.manifest.identity.groups)
-
-    @property
-    def skipped(self) -> tuple[Skipped, ...]:
+    def skipped(self) -> tuple[BrokenScene, ...]:
         """Scenes without rows and why: those left out on opening the scene set, then those met on the way."""
         return (*self.manifest.broken, *self.manifest.skipped)
 
@@ -256,51 +230,37 @@ class ActivationCache:
 
         Raises
         ------
-        InvalidParameterError
-            For a split that there is not.
-        CacheError
-            If the cache is not finished.
-        CacheDamagedError
-            If a labels file is missing or cannot be read.
+        InvalidParameterError, CacheError, CacheDamagedError
+            For a split that there is not, an unfinished cache, a labels file that is missing or cannot be read.
         """
         self._check_split(split)
-        if split not in self._labels:
-            self._labels[split] = self._read_labels(split)
-        return self._labels[split]
-
-    def _read_labels(self, split: str) -> CachedLabels:
+        if split in self._labels:
+            return self._labels[split]
         if not self.manifest.has_all_labels:
             raise CacheError(
                 f"the cache {self.path} is not finished (an interrupted run, or repaired); make the same "
                 "cache_activations call again to complete it"
             )
         shards = range(self.manifest.n_shards(split))
-        parts = [verifying.read_labels(self.path, self.manifest, split, shard) for shard in shards]
-        ids = [scene_id for shard in shards for scene_id in self.manifest.shard_ids(split, shard)]
-        scene_rows = _stack([part.scene_rows for part in parts], np.zeros(0, np.int64))
+        parts = [read_labels(self.path, self.manifest, split, shard) for shard in shards]
+        scene_rows = stack("scene_rows", [part["scene_rows"] for part in parts])
         present = np.flatnonzero(scene_rows)
-        flat = np.zeros(0, np.int32)
-        return CachedLabels(
-            instances=_stack([part.instances for part in parts], flat),
-            classes=_stack([part.classes for part in parts], flat),
-            purity=_stack([part.purity for part in parts], np.zeros(0, np.float32)),
-            window=_stack([part.window for part in parts], flat),
-            patch=_stack([part.patch for part in parts], flat),
-            corners=_stack([part.corners for part in parts], np.zeros((0, 2), np.int32)),
+        ids = self.manifest.identity.scene_ids[split]
+        self._labels[split] = CachedLabels(
+            **{name: stack(name, [part[name] for part in parts]) for name in COLUMNS},
             patch_size=int(self.manifest.identity.backbone["geometry"]["patch_size"]),
-            scene_offsets=np.concatenate([[0], np.cumsum(scene_rows[present])]).astype(np.int64),
+            scene_offsets=np.array([0, *accumulate(scene_rows[present])], dtype=np.int64),
             scene_ids=tuple(ids[position] for position in present),
         )
+        return self._labels[split]
 
     def activations(self, split: str, layer: int) -> CachedActivations:
         """Activations of a split at a layer, read when rows are taken.
 
         Raises
         ------
-        InvalidParameterError
-            For a split that there is not.
-        LayerError
-            For a layer that the cache does not have; says which it has.
+        InvalidParameterError, LayerError
+            For a split, or a layer, that the cache does not have; says which it has.
         """
         self._check_split(split)
         if layer not in self.layers:
@@ -309,7 +269,7 @@ class ActivationCache:
                 f"layer {layer} is not in the cache {self.path} of {self.backbone['name']}; {has}; add it with "
                 f"cache_activations(..., layers=[{layer}])"
             )
-        return CachedActivations(self.path, self.manifest, split, int(layer), self.d_model)
+        return CachedActivations(self, split, int(layer))
 
     def shard_digests(self) -> dict[str, str]:
         """SHA-256 in hex of every file, by its name in the cache."""
@@ -322,7 +282,7 @@ class ActivationCache:
         says (which was edited, or they were taken from another cache), and names each. Whether anything is left to
         compute is another question: see `is_complete`.
         """
-        return verifying.find_damage(self.path, self.manifest)
+        return writing.find_damage(self.path, self.manifest)
 
     def repair(self) -> list[Damage]:
         """Remove damaged files so that the same `cache_activations` call computes exactly those again.
@@ -334,24 +294,28 @@ class ActivationCache:
         WorkspaceBusyError
             If another process is writing to the cache.
         """
-        damage = verifying.repair(self.path)
+        with writing.exclusive(self.path):
+            there = Manifest.read(self.path)
+            damage = writing.find_damage(self.path, there)
+            if damage:
+                writing.remove_damage(self.path, there, [item.path for item in damage])
+        for item in damage:
+            if item.path not in there.files() and not writing.is_ours(item.path):
+                logger.warning("%s was not written by bindkit and is left alone; move it out of the cache", item.path)
         self.manifest = Manifest.read(self.path)
         self._labels.clear()
         return damage
 
     def summary(self) -> dict[str, Any]:
         """One row for a table: what is cached, how much of it, and what was skipped."""
-        manifest = self.manifest
-        records = [manifest.record(split, shard) for split, shard in manifest.every_shard()]
-        counts = {f"{split}_scenes": len(ids) for split, ids in manifest.identity.scene_ids.items()}
-        for split, shard in manifest.every_shard():
-            record = manifest.record(split, shard)
-            counts[f"{split}_scenes"] -= len(record.skipped) if record else 0
+        counts = {f"{split}_scenes": len(ids) for split, ids in self.manifest.identity.scene_ids.items()}
+        for split, _, record in self.manifest.records():
+            counts[f"{split}_scenes"] -= len(record.skipped)
         return {
             "backbone": self.backbone["name"],
             "objective": self.backbone.get("objective", ""),
             **counts,
-            "patches": sum(record.rows for record in records if record),
+            "patches": sum(record.rows for _, _, record in self.manifest.records()),
             "layers": len(self.layers),
             "d_model": self.d_model,
             "dtype": self.dtype,
@@ -372,11 +336,41 @@ def require_cache(given: Any) -> ActivationCache:
     return given
 
 
-def _runs(shard_of: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Stretches of rows of one shard."""
-    ends = np.append(np.flatnonzero(np.diff(shard_of)) + 1, len(shard_of)).tolist()
-    return pairwise([0, *ends])
+@dataclass(frozen=True)
+class SceneChoice:
+    """Scenes of a cache in an order of one's own, with a name for messages and tables."""
+
+    name: str
+    scene_ids: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.name
 
 
-def _stack(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
-    return np.concatenate(parts) if parts else empty
+def labels_of(cache: ActivationCache, scenes: str | SceneChoice) -> CachedLabels:
+    """Labels of a split, or of chosen scenes. Errors as `ActivationCache.labels`."""
+    if isinstance(scenes, str):
+        return cache.labels(scenes)
+    parts = [cache.labels(split) for split in SPLITS]
+    rows, offsets = _rows_of(cache, scenes)
+    columns = {name: np.concatenate([getattr(part, name) for part in parts])[rows] for name in COLUMNS}
+    return CachedLabels(**columns, patch_size=parts[0].patch_size, scene_offsets=offsets, scene_ids=scenes.scene_ids)
+
+
+def activations_of(cache: ActivationCache, scenes: str | SceneChoice, layer: int) -> CachedActivations:
+    """Activations of a split, or of chosen scenes. Errors as `ActivationCache.activations`."""
+    whole = cache.activations(scenes if isinstance(scenes, str) else SPLITS[0], layer)
+    return whole if isinstance(scenes, str) else CachedActivations(cache, scenes, layer, _rows_of(cache, scenes)[0])
+
+
+def _rows_of(cache: ActivationCache, scenes: SceneChoice) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the scenes, numbered through all splits, and where each scene begins."""
+    place, start = {}, 0
+    for split in SPLITS:
+        labels = cache.labels(split)
+        for scene_id, (first, end) in zip(labels.scene_ids, pairwise(labels.scene_offsets), strict=True):
+            place[scene_id] = np.arange(first, end) + start
+        start += len(labels)
+    rows = [place[scene_id] for scene_id in scenes.scene_ids]
+    offsets = np.array([0, *accumulate(map(len, rows))], dtype=np.int64)
+    return np.concatenate([np.zeros(0, dtype=np.int64), *rows]), offsets

@@ -1,161 +1,197 @@
-"""Is every byte of a cache what it was when written? And if not, what to compute again."""
+"""A cache beside what it was made from: held against its model, its scenes looked at, damage computed again."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from bindkit.cache.layout import MANIFEST_NAME, activations_file, labels_file
-from bindkit.cache.manifest import Manifest
-from bindkit.cache.shards import REPAIR, ShardLabels, layer_stamp, map_activations
-from bindkit.cache.writing import exclusive, is_ours, remove_strays, walk, write_manifest
-from bindkit.errors import CacheDamagedError
-from bindkit.files import progress, sha256_of
+import numpy as np
+import torch
+
+from bindkit.arguments import is_control
+from bindkit.backbones.controls import control_of
+from bindkit.backbones.loading import load_backbone
+from bindkit.backbones.preprocessing import IMAGENET
+from bindkit.cache.extraction import NOBODY_LOOKED, SINCE, cache_activations
+from bindkit.cache.forward import ActivationSource, activations_of, require_source
+from bindkit.cache.store import ActivationCache, require_cache
+from bindkit.cache.writing import Damage
+from bindkit.errors import BindkitError, CacheError, CacheMismatchError, EmptySplitError
+from bindkit.files import RememberedDigests
+from bindkit.scenes.contents import MEMORY, changes, comings_and_goings, contents_of
+from bindkit.scenes.geometry import WindowGeometry
+from bindkit.scenes.labels import label_patches
+from bindkit.scenes.opening import open_scenes
+from bindkit.scenes.scene import SceneSet, require_scenes
+from bindkit.scenes.splits import split_scenes
 
 logger = logging.getLogger(__name__)
 
+# float16 rounds to 2**-11 of a value; what is left is for other batch sizes, which change the last bits in float32.
+_ALLOWED = {"float16": 1e-3, "float32": 1e-4}
+
 
 @dataclass(frozen=True)
-class Damage:
-    """One file that is not as the manifest says.
+class Deviation:
+    """How far cached activations of one scene lie from a direct run."""
 
-    Attributes
+    scene_id: str
+    n_rows: int
+    largest: float
+    allowed: float
+
+
+def compare_with_model(cache: ActivationCache, backbone: ActivationSource, scenes: SceneSet) -> Deviation:
+    """Run one scene of a cache through its model again, one window at a time, and compare every cached row.
+
+    ::
+
+        deviation = compare_with_model(cache, backbone, scenes)
+        assert deviation.largest <= deviation.allowed
+
+    None of the machinery that filled the cache takes part.
+
+    Parameters
     ----------
-    path : str
-        Relative to the cache, with forward slashes.
-    reason : str
-    """
-
-    path: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
-def quick_damage(path: Path, manifest: Manifest) -> list[Damage]:
-    """Find missing files and files of another size, without reading any."""
-    found = []
-    for name, record in manifest.files().items():
-        try:
-            size = (path / name).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            found.append(Damage(name, "missing"))
-            continue
-        if size != record.n_bytes:
-            change = "cut short" if size < record.n_bytes else "too long"
-            found.append(Damage(name, f"{change}: {size:,} bytes, the manifest says {record.n_bytes:,}"))
-    return found
-
-
-def find_damage(path: Path, manifest: Manifest) -> list[Damage]:
-    """Find every file that is missing, cut short, changed, foreign, or not of what the manifest says it is of.
-
-    Reads all of the cache once, its labels twice.
-    """
-    damage = {item.path: item for item in quick_damage(path, manifest)}
-    files = manifest.files()
-    with progress(len(files), "verifying", "files") as bar:
-        for name, record in files.items():
-            if name not in damage:
-                try:
-                    if sha256_of(path / name) != record.sha256:
-                        damage[name] = Damage(name, "changed on disk: its SHA-256 is not the one in the manifest")
-                except OSError as error:
-                    damage[name] = Damage(name, f"cannot be read: {error.strerror or error}")
-            bar.update(1)
-    for split, shard in manifest.every_shard():
-        for name, contradiction in _contradictions(path, manifest, split, shard):
-            damage.setdefault(name, Damage(name, contradiction))
-    for name in walk(path):
-        if name not in files and name != MANIFEST_NAME:
-            origin = "left by an interrupted run" if is_ours(name) else "not written by bindkit"
-            damage[name] = Damage(name, f"foreign: not in the manifest ({origin})")
-    return sorted(damage.values(), key=lambda item: item.path)
-
-
-def read_labels(path: Path, manifest: Manifest, split: str, shard: int) -> ShardLabels:
-    """Labels of a shard, held against all that the manifest says of them.
-
-    Raises
-    ------
-    CacheDamagedError
-        If they cannot be read or are others.
-    """
-    file, record = path / labels_file(split, shard), manifest.shards[split][shard]
-    labels = ShardLabels.read(file, manifest.stamp(split, shard))
-    ids, rows, most = manifest.shard_ids(split, shard), labels.scene_rows.tolist(), manifest.identity.patches_per_scene
-    empty = [scene_id for scene_id, count in zip(ids, rows, strict=False) if not count]
-    wrong = {
-        f"{len(rows)} scenes, the manifest {len(ids)}": len(rows) != len(ids),
-        f"{sum(rows)} rows, the manifest {record.rows}": sum(rows) != record.rows,
-        f"{max(rows, default=0)} rows of one scene, the manifest at most {most}": most != "all"
-        and max(rows, default=0) > int(most),
-        f"{len(empty)} scenes without rows, the manifest others": empty != [skipped.id for skipped in record.skipped],
-    }
-    for said, is_wrong in wrong.items():
-        if is_wrong:
-            raise CacheDamagedError(f"{file} has {said}; {REPAIR}")
-    return labels
-
-
-def _contradictions(path: Path, manifest: Manifest, split: str, shard: int) -> Iterator[tuple[str, str]]:
-    """Files of a shard that cannot be read as what the manifest says they are, each with the reason."""
-    record, identity = manifest.record(split, shard), manifest.identity
-    if record is None:
-        return
-    checks: dict[str, Callable[[], object]] = {}
-    if record.labels is not None:
-        checks[labels_file(split, shard)] = partial(read_labels, path, manifest, split, shard)
-    stamp, width = manifest.stamp(split, shard), int(identity.backbone["d_model"])
-    for layer, file in record.activations.items():
-        name, stamped = activations_file(split, layer, shard), layer_stamp(stamp, layer)
-        checks[name] = partial(map_activations, path / name, file, record.rows, width, identity.dtype, stamped)
-    for name, check in checks.items():
-        try:
-            check()
-        except CacheDamagedError as error:
-            yield name, str(error).removeprefix(f"{path / name} ").removesuffix(f"; {REPAIR}")
-
-
-def remove_damage(path: Path, manifest: Manifest, damage: Iterable[Damage]) -> Manifest:
-    """Take damaged files off the manifest, then off the disk; the caller holds the cache.
-
-    The manifest goes first: a kill in between leaves files that nothing refers to, never a reference without a file.
-    """
-    names = [item.path for item in damage if item.path in manifest.files()]
-    manifest = manifest.without_files(names)
-    write_manifest(path, manifest)
-    for name in names:
-        (path / name).unlink(missing_ok=True)
-    remove_strays(path, manifest)
-    return manifest
-
-
-def repair(path: Path) -> list[Damage]:
-    """Remove damaged files, from disk and manifest, so that the same `cache_activations` call computes them again.
-
-    Foreign files that bindkit did not name are reported and left alone.
+    cache : ActivationCache
+        Complete.
+    backbone : Backbone
+        The one that filled it.
+    scenes : SceneSet
+        The scenes that it was filled from.
 
     Returns
     -------
-    list of Damage
-        What was found.
+    Deviation
+        Of scene `scene_id` with `n_rows` cached patches: the `largest` difference in any layer, as a share of that
+        layer's largest activation, and what rounding explains of it, `allowed`.
 
     Raises
     ------
-    WorkspaceBusyError
-        If another process is writing to the cache.
+    CacheMismatchError
+        If the backbone is another one, or the scene's patches are labelled otherwise now.
+    EmptySplitError
+        If the cache holds no scene.
     """
-    with exclusive(path):
-        manifest = Manifest.read(path)
-        damage = find_damage(path, manifest)
-        if damage:
-            remove_damage(path, manifest, damage)
-    for item in damage:
-        if item.path not in manifest.files() and not is_ours(item.path):
-            logger.warning("%s was not written by bindkit and is left alone; move it out of the cache", item.path)
-    return damage
+    require_cache(cache)
+    require_scenes(scenes)
+    described = require_source(backbone).describe()
+    if described["weights_digest"] != cache.backbone["weights_digest"]:
+        raise CacheMismatchError(
+            f"the cache {cache.path} was filled by {cache.backbone['name']} with other weights than "
+            f"{backbone.name} has; load the backbone that filled it"
+        )
+    if described["geometry"] != cache.backbone["geometry"]:
+        raise CacheMismatchError(
+            f"the cache {cache.path} was filled with the geometry {cache.backbone['geometry']}, and {backbone.name} "
+            f"has {described['geometry']} now; load it as it was loaded for the cache"
+        )
+    split = next((name for name in cache.splits if cache.labels(name).n_scenes), None)
+    if split is None:
+        raise EmptySplitError(f"the cache {cache.path} holds no scene to compare")
+    cached = cache.labels(split)
+    scene = scenes[list(scenes.ids).index(cached.scene_ids[0])]
+    rows = np.arange(cached.scene_offsets[0], cached.scene_offsets[1])
+    labels = label_patches(scene, backbone.geometry)
+    resized = backbone.preprocessing.resize(scene.image, labels.plan.resized)
+    at = cached.window[rows] * labels.plan.grid.n_patches + cached.patch[rows]
+    if not np.array_equal(labels.instances[at], cached.instances[rows]):
+        raise CacheMismatchError(
+            f"scene {scene.id} is labelled otherwise now than in the cache {cache.path}; its masks have changed, so "
+            'compute anew what they change: cache_activations(..., changed="recompute")'
+        )
+    differences = [torch.zeros(())]
+    for layer in cache.layers:
+        stored = cache.activations(split, layer).take(rows)
+        direct = torch.empty_like(stored)
+        for number, window in enumerate(labels.plan.windows):
+            crop = resized[window.top : window.top + window.side, window.left : window.left + window.side]
+            corner, size = torch.tensor([[window.top, window.left]]), torch.tensor([labels.plan.resized])
+            found = activations_of(backbone, torch.from_numpy(crop.copy())[None], corner, size, [layer])
+            seen = found[layer][0].cpu()
+            here = cached.window[rows] == number
+            direct[torch.from_numpy(here)] = seen[torch.from_numpy(cached.patch[rows][here]).long()]
+        differences.append((stored - direct).abs().max() / direct.abs().max().clamp(min=1e-12))
+    # Torch's maximum of NaN is NaN, which is within nothing; Python's max would pass over it.
+    return Deviation(scene.id, len(rows), float(torch.stack(differences).max()), _ALLOWED[cache.dtype])
+
+
+def scene_changes(cache: ActivationCache) -> list[str]:
+    """Say by name which scenes of a cache are no longer what it was made from; nothing of scenes that are computed.
+
+    Scenes that the set has besides are no change: a cache may be of some scenes only. Raises BindkitError if the scene
+    set cannot be opened, or the cache is of an earlier bindkit and does not say what it held.
+    """
+    then = cache.manifest.identity.contents
+    if then is None:
+        raise CacheError(NOBODY_LOOKED)
+    if not then.of:
+        return []
+    scenes, memory = _scenes_of(cache), cache.path.parent / MEMORY
+    positions = [position for position, scene_id in enumerate(scenes.ids) if scene_id in then.of]
+    now = contents_of(scenes, positions, RememberedDigests(memory if memory.exists() else None)).of
+    said = comings_and_goings(then.of, now, SINCE) + changes(then.of, now, scenes, SINCE)
+    if cache.class_names != {int(number): str(name) for number, name in scenes.class_names.items()}:
+        said.append(f"names of classes have changed since {SINCE}")
+    return said
+
+
+def _scenes_of(cache: ActivationCache) -> SceneSet:
+    """The scene set of a cache, opened as its manifest names it."""
+    index = cache.path.resolve().parent.parent.parent / "index"
+    return open_scenes(cache.manifest.scenes_uri, index_dir=index if index.is_dir() else None)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was damaged, and why the removed files could not be computed again (empty if they were, or none were)."""
+
+    damage: tuple[Damage, ...]
+    obstacle: str
+
+
+def repair_cache(path: str | Path) -> Repair:
+    """Remove damaged shards of the cache at `path` and compute them again.
+
+    The backbone and the scenes are opened as the manifest names them. Where they cannot be, or are no longer the
+    same, the damaged shards are gone all the same, and the obstacle says why they were not replaced. Raises CacheError
+    if there is no cache, or its manifest cannot be read, and WorkspaceBusyError: then nothing is changed.
+    """
+    cache = ActivationCache.open(path)
+    layers = tuple(sorted({layer for _, _, record in cache.manifest.records() for layer in record.layers}))
+    damage = tuple(cache.repair())
+    if cache.is_complete and cache.layers == layers:
+        return Repair(damage, "")
+    logger.info("computing %s again", ", ".join(f"layer {layer}" for layer in layers))
+    identity, making, described = cache.manifest.identity, cache.manifest.making, cache.backbone
+    try:
+        scenes = _scenes_of(cache)
+        source: ActivationSource
+        if is_control(described.get("objective")):
+            source = control_of(described)
+        else:
+            geometry = WindowGeometry(**described["geometry"])
+            source = load_backbone(
+                described["name"],
+                window=geometry.window,
+                short_side=geometry.short_side,
+                arithmetic=geometry.arithmetic,
+                normalization="imagenet" if described["preprocessing"] == IMAGENET.describe() else "checkpoint",
+                revision=described.get("revision"),
+                device=making.device,
+            )
+        cache_activations(
+            source,
+            scenes,
+            root=cache.path.resolve().parent.parent,
+            layers=layers,
+            patches_per_scene=identity.patches_per_scene,
+            dtype=identity.dtype,
+            seed=identity.seed,
+            windows_per_batch=making.windows_per_batch,
+            split=split_scenes(scenes, identity.groups),
+        )
+    except (BindkitError, OSError) as error:
+        return Repair(damage, str(error))
+    return Repair(damage, "")

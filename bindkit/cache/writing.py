@@ -1,4 +1,4 @@
-"""Writing into a cache: one writer at a time, whole files or none, a full disk named as such."""
+"""A cache's directory: one writer at a time, whole files or none, and what is damaged there found and taken away."""
 
 from __future__ import annotations
 
@@ -7,35 +7,30 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bindkit.cache.layout import LOCK_NAME, MANIFEST_NAME, FileRecord
-from bindkit.cache.manifest import Manifest
-from bindkit.errors import CacheError, DiskSpaceError, WorkspaceBusyError
-from bindkit.files import write_bytes
+from bindkit.cache.manifest import MANIFEST_NAME, FileRecord, Manifest, shard_file
+from bindkit.cache.shards import REPAIR, read_activations, read_labels
+from bindkit.errors import CacheDamagedError, CacheError, DiskSpaceError, WorkspaceBusyError
+from bindkit.files import progress, sha256_of, write_bytes
 
+_LOCK_NAME = ".lock"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_OURS = re.compile(r"(train|validation|test)/(labels|layer_\d{2,})/\d{5,}\.safetensors")
-_PARTIAL = re.compile(
-    r"(((train|validation|test)/(labels|layer_\d{2,})/\d{5,}\.safetensors)|manifest\.json)\.\d+\.partial"
-)
+_SHARD = r"(train|validation|test)/(labels|layer_\d{2,})/\d{5,}\.safetensors"
+_OURS = re.compile(rf"{_SHARD}|({_SHARD}|manifest\.json)\.\d+\.partial")
 
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold a cache for writing; makes the directory if there is none.
 
-    Raises
-    ------
-    WorkspaceBusyError
-        At once, if another process holds it.
-    CacheError
-        If nothing can be written there.
+    Raises WorkspaceBusyError at once if another process holds it, CacheError if nothing can be written there.
     """
-    lock = FileLock(path / LOCK_NAME)
+    lock = FileLock(path / _LOCK_NAME)
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -56,27 +51,20 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def write_file(path: Path, name: str, content: bytes) -> FileRecord:
-    """Write one file of a cache: whole and on disk when this returns, or not at all.
+    """Write one file of the cache at `path`: whole and on disk when this returns, or not at all.
 
-    Parameters
-    ----------
-    path : Path
-        The cache.
-    name : str
-        Place in it, with forward slashes.
-    content : bytes
-        All of the file.
-
-    Raises
-    ------
-    DiskSpaceError
-        If the disk filled up. What was there before is still there.
+    Raises DiskSpaceError if the disk filled up; what was there before is still there.
     """
     file = path / name
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(file, content)
-        _sync_directory(file.parent)
+        if os.name != "nt":  # the rename, too, is to last through a power cut, where the system can
+            directory = os.open(file.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
     except OSError as error:
         if error.errno in _FULL:
             raise _disk_full(file, error) from error
@@ -89,40 +77,16 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     write_file(path, MANIFEST_NAME, manifest.to_bytes())
 
 
-def remove_strays(path: Path, manifest: Manifest | None) -> list[str]:
-    """Delete what an interrupted run left behind: partial files, and shards that the manifest does not list.
-
-    Only files with names that this cache gives are touched. Returns their names.
-    """
-    listed = manifest.files() if manifest else {}
-    strays = [name for name in walk(path) if name not in listed and is_ours(name)]
-    for name in strays:
-        (path / name).unlink()
-    return strays
-
-
-def is_ours(name: str) -> bool:
-    """Whether a name, relative to the cache, is one of a shard's file or of a partial file."""
-    return bool(_OURS.fullmatch(name) or _PARTIAL.fullmatch(name))
-
-
-def walk(path: Path) -> list[str]:
-    """Every file below a cache but its lock, relative to it and with forward slashes, sorted."""
-    found = [file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()]
-    return sorted(name for name in found if name != LOCK_NAME)
+def _disk_full(place: Path, error: OSError) -> DiskSpaceError:
+    return DiskSpaceError(
+        f"the disk is full: {place} could not be written ({error.strerror or error}); every shard finished before is "
+        "safe; free some space and make the same call again to go on"
+    )
 
 
 def require_space(path: Path, n_bytes: int) -> int:
-    """Refuse to start what the disk cannot hold; returns the free bytes.
-
-    Raises
-    ------
-    DiskSpaceError
-        With the bytes needed and free.
-    """
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
+    """Refuse to start what the disk cannot hold (DiskSpaceError); returns the free bytes."""
+    place = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
     if n_bytes > free:
         raise DiskSpaceError(
@@ -133,34 +97,97 @@ def require_space(path: Path, n_bytes: int) -> int:
 
 
 def readable_bytes(n_bytes: int) -> str:
-    """Bytes for people.
+    """Bytes for people: ``999 bytes``, ``48.0 MiB``."""
+    power = min(4, max(0, n_bytes.bit_length() - 1) // 10)
+    return f"{n_bytes / 1024**power:.1f} {'KMGT'[power - 1]}iB" if power else f"{n_bytes} bytes"
 
-    >>> readable_bytes(999), readable_bytes(50_331_648)
-    ('999 bytes', '48.0 MiB')
+
+def walk(path: Path) -> list[str]:
+    """Every file below a cache but its lock, relative to it and with forward slashes, sorted."""
+    found = [file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()]
+    return sorted(name for name in found if name != _LOCK_NAME)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name, relative to the cache, is one of a shard's file or of a partial file."""
+    return _OURS.fullmatch(name) is not None
+
+
+def remove_strays(path: Path, manifest: Manifest | None) -> None:
+    """Delete what an interrupted run left behind: partial files, and shards that the manifest does not list.
+
+    Only files with names that this cache gives are touched.
     """
-    if n_bytes < 1024:
-        return f"{n_bytes} bytes"
-    size = float(n_bytes)
-    for unit in ("KiB", "MiB", "GiB"):
-        size /= 1024
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-    return f"{size / 1024:.1f} TiB"
+    listed = manifest.files() if manifest else {}
+    for name in walk(path):
+        if name not in listed and is_ours(name):
+            (path / name).unlink()
 
 
-def _disk_full(place: Path, error: OSError) -> DiskSpaceError:
-    return DiskSpaceError(
-        f"the disk is full: {place} could not be written ({error.strerror or error}); every shard finished before is "
-        "safe; free some space and make the same call again to go on"
-    )
+@dataclass(frozen=True)
+class Damage:
+    """One file that is not as the manifest says."""
+
+    path: str  # relative to the cache, with forward slashes
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
 
 
-def _sync_directory(directory: Path) -> None:
-    """Make a rename last through a power cut, where the system can."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def quick_damage(path: Path, manifest: Manifest) -> dict[str, str]:
+    """Name missing files and files of another size, each with the reason, without reading any."""
+    found = {}
+    for name, record in manifest.files().items():
+        try:
+            size = (path / name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            found[name] = "missing"
+            continue
+        if size != record.n_bytes:
+            change = "cut short" if size < record.n_bytes else "too long"
+            found[name] = f"{change}: {size:,} bytes, the manifest says {record.n_bytes:,}"
+    return found
+
+
+def find_damage(path: Path, manifest: Manifest) -> list[Damage]:
+    """Find every file that is missing, cut short, changed, foreign, or not of what the manifest says it is of.
+
+    Reads all of the cache once, its labels twice.
+    """
+    damage, files = quick_damage(path, manifest), manifest.files()
+    with progress(len(files), "verifying", "files") as bar:
+        for split, shard, record in manifest.records():
+            for folder, file in record.files.items():
+                name = shard_file(split, folder, shard)
+                try:
+                    if name not in damage and sha256_of(path / name) != file.sha256:
+                        damage[name] = "changed on disk: its SHA-256 is not the one in the manifest"
+                    elif name not in damage and folder == "labels":
+                        read_labels(path, manifest, split, shard)
+                    elif name not in damage:
+                        read_activations(path, manifest, split, shard, int(folder.removeprefix("layer_")))
+                except OSError as error:
+                    damage[name] = f"cannot be read: {error.strerror or error}"
+                except CacheDamagedError as error:
+                    damage[name] = str(error).removeprefix(f"{path / name} ").removesuffix(f"; {REPAIR}")
+                bar.update(1)
+    for name in walk(path):
+        if name not in files and name != MANIFEST_NAME:
+            origin = "left by an interrupted run" if is_ours(name) else "not written by bindkit"
+            damage[name] = f"foreign: not in the manifest ({origin})"
+    return [Damage(*item) for item in sorted(damage.items())]
+
+
+def remove_damage(path: Path, manifest: Manifest, damaged: Iterable[str]) -> Manifest:
+    """Take damaged files off the manifest, then off the disk; the caller holds the cache.
+
+    The manifest goes first: a kill in between leaves files that nothing refers to, never a reference without a file.
+    """
+    names = [name for name in damaged if name in manifest.files()]
+    manifest = manifest.without_files(names)
+    write_manifest(path, manifest)
+    for name in names:
+        (path / name).unlink(missing_ok=True)
+    remove_strays(path, manifest)
+    return manifest

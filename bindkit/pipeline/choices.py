@@ -74,8 +74,8 @@ def _check_folds(n_folds: int) -> None:
 
 
 def _check_names(values: Mapping[str, Any]) -> None:
-    from bindkit.cache.identity import DTYPES
-    from bindkit.cache.planning import CHANGED
+    from bindkit.cache.extraction import CHANGED
+    from bindkit.cache.manifest import DTYPES
     from bindkit.probes.protocols import PROTOCOLS
 
     for name, known in (("protocol", tuple(PROTOCOLS)), ("dtype", DTYPES), ("changed", CHANGED)):

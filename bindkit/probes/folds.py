@@ -11,7 +11,7 @@ from typing import Any
 
 from bindkit.arguments import whole_number
 from bindkit.cache import ActivationCache
-from bindkit.cache.choosing import SceneChoice
+from bindkit.cache.store import SceneChoice
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes.splits import in_order
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from bindkit.cache import ActivationCache
-from bindkit.cache.choosing import labels_of
+from bindkit.cache.store import labels_of
 from bindkit.errors import InvalidParameterError
 from bindkit.probes import Probe
 from bindkit.probes.batches import PatchBatch

@@ -16,7 +16,7 @@ import numpy as np
 from bindkit import __version__
 from bindkit.arguments import CONTROL, SAME_CLASS, each_of, is_control, read_layers, read_seeds
 from bindkit.cache import ActivationCache
-from bindkit.cache.choosing import labels_of
+from bindkit.cache.store import labels_of
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.files import parse_json, progress, slug, with_nan, without_nan, write_json
 from bindkit.probes import PROBES, check_layer, parse_probe

@@ -93,14 +93,14 @@ def test_no_import_goes_in_a_circle(root):
 def test_the_walk_sees_imports_inside_functions_and_relative_ones(tmp_path):
     package = tmp_path / "bindkit"
     (package / "cache").mkdir(parents=True)
-    for name in ("__init__", "metrics", "training", "cache/__init__", "cache/layout"):
+    for name in ("__init__", "metrics", "training", "cache/__init__", "cache/manifest"):
         (package / f"{name}.py").write_text("")
     (package / "metrics.py").write_text("def judge():\n    from bindkit import training\n")
-    (package / "cache" / "shards.py").write_text("from ..training import fit\nfrom . import layout\n")
+    (package / "cache" / "shards.py").write_text("from ..training import fit\nfrom . import manifest\n")
     assert {arrow for arrow in arrows(tmp_path) if arrow[1] not in {"bindkit", "bindkit.cache"}} == {
         ("bindkit.metrics", "bindkit.training"),
         ("bindkit.cache.shards", "bindkit.training"),
-        ("bindkit.cache.shards", "bindkit.cache.layout"),
+        ("bindkit.cache.shards", "bindkit.cache.manifest"),
     }
 
 

@@ -17,7 +17,7 @@ from bindkit.arguments import CONTROL_KINDS, control_title, parse_control
 from bindkit.backbones.controls import FREQUENCIES, control_of, load_control, load_controls
 from bindkit.backbones.preprocessing import IMAGENET, Preprocessing
 from bindkit.cache import cache_activations, compare_with_model
-from bindkit.cache.repair import repair_cache
+from bindkit.cache.verifying import repair_cache
 from bindkit.errors import CacheMismatchError, GeometryError, InvalidParameterError
 from bindkit.probes.protocols import PAPER, STRICT
 from bindkit.results.sweeping import probe_directory, sweep

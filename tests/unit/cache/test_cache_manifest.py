@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bindkit.cache import ActivationCache, Identity, Making, Manifest, ShardRecord, Skipped
-from bindkit.cache.identity import differences
-from bindkit.cache.layout import FileRecord
+from bindkit.cache import ActivationCache
+from bindkit.cache.manifest import FileRecord, Identity, Making, Manifest, ShardRecord, differences
 from bindkit.errors import CacheError, InvalidParameterError
-from bindkit.scenes.checking import SceneContents
+from bindkit.scenes.contents import SceneContents
+from bindkit.scenes.scene import BrokenScene
 
 IDENTITY = Identity(
     backbone={"name": "tiny", "d_model": 4, "revision": None, "preprocessing": {"mean": (0.5, 0.25, 0.125)}},
@@ -27,15 +27,16 @@ IDENTITY = Identity(
     seed=0,
 )
 FILE = FileRecord("ab" * 32, 100)
+FILES = {"labels": FILE, "layer_00": FILE, "layer_11": FILE}
 
 
 def whole() -> Manifest:
     manifest = Manifest(
-        IDENTITY, Making({"torch": "2.13"}, "cpu", 8), scenes_per_shard=2, broken=(Skipped("z", "no mask"),)
+        IDENTITY, Making({"torch": "2.13"}, "cpu", 8), scenes_per_shard=2, broken=(BrokenScene("z", "no mask"),)
     )
-    manifest = manifest.with_shard("train", 0, ShardRecord(9, (Skipped("a", "cut"),), FILE, {0: FILE, 11: FILE}))
-    manifest = manifest.with_shard("train", 1, ShardRecord(5, (), FILE, {0: FILE, 11: FILE}))
-    return manifest.with_shard("test", 0, ShardRecord(5, (), FILE, {0: FILE, 11: FILE}))
+    manifest = manifest.with_shard("train", 0, ShardRecord(9, (BrokenScene("a", "cut"),), FILES))
+    manifest = manifest.with_shard("train", 1, ShardRecord(5, (), FILES))
+    return manifest.with_shard("test", 0, ShardRecord(5, (), FILES))
 
 
 def put(path: Path, content: bytes) -> Path:
@@ -48,15 +49,13 @@ def test_it_is_read_back_as_written(tmp_path: Path) -> None:
     again = Manifest.read(put(tmp_path, manifest.to_bytes()))
     assert again == manifest and again.to_bytes() == manifest.to_bytes()
     assert again.layers == (0, 11) and again.is_complete
-    assert again.skipped == (Skipped("a", "cut"),)
+    assert again.skipped == (BrokenScene("a", "cut"),)
 
 
 def test_the_same_manifest_is_the_same_bytes_whatever_the_order_it_grew_in() -> None:
     manifest, backwards = whole(), Manifest(IDENTITY, whole().making, 2, whole().broken)
-    for split, shard in reversed(list(manifest.every_shard())):
-        record = manifest.record(split, shard)
-        assert record is not None
-        backwards = backwards.with_shard(split, shard, replace(record, activations={11: FILE, 0: FILE}))
+    for split, shard, record in reversed(manifest.records()):
+        backwards = backwards.with_shard(split, shard, replace(record, files=dict(reversed(FILES.items()))))
     assert backwards.to_bytes() == manifest.to_bytes()
 
 
@@ -131,7 +130,7 @@ def test_layers_are_those_of_every_shard() -> None:
 
 def test_shards_are_counted_by_scenes() -> None:
     manifest = whole()
-    assert list(manifest.every_shard()) == [("train", 0), ("train", 1), ("test", 0)]
+    assert [(split, shard) for split, shard, _ in manifest.records()] == [("train", 0), ("train", 1), ("test", 0)]
     assert manifest.shard_ids("train", 1) == ("\udcff",)
     assert manifest.n_shards("validation") == 0
 

@@ -11,16 +11,24 @@ import torch
 from cache_fakes import D_MODEL, ExactBackbone, ExactScenes, all_bytes, thirds
 from safetensors.numpy import load
 
-from bindkit.cache import cache_activations, planning
-from bindkit.cache.layout import FileRecord
-from bindkit.cache.shards import BYTES_PER_ROW, BYTES_PER_SCENE, ShardLabels, activations_to_bytes, map_activations
-from bindkit.errors import CacheDamagedError, InvalidParameterError
+from bindkit.cache import cache_activations, extraction
+from bindkit.cache.manifest import FileRecord
+from bindkit.cache.shards import (
+    BYTES_PER_ROW,
+    BYTES_PER_SCENE,
+    Labels,
+    activations_to_bytes,
+    labels_from_file,
+    labels_to_bytes,
+    map_activations,
+)
+from bindkit.errors import CacheDamagedError
 from bindkit.scenes import Split
 
 
-def labels(n_rows: int = 3, scene_rows: tuple[int, ...] = (2, 0, 1)) -> ShardLabels:
+def labels(n_rows: int = 3, scene_rows: tuple[int, ...] = (2, 0, 1)) -> Labels:
     rows = np.arange(n_rows, dtype=np.int32)
-    return ShardLabels(
+    return dict(
         instances=rows,
         classes=rows + 1,
         purity=rows.astype(np.float32) / 4,
@@ -47,8 +55,8 @@ def test_activations_have_these_very_bytes() -> None:
 
 def test_a_tiny_cache_has_these_very_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Every file says by which versions it was made.
-    monkeypatch.setattr(planning, "_LIBRARIES", ())
-    monkeypatch.setattr(planning, "__version__", "0")
+    monkeypatch.setattr(extraction, "_LIBRARIES", ())
+    monkeypatch.setattr(extraction, "__version__", "0")
     split = Split(train=(2, 0), validation=(), test=(1,), notices=())
     cache = cache_activations(
         ExactBackbone(), ExactScenes(3), tmp_path, layers=[0, 2], patches_per_scene=5, split=split
@@ -69,15 +77,15 @@ GOLDEN = {
 
 
 def test_labels_are_read_back_as_written(tmp_path: Path) -> None:
-    file, _ = written(tmp_path / "labels", labels().to_bytes())
-    again = ShardLabels.read(file)
-    for name in vars(labels()):
-        np.testing.assert_array_equal(getattr(again, name), getattr(labels(), name))
-        assert getattr(again, name).dtype == getattr(labels(), name).dtype
+    file, _ = written(tmp_path / "labels", labels_to_bytes(labels()))
+    again = labels_from_file(file)
+    for name, column in labels().items():
+        np.testing.assert_array_equal(again[name], column)
+        assert again[name].dtype == column.dtype
 
 
 def test_labels_take_the_bytes_that_the_estimate_counts() -> None:
-    content = labels().to_bytes()
+    content = labels_to_bytes(labels())
     assert len(content) - 8 - int.from_bytes(content[:8], "little") == 3 * BYTES_PER_ROW + 3 * BYTES_PER_SCENE
 
 
@@ -87,18 +95,27 @@ def test_arrays_that_are_not_contiguous_are_written_right() -> None:
     np.testing.assert_array_equal(stored, columns)
 
 
-def test_labels_of_wrong_shape_or_dtype_are_refused() -> None:
-    with pytest.raises(InvalidParameterError, match=r"'instances' of a shard must be int32 \[4\], got int32 \[3\]"):
-        labels(scene_rows=(2, 2))
+def test_labels_of_wrong_shape_dtype_or_name_are_refused(tmp_path: Path) -> None:
+    short, wide, less = labels(scene_rows=(2, 2)), labels(), labels()
+    wide["purity"], less["more"] = wide["purity"].astype(np.float64), less.pop("purity")
+    wrong = {
+        r"'instances' of a shard must be int32 \[4\], got int32 \[3\]": short,
+        r"'purity' of a shard must be float32 \[3\], got float64 \[3\]": wide,
+        "cannot be read as patch labels .it holds": less,
+    }
+    for said, columns in wrong.items():
+        file, _ = written(tmp_path / "labels", labels_to_bytes(columns))
+        with pytest.raises(CacheDamagedError, match=said):
+            labels_from_file(file)
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 64, activations_to_bytes([], 2, "float16")])
 def test_files_that_are_no_labels_are_refused(tmp_path: Path, content: bytes) -> None:
     file, _ = written(tmp_path / "x.safetensors", content)
     with pytest.raises(CacheDamagedError, match=r"x\.safetensors cannot be read as patch labels .*--repair"):
-        ShardLabels.read(file)
+        labels_from_file(file)
     with pytest.raises(CacheDamagedError, match="cannot be read as patch labels"):
-        ShardLabels.read(tmp_path / "missing")
+        labels_from_file(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -165,4 +182,4 @@ def test_files_are_plain_safetensors(tmp_path: Path) -> None:
         elif "layer" in name:
             assert load(content)["activations"].shape[1] == D_MODEL
         else:
-            assert set(load(content)) == set(vars(labels()))
+            assert set(load(content)) == set(labels())

@@ -14,8 +14,9 @@ from cache_fakes import ExactBackbone, ExactScenes, all_bytes, thirds
 from changing_scenes import add_scene, both, break_file, invert, remove, rename_class, touch, write_folder
 
 import bindkit as bk
-from bindkit.cache import ActivationCache, Manifest, cache_activations, sizing
-from bindkit.cache.repair import repair_cache
+from bindkit.cache import ActivationCache, cache_activations, forward
+from bindkit.cache.manifest import Manifest
+from bindkit.cache.verifying import repair_cache
 from bindkit.cli import main
 from bindkit.errors import CacheMismatchError, InvalidParameterError
 from bindkit.scenes import Split
@@ -23,7 +24,7 @@ from bindkit.scenes import Split
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizing, "_LARGEST_SHARD", 2)
+    monkeypatch.setattr(forward, "_LARGEST_SHARD", 2)
 
 
 @pytest.fixture
@@ -228,25 +229,22 @@ def as_version_1(cache: ActivationCache) -> ActivationCache:
     """The same cache as bindkit wrote it before it looked at contents."""
     from dataclasses import replace
 
-    from bindkit.cache.layout import FileRecord, activations_file, labels_file
-    from bindkit.cache.shards import ShardLabels, activations_to_bytes
+    from bindkit.cache.manifest import FileRecord, layer_folder, shard_file
+    from bindkit.cache.shards import activations_to_bytes, labels_from_file, labels_to_bytes
 
     old = replace(cache.manifest, identity=replace(cache.manifest.identity, contents=None))
-    for split, shard in cache.manifest.every_shard():
-        record = cache.manifest.record(split, shard)
-        assert record is not None
-        name = labels_file(split, shard)
-        content = ShardLabels.read(cache.path / name, cache.manifest.stamp(split, shard)).to_bytes()
-        (cache.path / name).write_bytes(content)
-        record = replace(record, labels=FileRecord.of(content))
-        for layer in record.activations:
-            whole = cache.activations(split, layer)
+    for split, shard, record in cache.manifest.records():
+        stamp = cache.manifest.stamp(split, shard)
+        written = {"labels": labels_to_bytes(labels_from_file(cache.path / shard_file(split, "labels", shard), stamp))}
+        for layer in record.layers:
             start = sum(r.rows for k, r in cache.manifest.shards[split].items() if k < shard)
-            rows = whole.take(np.arange(start, start + record.rows)).numpy().astype(cache.dtype)
-            content = activations_to_bytes([rows], cache.d_model, cache.dtype)
-            (cache.path / activations_file(split, layer, shard)).write_bytes(content)
-            record = replace(record, activations={**record.activations, layer: FileRecord.of(content)})
-        old = old.with_shard(split, shard, record)
+            rows = cache.activations(split, layer).take(np.arange(start, start + record.rows))
+            block = rows.numpy().astype(cache.dtype)
+            written[layer_folder(layer)] = activations_to_bytes([block], cache.d_model, cache.dtype)
+        for folder, content in written.items():
+            (cache.path / shard_file(split, folder, shard)).write_bytes(content)
+        files = {folder: FileRecord.of(content) for folder, content in written.items()}
+        old = old.with_shard(split, shard, replace(record, files=files))
     (cache.path / "manifest.json").write_bytes(old.to_bytes())
     return ActivationCache.open(cache.path)
 

@@ -8,12 +8,11 @@ import time
 
 import numpy as np
 import pytest
-from cache_fakes import ExactScenes, SameSize
+from cache_fakes import ExactBackbone, ExactScenes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bindkit.cache.sampling import ahead, digest_of, draw_patches, draw_scene
-from bindkit.scenes.geometry import WindowGeometry
+from bindkit.cache.sampling import ahead, draw_patches, draw_scene
 
 counts = st.integers(1, 9)
 
@@ -65,8 +64,8 @@ def test_the_draw_is_what_a_slow_plain_computation_gives() -> None:
 
 
 def test_a_drawn_scene_has_only_the_windows_that_hold_a_drawn_patch() -> None:
-    scenes, geometry = ExactScenes(), WindowGeometry(16, 16, 4)
-    drawn = draw_scene(scenes, 2, geometry, SameSize(), patches_per_scene=2, seed=0)
+    scenes = ExactScenes()
+    drawn = draw_scene(scenes, 2, ExactBackbone(), patches_per_scene=2, seed=0)
     assert drawn.labels is not None and len(drawn.windows) == len(drawn.patches) == 2
     lefts = [window.left for window in drawn.labels.plan.windows]
     for pixels, window, patches in zip(drawn.windows, drawn.labels.window, drawn.patches, strict=True):
@@ -77,15 +76,17 @@ def test_a_drawn_scene_has_only_the_windows_that_hold_a_drawn_patch() -> None:
 
 
 def test_a_broken_scene_comes_back_with_its_reason() -> None:
-    drawn = draw_scene(ExactScenes(broken=[1]), 1, WindowGeometry(16, 16, 4), SameSize(), 5, 0)
-    assert (drawn.n_rows, drawn.reason) == (0, "scene scene-1: truncated file")
+    drawn = draw_scene(ExactScenes(broken=[1]), 1, ExactBackbone(), 5, 0)
+    assert (drawn.labels, drawn.reason) == (None, "scene scene-1: truncated file")
 
 
 def test_the_digest_sees_pixels_and_size() -> None:
-    scenes = ExactScenes()
-    digests = {digest_of(scenes[k]) for k in range(7)}
+    def digest_of(scenes: ExactScenes, position: int) -> bytes:
+        return draw_scene(scenes, position, ExactBackbone(), 5, 0).digest
+
+    digests = {digest_of(ExactScenes(), position) for position in range(7)}
     assert len(digests) == 7 and all(len(digest) == 32 for digest in digests)
-    assert digest_of(scenes[0]) == digest_of(ExactScenes()[0])
+    assert digest_of(ExactScenes(), 0) == digest_of(ExactScenes(), 0)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

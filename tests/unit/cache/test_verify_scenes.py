@@ -12,7 +12,7 @@ from test_extraction_changed import as_version_1
 
 import bindkit as bk
 from bindkit.cache import ActivationCache
-from bindkit.cache.repair import scene_changes
+from bindkit.cache.verifying import scene_changes
 from bindkit.cli import main
 from bindkit.scenes.scene import subset
 

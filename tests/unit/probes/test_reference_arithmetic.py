@@ -7,7 +7,7 @@ import torch
 
 import bindkit as bk
 from bindkit.cache import cache_activations, compare_with_model
-from bindkit.cache.repair import repair_cache
+from bindkit.cache.verifying import repair_cache
 from bindkit.errors import CacheMismatchError, GeometryError
 from bindkit.probes.protocols import loading_options
 from bindkit.scenes.geometry import WindowGeometry
