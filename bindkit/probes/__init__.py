@@ -25,11 +25,16 @@ torch.Size([1, 2])
 
 from bindkit.backbones.attention import AttentionMaps
 from bindkit.probes.attention import SelfAttention
-from bindkit.probes.base import Probe, by_capability, check_layer, require_probe
-from bindkit.probes.baselines import CosineSimilarity, DotProduct
-from bindkit.probes.bilinear import DiagonalQuadratic, Linear, Quadratic, QuadraticFixedRank
+from bindkit.probes.base import PairMoments, Probe, by_capability, check_layer, require_probe
+from bindkit.probes.bilinear import (
+    CosineSimilarity,
+    DiagonalQuadratic,
+    DotProduct,
+    Linear,
+    Quadratic,
+    QuadraticFixedRank,
+)
 from bindkit.probes.maps import ClassMap, IdentityMap, PointwiseMap, Softmax
-from bindkit.probes.moments import PairMoments
 from bindkit.probes.pair_products import add_symmetric_product, mirrored
 from bindkit.probes.registry import PROBES, make_probe, parse_probe, register_probe
 from bindkit.probes.saving import load_probe, save_probe

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,24 @@ from torch import Tensor, nn
 
 from bindkit.arguments import require_kind
 from bindkit.errors import LayerError, ProbeError, ProbeMismatchError
-from bindkit.probes.moments import PairMoments
+
+
+@dataclass(frozen=True)
+class PairMoments:
+    """Moments of the pairs of a training split: all that a start in closed form needs to know of it."""
+
+    patches: Float[Tensor, "d_model d_model"]
+    """Mean of ``x x'`` over the patches that take part."""
+    signal: Float[Tensor, "d_model d_model"]
+    """Symmetric mean of ``t x y'`` over the counted pairs ``(x, y)``, where ``t`` is 1 for a pair on one object and 0
+    for another, less the share of such pairs: how products go along with the answer."""
+
+    def in_units(self, units: Tensor) -> PairMoments:
+        """The same moments of ``units @ x`` (of ``units * x`` for a diagonal)."""
+        if units.ndim == 1:
+            outer = units[:, None] * units[None, :]
+            return PairMoments(self.patches * outer, self.signal * outer)
+        return PairMoments(units @ self.patches @ units.T, units @ self.signal @ units.T)
 
 
 class Probe(nn.Module, ABC):
@@ -107,7 +125,6 @@ class Probe(nn.Module, ABC):
         Raises
         ------
         ProbeMismatchError
-            Naming both sides.
         """
         if d_model != self.d_model:
             raise ProbeMismatchError(
@@ -150,25 +167,21 @@ class Probe(nn.Module, ABC):
         return int(chosen)
 
 
-def require_probe(given: Any) -> Probe:
-    """Refuse what is no probe, such as a fit or a directory. Raises ProbeError."""
-    require_kind(given, Probe, "a probe is what fit.probe or bk.load_probe(directory) gives", ProbeError)
-    return given
-
-
 _FROM_THE_MOST_CAPABLE = ("quadratic", "quadratic_fixed_rank", "diag_quadratic", "linear")
 """Kinds that contain those behind them, as good as; all others come behind in alphabetical order."""
 
 
 def by_capability(name: str) -> tuple[int, int, str]:
-    """Sort key of probes' names, the most capable first; of one kind the highest number (a rank) first.
-
-    >>> sorted(["softmax", "linear", "quadratic_fixed_rank@4", "quadratic_fixed_rank@16"], key=by_capability)
-    ['quadratic_fixed_rank@16', 'quadratic_fixed_rank@4', 'linear', 'softmax']
-    """
+    """Sort key of probes' names, the most capable first; of one kind the highest number (a rank) first."""
     kind, _, number = name.partition("@")
     place = _FROM_THE_MOST_CAPABLE.index(kind) if kind in _FROM_THE_MOST_CAPABLE else len(_FROM_THE_MOST_CAPABLE)
     return place, -int(number) if number.isdigit() else 0, name
+
+
+def require_probe(given: Any) -> Probe:
+    """Refuse what is no probe, such as a fit or a directory. Raises ProbeError."""
+    require_kind(given, Probe, "a probe is what fit.probe or bk.load_probe(directory) gives", ProbeError)
+    return given
 
 
 def uniform_start(*shape: int, fan_in: int) -> nn.Parameter:
@@ -178,13 +191,7 @@ def uniform_start(*shape: int, fan_in: int) -> nn.Parameter:
 
 
 def check_layer(layer: int, available: tuple[int, ...], where: str) -> int:
-    """Refuse a layer that is not there.
-
-    Raises
-    ------
-    LayerError
-        Naming the layers there are.
-    """
+    """Refuse a layer that is not there. Raises LayerError, which names those there are."""
     if layer not in available:
         raise LayerError(f"{where} has no layer {layer}; it has {', '.join(map(str, available))} (0-based)")
     return layer

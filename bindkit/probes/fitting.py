@@ -18,13 +18,12 @@ from bindkit.files import without_nan
 from bindkit.probes.base import Probe
 from bindkit.probes.chance import warn_below_chance
 from bindkit.probes.finishing import finish
-from bindkit.probes.fits import Fit
 from bindkit.probes.folds import fold_roles, said
 from bindkit.probes.judging import Judged, judge_split, judge_together
-from bindkit.probes.layer_choice import validation_accuracy
 from bindkit.probes.layers import LayerPatches
 from bindkit.probes.protocols import Protocol
 from bindkit.probes.registry import parse_probe
+from bindkit.probes.saving import Fit, validation_accuracy
 from bindkit.probes.side_by_side import Training, prepared, train_side_by_side
 from bindkit.probes.tasks import TASKS, require_fitting
 

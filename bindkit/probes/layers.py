@@ -12,10 +12,11 @@ from bindkit.arguments import is_control, read_device, whole_number
 from bindkit.backbones.attention import AttentionMaps
 from bindkit.cache import ActivationCache
 from bindkit.errors import NonFiniteActivationsError
+from bindkit.probes.attention import next_layer_attention
+from bindkit.probes.base import PairMoments
 from bindkit.probes.batches import SplitPatches
 from bindkit.probes.folds import Roles
 from bindkit.probes.judging import JUDGED_FIRST
-from bindkit.probes.moments import PairMoments
 from bindkit.probes.protocols import Protocol
 from bindkit.probes.protocols import protocol as protocol_of
 from bindkit.probes.starts import measure_moments, scaling, whitening
@@ -115,8 +116,6 @@ class LayerPatches:
             If nobody said which, or there is no next layer.
         """
         if self._attention is None:
-            from bindkit.probes.attention_source import next_layer_attention
-
             return next_layer_attention(self.cache, self.layer)
         return self._attention()
 

@@ -1,10 +1,4 @@
-"""The bundles of measuring choices: `paper` reproduces the reference implementation, `strict` is ours.
-
->>> STRICT.pairs_with_unlabelled
-False
->>> protocol("paper").min_purity
-0.0
-"""
+"""The bundles of measuring choices: `paper` reproduces the reference implementation, `strict` is ours."""
 
 from __future__ import annotations
 
@@ -73,11 +67,7 @@ class Protocol:
                 raise InvalidParameterError(f"a protocol's {name} is at least 1, got {getattr(self, name)}")
 
     def options_of(self, kind: str) -> dict[str, bool]:
-        """Options that a kind of probe is made with.
-
-        >>> PAPER.options_of("linear"), PAPER.options_of("quadratic")
-        ({'offset_at_both': True}, {})
-        """
+        """Options that a kind of probe is made with."""
         options = {
             "softmax": {"chance_is_logit": self.chance_is_logit},
             "linear": {"offset_at_both": self.offset_at_both},
@@ -98,14 +88,11 @@ class Protocol:
         """
         if self.precondition:
             return self
-        return replace(self, **{name: getattr(STRICT, name) for name in _TRAINING})
-
-
-_TRAINING = (
-    *("scenes_per_step", "epochs", "min_steps", "learning_rate", "divide_by_width", "decay_every", "decay"),
-    *("precondition", "chance_is_logit", "offset_at_both", "keep"),
-)
-"""Fields that say how a probe is trained."""
+        training = (
+            *("scenes_per_step", "epochs", "min_steps", "learning_rate", "divide_by_width", "decay_every", "decay"),
+            *("precondition", "chance_is_logit", "offset_at_both", "keep"),
+        )
+        return replace(self, **{name: getattr(STRICT, name) for name in training})
 
 
 PAPER = Protocol(
@@ -162,13 +149,7 @@ PROTOCOLS = {"paper": PAPER, "strict": STRICT}
 def protocol(name: str | Protocol) -> Protocol:
     """Look up a protocol by name; one of one's own gets a digest of its fields into its name, in places and rows.
 
-    >>> protocol("strict") is STRICT, protocol(replace(STRICT, epochs=1)).name
-    (True, 'strict-120c0484')
-
-    Raises
-    ------
-    InvalidParameterError
-        For a name that is neither "paper" nor "strict".
+    Raises InvalidParameterError for a name that is neither "paper" nor "strict".
     """
     if not isinstance(name, Protocol):
         if name not in PROTOCOLS:
@@ -186,10 +167,7 @@ def protocol(name: str | Protocol) -> Protocol:
 def protocol_of_fit(fitted_on: Mapping[str, Any]) -> Protocol:
     """The protocol that a probe was fitted under, by what it keeps of its fit; strict where it says nothing.
 
-    Raises
-    ------
-    InvalidParameterError
-        For one of another bindkit, which has other fields.
+    Raises InvalidParameterError for one of another bindkit, which has other fields.
     """
     fields = fitted_on.get("protocol_fields")
     if fields is None:
@@ -204,15 +182,6 @@ def protocol_of_fit(fitted_on: Mapping[str, Any]) -> Protocol:
 
 
 def loading_options(name: str | Protocol) -> dict[str, str]:
-    """Keywords of `load_backbone` for what a protocol is to measure.
-
-    >>> loading_options("paper")
-    {'normalization': 'imagenet', 'arithmetic': 'reference'}
-
-    Raises
-    ------
-    InvalidParameterError
-        As `protocol`.
-    """
+    """Keywords of `load_backbone` for what a protocol is to measure. Errors as `protocol`."""
     rules = protocol(name)
     return {"normalization": rules.normalization, "arithmetic": rules.arithmetic}

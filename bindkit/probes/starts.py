@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from bindkit.probes.base import PairMoments
 from bindkit.probes.batches import SplitPatches
-from bindkit.probes.moments import PairMoments
 from bindkit.probes.pair_products import add_symmetric_product, mirrored
 
 RIDGE = 0.1

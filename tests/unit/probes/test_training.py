@@ -11,11 +11,11 @@ from bindkit.cache import cache_activations
 from bindkit.errors import EmptySplitError, InvalidParameterError, LayerError, ProbeError
 from bindkit.probes import load_probe
 from bindkit.probes.batches import SplitPatches
-from bindkit.probes.fits import RESULT_COLUMNS
 from bindkit.probes.fitting import fit_probe
 from bindkit.probes.judging import judge_split
 from bindkit.probes.layers import LayerPatches
 from bindkit.probes.protocols import PAPER, STRICT
+from bindkit.probes.saving import RESULT_COLUMNS
 from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.scene import Scene
 
