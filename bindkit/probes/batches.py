@@ -15,10 +15,9 @@ from torch import Tensor
 
 from bindkit.cache import ActivationCache
 from bindkit.cache.choosing import SceneChoice, activations_of, labels_of
-from bindkit.errors import ConstantActivationsError, EmptySplitError, NonFiniteActivationsError
+from bindkit.errors import ConstantActivationsError, EmptySplitError, NonFiniteActivationsError, OneAnswerError
 from bindkit.probes.base import check_layer
-from bindkit.probes.matching import distance_strata
-from bindkit.probes.metrics import JudgedPairs
+from bindkit.probes.metrics import JudgedPairs, distance_strata
 from bindkit.probes.protocols import Protocol
 
 _IN_MEMORY_BYTES = 512 * 2**20
@@ -86,26 +85,16 @@ class PatchBatch:
         return same_class & has_twin[:, :, None] & has_twin[:, None, :]
 
 
+def spread(n: int, most: int) -> Int[Tensor, " position"]:
+    """Positions of at most so many of n things, evenly spread."""
+    return torch.linspace(0, n - 1, min(most, n), dtype=torch.float64).long().unique()
+
+
 class SplitPatches:
-    """The patches of one split and layer that take part under a protocol, ready to be drawn.
+    """The patches of one split (or of scenes chosen from all) at a layer that take part under a protocol.
 
-    Parameters
-    ----------
-    cache : ActivationCache
-        Where they lie.
-    split : str or SceneChoice
-        "train", "validation" or "test", or scenes chosen from all of them.
-    layer : int
-        Which activations.
-    protocol : Protocol
-        Says which patches take part.
-    device : torch.device
-        Where batches are put. Activations stay on disk (memory maps) unless all of them fit in 512 MiB.
-
-    Raises
-    ------
-    LayerError
-        If the cache has no such layer.
+    Activations stay on disk (memory maps) unless all of them fit in 512 MiB; batches are put on the device. Raises
+    LayerError if the cache has no such layer.
     """
 
     def __init__(
@@ -152,13 +141,7 @@ class SplitPatches:
         return len(self._rows)
 
     def require(self) -> SplitPatches:
-        """Refuse to go on without a single usable scene.
-
-        Raises
-        ------
-        EmptySplitError
-            Saying how many scenes there were and what they lack.
-        """
+        """Refuse to go on without a single usable scene. Raises EmptySplitError."""
         if not len(self):
             raise EmptySplitError(
                 f"the {self.split} split has no scene with two patches that take part under the {self.protocol.name} "
@@ -168,16 +151,34 @@ class SplitPatches:
             )
         return self
 
-    def require_differences(self, n_rows: int = 1024) -> None:
-        """Refuse activations that are the same for every patch.
+    def require_two_answers(self) -> None:
+        """Refuse scenes whose pairs all have one answer: whatever a probe said of them would be a number about nothing.
 
-        Raises
-        ------
-        ConstantActivationsError
-            If not one of evenly spread patches differs from the first.
+        Raises OneAnswerError, also where no pair counts.
         """
-        chosen = torch.linspace(0, self.n_patches - 1, min(n_rows, self.n_patches), dtype=torch.float64).long()
-        rows = self._take(chosen)
+        answers = set()
+        for batch in self.judged():
+            answers |= set(torch.unique(batch.same[batch.counted]).tolist())
+            if len(answers) == 2:
+                return
+        if answers:
+            what = "on one object" if answers == {True} else "on two different objects"
+            raise OneAnswerError(
+                f"every pair of patches of the {self.split} split is {what}, so that there is nothing to learn; give "
+                "scenes with several objects of several patches each (one object a scene? patches too large? too few a "
+                "scene?)"
+            )
+        raise OneAnswerError(
+            f"no pair of patches of the {self.split} split counts under this protocol (do all show the same pixels?); "
+            "take more patches per scene"
+        )
+
+    def require_differences(self) -> None:
+        """Refuse activations that are the same for every patch; looks at 1,024 evenly spread ones.
+
+        Raises ConstantActivationsError.
+        """
+        rows = self._take(spread(self.n_patches, 1024))
         if bool((rows == rows[:1]).all()):
             raise ConstantActivationsError(
                 f"every patch of the {self.split} split has the same activation at layer {self.layer}; there is "
@@ -241,20 +242,11 @@ class SplitPatches:
         into: Float[Tensor, "row d_model"] | None = None,
         labels_only: bool = False,
     ) -> PatchBatch:
-        """Draw a training step's patches of some scenes, without repetition; all of a scene's where it has no more.
+        """Draw a training step's patches of some scenes (positions in this split), without repetition.
 
-        Parameters
-        ----------
-        scenes : int tensor of shape (scene,)
-            Positions of scenes in this split, 0-based.
-        generator : torch.Generator
-            On the CPU, so that draws are the same on every device.
-        n_patches : int, optional
-            At most so many of a scene; default: the protocol's.
-        into : float tensor, optional
-            What `buffer` gave: the batch's activations are written there, over those of the batch before.
-        labels_only : bool
-            Leave out activations (their width is 0): for who only counts pairs.
+        At most `n_patches` of each (default: the protocol's), all of a scene's where it has no more. The generator is
+        on the CPU, so that draws are the same on every device. With `into`, what `buffer` gave, the batch's activations
+        are written over those of the batch before. `labels_only` leaves them out (width 0).
         """
         n_patches = n_patches or self.protocol.train_patches
         counts = self._counts[scenes]

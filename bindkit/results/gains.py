@@ -13,8 +13,7 @@ import pandas as pd
 
 from bindkit.cache import ActivationCache
 from bindkit.errors import InvalidParameterError
-from bindkit.probes.folds import is_folds
-from bindkit.probes.judging import judging, same_class_pairs
+from bindkit.probes.judging import is_folds, judging, same_class_pairs
 from bindkit.probes.metrics import JudgedPairs, left_out
 from bindkit.probes.protocols import Protocol, protocol_of_fit
 from bindkit.probes.resampling import UNKNOWN, interval

@@ -9,8 +9,8 @@ from bindkit.cache import cache_activations
 from bindkit.errors import NonFiniteActivationsError
 from bindkit.probes.batches import SplitPatches
 from bindkit.probes.fitting import fit_probe
+from bindkit.probes.layers import measure_moments, whitening
 from bindkit.probes.protocols import PAPER, STRICT
-from bindkit.probes.starts import measure_moments, whitening
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,9 @@ from bindkit.errors import (
 from bindkit.probes import make_probe
 from bindkit.probes.batches import SplitPatches
 from bindkit.probes.fitting import fit_probe, fit_probes
-from bindkit.probes.judging import judge_same_class
+from bindkit.probes.judging import judge_same_class, validate
 from bindkit.probes.layers import LayerPatches
 from bindkit.probes.protocols import PAPER, STRICT
-from bindkit.probes.side_by_side import validate
 from bindkit.probes.tasks import TASKS, match, object_masks, require_pairwise, told_apart
 from bindkit.results.sweeping import sweep
 from bindkit.scenes import subset

@@ -170,7 +170,7 @@ def test_the_kept_epoch_is_the_first_best_of_what_the_protocol_looks_at(
         weights.append(model.weight.detach().clone())
         return validated[len(weights) - 1]
 
-    monkeypatch.setattr("bindkit.probes.side_by_side.validate", scripted)
+    monkeypatch.setattr("bindkit.probes.fitting.validate", scripted)
     fit = fit_probe(cache, 2, "linear", protocol=replace(PAPER, epochs=3, keep=keep))
     assert torch.equal(fit.probe.weight, weights[kept])
     assert not torch.equal(weights[0], weights[1])
