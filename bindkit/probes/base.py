@@ -103,12 +103,7 @@ class Probe(nn.Module, ABC):
     def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:
         """Parameters that give for ``x`` what `parameters` give for ``units @ x``.
 
-        Parameters
-        ----------
-        parameters : mapping
-            Of `named_parameters`; may carry gradients.
-        units : float tensor of shape (d_model, d_model) or (d_model,)
-            The latter is a diagonal.
+        They are those of `named_parameters` and may carry gradients; units of shape ``(d_model,)`` are a diagonal.
         """
         raise ProbeError(f"the {self.kind} probe says trained_in = {self.trained_in!r} but does not define folded()")
 
@@ -120,12 +115,7 @@ class Probe(nn.Module, ABC):
         return None
 
     def check_fits(self, d_model: int, layer: int | None = None) -> None:
-        """Refuse activations of another width, or of another layer than the probe was fitted on.
-
-        Raises
-        ------
-        ProbeMismatchError
-        """
+        """Refuse activations of another width, or of another layer than the probe was fitted on: ProbeMismatchError."""
         if d_model != self.d_model:
             raise ProbeMismatchError(
                 f"this {self.kind} probe takes activations of width {self.d_model}, got width {d_model}; "
@@ -139,21 +129,10 @@ class Probe(nn.Module, ABC):
             )
 
     def layer_for(self, backbone: Mapping[str, Any], layer: int | None = None) -> int:
-        """Layer that this probe reads, once it is known to be a probe of that backbone.
+        """Layer (0-based) that this probe reads, once it is known to be a probe of that backbone.
 
-        Parameters
-        ----------
-        backbone : mapping
-            As ``backbone.describe()`` or ``cache.backbone`` gives it: ``name``, ``weights_digest``.
-        layer : int, optional
-            0-based; needed for a probe that does not know which layer it was fitted on.
-
-        Raises
-        ------
-        ProbeMismatchError
-            If it was fitted on other weights.
-        LayerError
-            If no layer is known.
+        Told of the backbone as ``backbone.describe()`` or ``cache.backbone``, and the layer where the probe does not
+        know it. Raises ProbeMismatchError if it was fitted on other weights, LayerError if no layer is known.
         """
         digest, given = self.fitted_on.get("weights_digest"), backbone["weights_digest"]
         if digest is not None and digest != given:
@@ -167,15 +146,12 @@ class Probe(nn.Module, ABC):
         return int(chosen)
 
 
-_FROM_THE_MOST_CAPABLE = ("quadratic", "quadratic_fixed_rank", "diag_quadratic", "linear")
-"""Kinds that contain those behind them, as good as; all others come behind in alphabetical order."""
-
-
 def by_capability(name: str) -> tuple[int, int, str]:
     """Sort key of probes' names, the most capable first; of one kind the highest number (a rank) first."""
     kind, _, number = name.partition("@")
-    place = _FROM_THE_MOST_CAPABLE.index(kind) if kind in _FROM_THE_MOST_CAPABLE else len(_FROM_THE_MOST_CAPABLE)
-    return place, -int(number) if number.isdigit() else 0, name
+    # Each contains those behind it, as good as; all others come behind in alphabetical order.
+    capable = ["quadratic", "quadratic_fixed_rank", "diag_quadratic", "linear"]
+    return [*capable, kind].index(kind), -int(number) if number.isdigit() else 0, name
 
 
 def require_probe(given: Any) -> Probe:

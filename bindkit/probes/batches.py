@@ -121,10 +121,10 @@ class SplitPatches:
         self._rows = torch.from_numpy(rows)
         self._counts = torch.from_numpy(counts[usable])
         self._starts = torch.from_numpy(starts[usable])
-        self._instances = torch.from_numpy(labels.instances[rows].astype(np.int32)).to(device)
-        self._classes = torch.from_numpy(labels.classes[rows].astype(np.int32)).to(device)
-        self._corners = torch.from_numpy(labels.corners[rows].astype(np.int32)).to(device)
-        self._window = torch.from_numpy(labels.window[rows].astype(np.int32)).to(device)
+        self._instances, self.classes, self._corners, self._window = (
+            torch.from_numpy(column[rows].astype(np.int32)).to(device)
+            for column in (labels.instances, labels.classes, labels.corners, labels.window)
+        )
         self._cached, self._cached_at = activations_of(cache, split, layer), cache.path
         self._table: Tensor | None = None
         self._judged: list[PatchBatch] = []
@@ -190,11 +190,6 @@ class SplitPatches:
         """Width of the activations."""
         return self._cached.d_model
 
-    @property
-    def classes(self) -> Int[Tensor, " patch"]:
-        """Class ids of the patches that take part."""
-        return self._classes
-
     def shuffled(self, batch: PatchBatch) -> PatchBatch:
         """A batch of this split with the instances and classes of another scene's patches in random order.
 
@@ -212,7 +207,7 @@ class SplitPatches:
                 other[start : start + count] = torch.from_numpy(np.resize(given, count))
             self._other_patch = other.to(self.device)
         other_patches = self._other_patch[batch.positions]
-        return replace(batch, instances=self._instances[other_patches], classes=self._classes[other_patches])
+        return replace(batch, instances=self._instances[other_patches], classes=self.classes[other_patches])
 
     def _take(self, positions: Tensor, into: Tensor | None = None) -> Tensor:
         if self._table is not None:
@@ -297,7 +292,7 @@ class SplitPatches:
         return PatchBatch(
             activations=torch.empty(*positions.shape, 0, device=self.device),
             instances=self._instances[on_device],
-            classes=self._classes[on_device],
+            classes=self.classes[on_device],
             corners=self._corners[on_device],
             window=self._window[on_device],
             present=present.to(self.device),

@@ -21,15 +21,22 @@ def times_units(weight: Float[Tensor, "*rows d_model"], units: Tensor) -> Float[
     return weight * units if units.ndim == 1 else weight @ units
 
 
+class RowsProbe(Probe):
+    """A probe in whose formula every parameter but the offset multiplies one patch."""
+
+    trained_in = "whitened"
+
+    def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        return {name: value if name == "bias" else times_units(value, units) for name, value in parameters.items()}
+
+
 @register_probe("linear")
-class Linear(Probe):
+class Linear(RowsProbe):
     """``w.x + w.y + b``: whether each patch by itself looks like part of an object that fills the view.
 
     The reference implementation adds the output of one ``nn.Linear`` at both patches, ``w.x + w.y + 2b``: the same
     functions, but Adam moves that offset twice as far a step. The paper protocol does so: ``offset_at_both``.
     """
-
-    trained_in = "whitened"
 
     def __init__(self, d_model: int, offset_at_both: bool = False) -> None:
         # Named only where it is so: saved probes without it keep their bytes.
@@ -45,9 +52,6 @@ class Linear(Probe):
     def offset(self) -> Tensor:
         """What a logit has beside the two patches' scores."""
         return 2 * self.bias if self.options.get("offset_at_both") else self.bias
-
-    def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
-        return {"weight": times_units(parameters["weight"], units), "bias": parameters["bias"]}
 
 
 @register_probe("diag_quadratic")
@@ -107,10 +111,9 @@ class Quadratic(Probe):
 
 
 @register_probe("quadratic_fixed_rank")
-class QuadraticFixedRank(Probe):
+class QuadraticFixedRank(RowsProbe):
     """The quadratic probe with ``W = W1' W2`` of rank 100, as in the reference, or as the name says (``...@16``)."""
 
-    trained_in = "whitened"
     numbered = "rank"
     degrees: ClassVar[Mapping[str, float]] = {"first": 0.5, "second": 0.5}
 
@@ -131,10 +134,6 @@ class QuadraticFixedRank(Probe):
             return half + half.mT + self.bias
         left, right = torch.cat([first, second], dim=-1), y @ torch.cat([self.second, self.first]).T
         return left @ (scale * right).mT + self.bias
-
-    def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
-        maps = {name: times_units(parameters[name], units) for name in ("first", "second")}
-        return maps | {"bias": parameters["bias"]}
 
     def closed_form(self, moments: PairMoments) -> dict[str, Tensor]:
         """The strongest eigenvectors of the quadratic probe's start."""

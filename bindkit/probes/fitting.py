@@ -38,17 +38,13 @@ logger = logging.getLogger(__name__)
 _START_SCENES = 256
 """Scenes whose pairs set scale and offset of a start in closed form."""
 
-_ROUNDS = 40
-"""Looks at the validation scenes, at most, on the way of a probe of one's own to its end."""
+_ROUNDS, _PATIENCE = 40, 4
+"""Looks at the validation scenes on the way of a probe of one's own to its end: at most, and without a better loss,
+after which more training only fits noise."""
 
-_PATIENCE = 4
-"""Looks without a better validation loss after which more training only fits noise."""
-
-_SETTLED = 1e-5
-"""Nats by which a round has to lower the training loss, or what is left is not worth another."""
-
-_UNSETTLED = 0.01
-"""Share of its training loss that a few iterations may at most take off a fit that counts as settled."""
+_SETTLED, _UNSETTLED = 1e-5, 0.01
+"""Nats by which a round has to lower the training loss, or what is left is not worth another; and the share of it that
+a few iterations may at most take off a fit that counts as settled."""
 
 
 def fit_probe(

@@ -49,11 +49,8 @@ class Judged:
         known: dict[str, str | int] = {name: fitted[name] for name in ("backbone", "probe", "task") if name in fitted}
         if not is_control(fitted.get("objective")):
             known["layer"] = self.patches.layer
-        return known | {
-            "protocol": self.patches.protocol.name,
-            "split": self.patches.split,
-            "n_scenes": len(self.patches),
-        }
+        protocol, split = self.patches.protocol.name, self.patches.split
+        return known | {"protocol": protocol, "split": split, "n_scenes": len(self.patches)}
 
     def batches(self) -> Iterator[PatchBatch]:
         """The judged batches."""
@@ -139,9 +136,8 @@ def same_class_pairs(
 
     Arguments and errors as `judge_same_class`.
     """
-    rules, cpu = protocol_of(protocol), torch.device("cpu")
-    named = judged_scenes(cache, split) if split is not None else None
-    patches = _judged_patches(cache, split, cache.layers[0], rules, cpu, {} if named is None else {str(split): named})
+    rules, roles = protocol_of(protocol), {} if split is None else {split: judged_scenes(cache, split)}
+    patches = _judged_patches(cache, split, cache.layers[0], rules, torch.device("cpu"), roles)
     same_class = ((batch, batch.classes[:, :, None] == batch.classes[:, None, :]) for batch in patches.judged())
     return patches.split, flat_pairs((batch, said.float() - 0.5, said) for batch, said in same_class)
 
@@ -230,9 +226,7 @@ def fold_roles(cache: ActivationCache, n_folds: int) -> list[dict[str, SceneChoi
     three folds, or more than there are groups.
     """
     folds = _dealt(cache, n_folds)
-    return [
-        _roles(cache, number + 1, n_folds, folds[number], folds[(number + 1) % n_folds]) for number in range(n_folds)
-    ]
+    return [_roles(cache, k + 1, n_folds, folds[k], folds[(k + 1) % n_folds]) for k in range(n_folds)]
 
 
 def _roles(

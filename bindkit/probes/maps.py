@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,15 +10,13 @@ from torch import Tensor
 from torch.nn.functional import softmax
 
 from bindkit.errors import ProbeError
-from bindkit.probes.base import Probe, uniform_start
-from bindkit.probes.bilinear import times_units
+from bindkit.probes.base import uniform_start
+from bindkit.probes.bilinear import RowsProbe
 from bindkit.probes.registry import register_probe
 
 
-class Map(Probe):
+class Map(RowsProbe):
     """A linear map of each patch to outcomes, and the log odds that two patches fall on the same one."""
-
-    trained_in = "whitened"
 
     def __init__(self, d_model: int, width: int, **options: object) -> None:
         super().__init__(d_model, **options)
@@ -38,9 +36,6 @@ class Map(Probe):
         same, other = first @ second.mT, first @ (1 - second).scatter(-1, likeliest, unlikely).mT
         tiny = torch.finfo(same.dtype).tiny
         return same.clamp(min=tiny).log() - other.clamp(min=tiny).log()
-
-    def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
-        return {"weight": times_units(parameters["weight"], units), "bias": parameters["bias"]}
 
 
 @register_probe("softmax")

@@ -23,15 +23,8 @@ from bindkit.probes.resampling import LeftOutScenes, interval, leave_out_scenes
 logger = logging.getLogger(__name__)
 
 FIGURES = (
-    "accuracy",
-    "majority_accuracy",
-    "balanced_accuracy",
-    "auroc",
-    "average_precision",
-    "twins_accuracy",
-    "twins_auroc",
-    "matched_auroc",
-    "matched_twins_auroc",
+    *("accuracy", "majority_accuracy", "balanced_accuracy", "auroc", "average_precision"),
+    *("twins_accuracy", "twins_auroc", "matched_auroc", "matched_twins_auroc"),
 )
 """Names of the figures that `judge` gives, each with ``_low`` and ``_high`` beside it."""
 
@@ -91,9 +84,8 @@ class JudgedPairs:
         return self.logits > 0 if self.said is None else self.said
 
     def __post_init__(self) -> None:
-        columns = [self.logits, self.same, self.twins_question, self.scene, self.said_same, self.unit]
-        columns += [] if self.stratum is None else [self.stratum]
-        shapes = {np.shape(column) for column in columns}
+        columns = [self.logits, self.same, self.twins_question, self.scene, self.said, self.unit, self.stratum]
+        shapes = {np.shape(column) for column in columns if column is not None}
         if len(shapes) != 1 or len(next(iter(shapes))) != 1:
             raise InvalidParameterError(f"judged pairs are arrays of one shape (pair,), got {sorted(shapes)}")
         if not np.isfinite(self.logits).all():
@@ -119,19 +111,17 @@ class JudgedPairs:
         if len(parts) == 1:
             return parts[0]
 
-        def through(name: str) -> np.ndarray:
-            starts = np.cumsum([0, *(getattr(part, name).max() + 1 for part in parts)])
-            return np.concatenate([getattr(part, name) + at for part, at in zip(parts, starts, strict=False)])
+        def joined(name: str) -> Any:
+            columns = [getattr(part, name) for part in parts]
+            return None if any(column is None for column in columns) else np.concatenate(columns)
 
-        columns = {
-            name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("logits", "same", "twins_question")
-        }
-        columns["said"] = np.concatenate([part.said_same for part in parts])
-        if all(part.stratum is not None for part in parts):
-            columns["stratum"] = np.concatenate([part.stratum for part in parts])
+        def through(name: str) -> np.ndarray:
+            starts = np.cumsum([0, *(getattr(part, name).max() + 1 for part in parts[:-1])])
+            return np.concatenate([getattr(part, name) + at for part, at in zip(parts, starts, strict=True)])
+
+        columns = {name: joined(name) for name in ("logits", "same", "twins_question", "stratum")}
         group = None if any(part.group is None for part in parts) else through("group")
-        return cls(**columns, scene=through("scene"), group=group)
+        return cls(**columns, scene=through("scene"), said=joined("said_same"), group=group)
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -389,17 +379,17 @@ def below_chance(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     Rows that are so among pairs at equal distance alone share one sentence for each probe: a probe that looks at each
     patch by itself, as ``linear`` does, is so in nearly every layer.
     """
-    below = [(row, figures) for row in rows if (figures := figures_below_chance(row))]
-    by_distance: dict[str, list[Mapping[str, Any]]] = {}
-    for row, figures in below:
-        if "auroc" not in figures:
+    sentences, by_distance = [], dict[str, list[Mapping[str, Any]]]()
+    for row in rows:
+        if "auroc" in (figures := figures_below_chance(row)):
+            sentences.append(_sentence(row, figures))
+        elif figures:
             by_distance.setdefault(_fit(row), []).append(row)
-    sentences = [_sentence(row, figures) for row, figures in below if "auroc" in figures]
     for fit, those in by_distance.items():
         lowest = min(those, key=lambda row: row["matched_auroc"])
         sentences.append(
             f"BELOW CHANCE AT EQUAL DISTANCE: {fit} in {len(those)} fit{'s' * (len(those) > 1)}, the lowest "
-            f"{_place(lowest)}: {_figure(lowest, 'matched_auroc')}; {_BY_DISTANCE}."
+            f"{_place_and_figures(lowest, ['matched_auroc'])}; {_BY_DISTANCE}."
         )
     return sentences
 
@@ -412,17 +402,15 @@ def warn_below_chance(rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _sentence(row: Mapping[str, Any], figures: Iterable[str]) -> str:
-    said = ", ".join(_figure(row, figure) for figure in figures)
-    return f"BELOW CHANCE: {_fit(row)} {_place(row)}: {said}; {_BELOW_CHANCE}."
+    return f"BELOW CHANCE: {_fit(row)} {_place_and_figures(row, figures)}; {_BELOW_CHANCE}."
 
 
 def _fit(row: Mapping[str, Any]) -> str:
     return f"{row['probe']} ({row.get('task', 'pairwise')})"
 
 
-def _place(row: Mapping[str, Any]) -> str:
-    return f"on {row['backbone']}" + ("" if math.isnan(row["layer"]) else f", layer {row['layer']:.0f}")
-
-
-def _figure(row: Mapping[str, Any], figure: str) -> str:
-    return f"{_IN_WORDS[figure]} {row[figure]:.3f} [{row[f'{figure}_low']:.3f}, {row[f'{figure}_high']:.3f}]"
+def _place_and_figures(row: Mapping[str, Any], figures: Iterable[str]) -> str:
+    place = f"on {row['backbone']}" + ("" if math.isnan(row["layer"]) else f", layer {row['layer']:.0f}")
+    values = {name: [row[f"{name}{bound}"] for bound in ("", "_low", "_high")] for name in figures}
+    said = [f"{_IN_WORDS[name]} {value:.3f} [{low:.3f}, {high:.3f}]" for name, (value, low, high) in values.items()]
+    return f"{place}: {', '.join(said)}"

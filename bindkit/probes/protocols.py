@@ -17,7 +17,7 @@ class Protocol:
     """Which patches and pairs are measured and how a probe is trained.
 
     The values of ``PAPER`` are facts of the reference implementation of Li, Salehi, Ungar & Kording (NeurIPS 2025,
-    arXiv 2510.24709); ``STRICT`` differs as said beside each field.
+    arXiv 2510.24709).
     """
 
     name: str
@@ -95,54 +95,30 @@ class Protocol:
         return replace(self, **{name: getattr(STRICT, name) for name in training})
 
 
-PAPER = Protocol(
-    name="paper",
-    pairs_with_unlabelled=True,
-    min_purity=0.0,
-    overlapping_pairs=True,
-    full_matrix_loss=True,
-    train_patches=64,
-    judged_patches=64,
-    scenes_per_step=256,
-    epochs=16,
-    min_steps=0,
-    learning_rate=1e-3,
-    divide_by_width=False,
-    decay_every=8,
-    decay=0.2,
-    precondition=False,
-    chance_is_logit=True,
-    offset_at_both=True,
-    attention_normed=False,
-    keep="accuracy",
-    normalization="imagenet",
-    arithmetic="reference",
-)
-
-STRICT = Protocol(
-    name="strict",
-    pairs_with_unlabelled=False,
-    min_purity=0.5,
-    overlapping_pairs=False,
-    full_matrix_loss=False,
-    train_patches=64,
-    judged_patches=128,
-    scenes_per_step=16,
-    epochs=8,
-    min_steps=320,
-    learning_rate=1.28,
-    divide_by_width=True,
-    decay_every=4,
-    decay=0.2,
-    precondition=True,
-    chance_is_logit=False,
-    offset_at_both=False,
-    attention_normed=True,
-    keep="loss",
-    normalization="checkpoint",
-    arithmetic="centred",
-)
-
+_PAPER_AND_STRICT: dict[str, tuple[Any, Any]] = {
+    "pairs_with_unlabelled": (True, False),
+    "min_purity": (0.0, 0.5),
+    "overlapping_pairs": (True, False),
+    "full_matrix_loss": (True, False),
+    "train_patches": (64, 64),
+    "judged_patches": (64, 128),
+    "scenes_per_step": (256, 16),
+    "epochs": (16, 8),
+    "min_steps": (0, 320),
+    "learning_rate": (1e-3, 1.28),
+    "divide_by_width": (False, True),
+    "decay_every": (8, 4),
+    "decay": (0.2, 0.2),
+    "precondition": (False, True),
+    "chance_is_logit": (True, False),
+    "offset_at_both": (True, False),
+    "attention_normed": (False, True),
+    "keep": ("accuracy", "loss"),
+    "normalization": ("imagenet", "checkpoint"),
+    "arithmetic": ("reference", "centred"),
+}
+PAPER = Protocol("paper", **{name: paper for name, (paper, _) in _PAPER_AND_STRICT.items()})
+STRICT = Protocol("strict", **{name: strict for name, (_, strict) in _PAPER_AND_STRICT.items()})
 PROTOCOLS = {"paper": PAPER, "strict": STRICT}
 
 

@@ -320,12 +320,9 @@ def _told(value: Any, home: str, seen: list[Any]) -> Iterator[str]:
         elif isinstance(value, Mapping):
             yield f"mapping {len(value)}"
             yield from each(*chain.from_iterable(value.items()))
-        elif isinstance(value, (staticmethod, classmethod)):
+        elif isinstance(value, (staticmethod, classmethod, property)):
             yield type(value).__name__
-            yield from each(value.__func__)
-        elif isinstance(value, property):
-            yield "property"
-            yield from each((value.fget, value.fset, value.fdel))
+            yield from each((value.fget, value.fset, value.fdel) if isinstance(value, property) else value.__func__)
         elif callable(value) and hasattr(value, "__qualname__") and not looked_into(module):
             # A builtin, a compiled function, a type hint: its name describes it.
             yield f"{module} {value.__qualname__}"

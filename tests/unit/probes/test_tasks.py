@@ -222,8 +222,8 @@ def test_nan_and_infinity_in_a_cache_are_named(cache, monkeypatch, value, in_mem
 def test_of_very_many_classes_the_most_frequent_are_told_apart(cache):
     patches = SplitPatches(cache, "train", 2, STRICT, CPU)
     assert told_apart(patches, {1: "one", 2: "two", 3: "three"}) == [[1], [2], [3]]
-    patches._classes = torch.arange(patches.n_patches) % 200 + 1
-    patches._classes[:50] = 7
+    patches.classes = torch.arange(patches.n_patches) % 200 + 1
+    patches.classes[:50] = 7
     named = told_apart(patches, range(1, 3000))
     assert len(named) == 150
     assert [7] in named
