@@ -24,7 +24,7 @@ _HOME = {
     "Affinity": "bindkit.affinities",
     "Backbone": "bindkit.backbones",
     "BindkitError": "bindkit.errors",
-    "Fit": "bindkit.probes.fits",
+    "Fit": "bindkit.probes.saving",
     "PatchGrid": "bindkit.scenes.geometry",
     "Probe": "bindkit.probes",
     "Scene": "bindkit.scenes",

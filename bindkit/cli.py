@@ -238,7 +238,7 @@ def _compare(options: argparse.Namespace) -> int:
     from bindkit.files import write_bytes
     from bindkit.pipeline.comparing import compare_workspaces, told_apart
     from bindkit.probes import by_capability
-    from bindkit.probes.chance import below_chance
+    from bindkit.probes.metrics import below_chance
     from bindkit.results.model_table import model_table
     from bindkit.results.tables import OVER_CONTROLS, ranked_by
 

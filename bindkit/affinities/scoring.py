@@ -30,7 +30,7 @@ from bindkit.errors import (
     ProbeError,
 )
 from bindkit.probes import Probe, load_probe
-from bindkit.probes.fits import Fit
+from bindkit.probes.saving import Fit
 from bindkit.scenes import Scene
 from bindkit.scenes.decoding import COLOUR_MODES, read_image
 from bindkit.scenes.geometry import Box

@@ -67,7 +67,7 @@ def check_choices(values: Mapping[str, Any]) -> None:
 
 
 def _check_folds(n_folds: int) -> None:
-    from bindkit.probes.folds import LEAST_FOLDS
+    from bindkit.probes.judging import LEAST_FOLDS
 
     if 0 < n_folds < LEAST_FOLDS:
         raise InvalidParameterError(f"folds is 0 for none, or at least {LEAST_FOLDS}; got {n_folds}")

@@ -11,7 +11,7 @@ from bindkit.cache import ActivationCache
 from bindkit.errors import BindkitError, InvalidParameterError
 from bindkit.files import write_bytes
 from bindkit.pipeline.workspace import Workspace
-from bindkit.probes.folds import is_folds
+from bindkit.probes.judging import is_folds
 from bindkit.probes.protocols import Protocol
 from bindkit.results.sweeping import SWEEP_COLUMNS, kept_rows, remove_stale_fits, same_class_rows
 

@@ -5,31 +5,22 @@
 >>> probe.pairwise(torch.ones(2, 3, 4), torch.ones(2, 5, 4)).shape
 torch.Size([2, 3, 5])
 
-A probe of one's own is a subclass in the registry; from then on `fit_probe`, `sweep` and `load_probe` know it:
-
->>> @register_probe("sum_of_products")
-... class SumOfProducts(Probe):
-...     '''Adds up all products: one learned factor and an offset.'''
-...
-...     def __init__(self, d_model: int) -> None:
-...         super().__init__(d_model)
-...         self.factor = torch.nn.Parameter(torch.ones(()))
-...         self.bias = torch.nn.Parameter(torch.zeros(()))
-...
-...     def pairwise(self, x, y):
-...         return self.factor * (x @ y.mT) + self.bias
->>> make_probe("sum_of_products", d_model=4).pairwise(torch.ones(1, 4), torch.ones(2, 4)).shape
-torch.Size([1, 2])
->>> _ = PROBES.pop("sum_of_products")
+A probe of one's own is a subclass of `Probe` with `register_probe` above it; from then on `fit_probe`, `sweep` and
+`load_probe` know it.
 """
 
 from bindkit.backbones.attention import AttentionMaps
 from bindkit.probes.attention import SelfAttention
-from bindkit.probes.base import Probe, by_capability, check_layer, require_probe
-from bindkit.probes.baselines import CosineSimilarity, DotProduct
-from bindkit.probes.bilinear import DiagonalQuadratic, Linear, Quadratic, QuadraticFixedRank
+from bindkit.probes.base import PairMoments, Probe, by_capability, check_layer, require_probe
+from bindkit.probes.bilinear import (
+    CosineSimilarity,
+    DiagonalQuadratic,
+    DotProduct,
+    Linear,
+    Quadratic,
+    QuadraticFixedRank,
+)
 from bindkit.probes.maps import ClassMap, IdentityMap, PointwiseMap, Softmax
-from bindkit.probes.moments import PairMoments
 from bindkit.probes.pair_products import add_symmetric_product, mirrored
 from bindkit.probes.registry import PROBES, make_probe, parse_probe, register_probe
 from bindkit.probes.saving import load_probe, save_probe

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,24 @@ from torch import Tensor, nn
 
 from bindkit.arguments import require_kind
 from bindkit.errors import LayerError, ProbeError, ProbeMismatchError
-from bindkit.probes.moments import PairMoments
+
+
+@dataclass(frozen=True)
+class PairMoments:
+    """Moments of the pairs of a training split: all that a start in closed form needs to know of it."""
+
+    patches: Float[Tensor, "d_model d_model"]
+    """Mean of ``x x'`` over the patches that take part."""
+    signal: Float[Tensor, "d_model d_model"]
+    """Symmetric mean of ``t x y'`` over the counted pairs ``(x, y)``, where ``t`` is 1 for a pair on one object and 0
+    for another, less the share of such pairs: how products go along with the answer."""
+
+    def in_units(self, units: Tensor) -> PairMoments:
+        """The same moments of ``units @ x`` (of ``units * x`` for a diagonal)."""
+        if units.ndim == 1:
+            outer = units[:, None] * units[None, :]
+            return PairMoments(self.patches * outer, self.signal * outer)
+        return PairMoments(units @ self.patches @ units.T, units @ self.signal @ units.T)
 
 
 class Probe(nn.Module, ABC):
@@ -85,12 +103,7 @@ class Probe(nn.Module, ABC):
     def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:
         """Parameters that give for ``x`` what `parameters` give for ``units @ x``.
 
-        Parameters
-        ----------
-        parameters : mapping
-            Of `named_parameters`; may carry gradients.
-        units : float tensor of shape (d_model, d_model) or (d_model,)
-            The latter is a diagonal.
+        They are those of `named_parameters` and may carry gradients; units of shape ``(d_model,)`` are a diagonal.
         """
         raise ProbeError(f"the {self.kind} probe says trained_in = {self.trained_in!r} but does not define folded()")
 
@@ -102,13 +115,7 @@ class Probe(nn.Module, ABC):
         return None
 
     def check_fits(self, d_model: int, layer: int | None = None) -> None:
-        """Refuse activations of another width, or of another layer than the probe was fitted on.
-
-        Raises
-        ------
-        ProbeMismatchError
-            Naming both sides.
-        """
+        """Refuse activations of another width, or of another layer than the probe was fitted on: ProbeMismatchError."""
         if d_model != self.d_model:
             raise ProbeMismatchError(
                 f"this {self.kind} probe takes activations of width {self.d_model}, got width {d_model}; "
@@ -122,21 +129,10 @@ class Probe(nn.Module, ABC):
             )
 
     def layer_for(self, backbone: Mapping[str, Any], layer: int | None = None) -> int:
-        """Layer that this probe reads, once it is known to be a probe of that backbone.
+        """Layer (0-based) that this probe reads, once it is known to be a probe of that backbone.
 
-        Parameters
-        ----------
-        backbone : mapping
-            As ``backbone.describe()`` or ``cache.backbone`` gives it: ``name``, ``weights_digest``.
-        layer : int, optional
-            0-based; needed for a probe that does not know which layer it was fitted on.
-
-        Raises
-        ------
-        ProbeMismatchError
-            If it was fitted on other weights.
-        LayerError
-            If no layer is known.
+        Told of the backbone as ``backbone.describe()`` or ``cache.backbone``, and the layer where the probe does not
+        know it. Raises ProbeMismatchError if it was fitted on other weights, LayerError if no layer is known.
         """
         digest, given = self.fitted_on.get("weights_digest"), backbone["weights_digest"]
         if digest is not None and digest != given:
@@ -150,25 +146,18 @@ class Probe(nn.Module, ABC):
         return int(chosen)
 
 
+def by_capability(name: str) -> tuple[int, int, str]:
+    """Sort key of probes' names, the most capable first; of one kind the highest number (a rank) first."""
+    kind, _, number = name.partition("@")
+    # Each contains those behind it, as good as; all others come behind in alphabetical order.
+    capable = ["quadratic", "quadratic_fixed_rank", "diag_quadratic", "linear"]
+    return [*capable, kind].index(kind), -int(number) if number.isdigit() else 0, name
+
+
 def require_probe(given: Any) -> Probe:
     """Refuse what is no probe, such as a fit or a directory. Raises ProbeError."""
     require_kind(given, Probe, "a probe is what fit.probe or bk.load_probe(directory) gives", ProbeError)
     return given
-
-
-_FROM_THE_MOST_CAPABLE = ("quadratic", "quadratic_fixed_rank", "diag_quadratic", "linear")
-"""Kinds that contain those behind them, as good as; all others come behind in alphabetical order."""
-
-
-def by_capability(name: str) -> tuple[int, int, str]:
-    """Sort key of probes' names, the most capable first; of one kind the highest number (a rank) first.
-
-    >>> sorted(["softmax", "linear", "quadratic_fixed_rank@4", "quadratic_fixed_rank@16"], key=by_capability)
-    ['quadratic_fixed_rank@16', 'quadratic_fixed_rank@4', 'linear', 'softmax']
-    """
-    kind, _, number = name.partition("@")
-    place = _FROM_THE_MOST_CAPABLE.index(kind) if kind in _FROM_THE_MOST_CAPABLE else len(_FROM_THE_MOST_CAPABLE)
-    return place, -int(number) if number.isdigit() else 0, name
 
 
 def uniform_start(*shape: int, fan_in: int) -> nn.Parameter:
@@ -178,13 +167,7 @@ def uniform_start(*shape: int, fan_in: int) -> nn.Parameter:
 
 
 def check_layer(layer: int, available: tuple[int, ...], where: str) -> int:
-    """Refuse a layer that is not there.
-
-    Raises
-    ------
-    LayerError
-        Naming the layers there are.
-    """
+    """Refuse a layer that is not there. Raises LayerError, which names those there are."""
     if layer not in available:
         raise LayerError(f"{where} has no layer {layer}; it has {', '.join(map(str, available))} (0-based)")
     return layer

@@ -14,11 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bindkit.cache import ActivationCache
-from bindkit.cache.store import SceneChoice, activations_of, labels_of
-from bindkit.errors import ConstantActivationsError, EmptySplitError, NonFiniteActivationsError
+from bindkit.cache.choosing import SceneChoice, activations_of, labels_of
+from bindkit.errors import ConstantActivationsError, EmptySplitError, NonFiniteActivationsError, OneAnswerError
 from bindkit.probes.base import check_layer
-from bindkit.probes.matching import distance_strata
-from bindkit.probes.metrics import JudgedPairs
+from bindkit.probes.metrics import JudgedPairs, distance_strata
 from bindkit.probes.protocols import Protocol
 
 _IN_MEMORY_BYTES = 512 * 2**20
@@ -86,26 +85,16 @@ class PatchBatch:
         return same_class & has_twin[:, :, None] & has_twin[:, None, :]
 
 
+def spread(n: int, most: int) -> Int[Tensor, " position"]:
+    """Positions of at most so many of n things, evenly spread."""
+    return torch.linspace(0, n - 1, min(most, n), dtype=torch.float64).long().unique()
+
+
 class SplitPatches:
-    """The patches of one split and layer that take part under a protocol, ready to be drawn.
+    """The patches of one split (or of scenes chosen from all) at a layer that take part under a protocol.
 
-    Parameters
-    ----------
-    cache : ActivationCache
-        Where they lie.
-    split : str or SceneChoice
-        "train", "validation" or "test", or scenes chosen from all of them.
-    layer : int
-        Which activations.
-    protocol : Protocol
-        Says which patches take part.
-    device : torch.device
-        Where batches are put. Activations stay on disk (memory maps) unless all of them fit in 512 MiB.
-
-    Raises
-    ------
-    LayerError
-        If the cache has no such layer.
+    Activations stay on disk (memory maps) unless all of them fit in 512 MiB; batches are put on the device. Raises
+    LayerError if the cache has no such layer.
     """
 
     def __init__(
@@ -132,10 +121,10 @@ class SplitPatches:
         self._rows = torch.from_numpy(rows)
         self._counts = torch.from_numpy(counts[usable])
         self._starts = torch.from_numpy(starts[usable])
-        self._instances = torch.from_numpy(labels.instances[rows].astype(np.int32)).to(device)
-        self._classes = torch.from_numpy(labels.classes[rows].astype(np.int32)).to(device)
-        self._corners = torch.from_numpy(labels.corners[rows].astype(np.int32)).to(device)
-        self._window = torch.from_numpy(labels.window[rows].astype(np.int32)).to(device)
+        self._instances, self.classes, self._corners, self._window = (
+            torch.from_numpy(column[rows].astype(np.int32)).to(device)
+            for column in (labels.instances, labels.classes, labels.corners, labels.window)
+        )
         self._cached, self._cached_at = activations_of(cache, split, layer), cache.path
         self._table: Tensor | None = None
         self._judged: list[PatchBatch] = []
@@ -152,13 +141,7 @@ class SplitPatches:
         return len(self._rows)
 
     def require(self) -> SplitPatches:
-        """Refuse to go on without a single usable scene.
-
-        Raises
-        ------
-        EmptySplitError
-            Saying how many scenes there were and what they lack.
-        """
+        """Refuse to go on without a single usable scene. Raises EmptySplitError."""
         if not len(self):
             raise EmptySplitError(
                 f"the {self.split} split has no scene with two patches that take part under the {self.protocol.name} "
@@ -168,16 +151,34 @@ class SplitPatches:
             )
         return self
 
-    def require_differences(self, n_rows: int = 1024) -> None:
-        """Refuse activations that are the same for every patch.
+    def require_two_answers(self) -> None:
+        """Refuse scenes whose pairs all have one answer: whatever a probe said of them would be a number about nothing.
 
-        Raises
-        ------
-        ConstantActivationsError
-            If not one of evenly spread patches differs from the first.
+        Raises OneAnswerError, also where no pair counts.
         """
-        chosen = torch.linspace(0, self.n_patches - 1, min(n_rows, self.n_patches), dtype=torch.float64).long()
-        rows = self._take(chosen)
+        answers = set()
+        for batch in self.judged():
+            answers |= set(torch.unique(batch.same[batch.counted]).tolist())
+            if len(answers) == 2:
+                return
+        if answers:
+            what = "on one object" if answers == {True} else "on two different objects"
+            raise OneAnswerError(
+                f"every pair of patches of the {self.split} split is {what}, so that there is nothing to learn; give "
+                "scenes with several objects of several patches each (one object a scene? patches too large? too few a "
+                "scene?)"
+            )
+        raise OneAnswerError(
+            f"no pair of patches of the {self.split} split counts under this protocol (do all show the same pixels?); "
+            "take more patches per scene"
+        )
+
+    def require_differences(self) -> None:
+        """Refuse activations that are the same for every patch; looks at 1,024 evenly spread ones.
+
+        Raises ConstantActivationsError.
+        """
+        rows = self._take(spread(self.n_patches, 1024))
         if bool((rows == rows[:1]).all()):
             raise ConstantActivationsError(
                 f"every patch of the {self.split} split has the same activation at layer {self.layer}; there is "
@@ -188,11 +189,6 @@ class SplitPatches:
     def d_model(self) -> int:
         """Width of the activations."""
         return self._cached.d_model
-
-    @property
-    def classes(self) -> Int[Tensor, " patch"]:
-        """Class ids of the patches that take part."""
-        return self._classes
 
     def shuffled(self, batch: PatchBatch) -> PatchBatch:
         """A batch of this split with the instances and classes of another scene's patches in random order.
@@ -211,7 +207,7 @@ class SplitPatches:
                 other[start : start + count] = torch.from_numpy(np.resize(given, count))
             self._other_patch = other.to(self.device)
         other_patches = self._other_patch[batch.positions]
-        return replace(batch, instances=self._instances[other_patches], classes=self._classes[other_patches])
+        return replace(batch, instances=self._instances[other_patches], classes=self.classes[other_patches])
 
     def _take(self, positions: Tensor, into: Tensor | None = None) -> Tensor:
         if self._table is not None:
@@ -241,20 +237,11 @@ class SplitPatches:
         into: Float[Tensor, "row d_model"] | None = None,
         labels_only: bool = False,
     ) -> PatchBatch:
-        """Draw a training step's patches of some scenes, without repetition; all of a scene's where it has no more.
+        """Draw a training step's patches of some scenes (positions in this split), without repetition.
 
-        Parameters
-        ----------
-        scenes : int tensor of shape (scene,)
-            Positions of scenes in this split, 0-based.
-        generator : torch.Generator
-            On the CPU, so that draws are the same on every device.
-        n_patches : int, optional
-            At most so many of a scene; default: the protocol's.
-        into : float tensor, optional
-            What `buffer` gave: the batch's activations are written there, over those of the batch before.
-        labels_only : bool
-            Leave out activations (their width is 0): for who only counts pairs.
+        At most `n_patches` of each (default: the protocol's), all of a scene's where it has no more. The generator is
+        on the CPU, so that draws are the same on every device. With `into`, what `buffer` gave, the batch's activations
+        are written over those of the batch before. `labels_only` leaves them out (width 0).
         """
         n_patches = n_patches or self.protocol.train_patches
         counts = self._counts[scenes]
@@ -305,7 +292,7 @@ class SplitPatches:
         return PatchBatch(
             activations=torch.empty(*positions.shape, 0, device=self.device),
             instances=self._instances[on_device],
-            classes=self._classes[on_device],
+            classes=self.classes[on_device],
             corners=self._corners[on_device],
             window=self._window[on_device],
             present=present.to(self.device),

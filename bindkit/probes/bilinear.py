@@ -1,4 +1,4 @@
-"""Probes whose logit is linear in each of the two patches: linear, diagonal, quadratic, and quadratic of fixed rank."""
+"""Probes whose logit is linear in each of the two patches, and the similarities that need no training beside them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bindkit.errors import ProbeError
-from bindkit.probes.base import Probe, uniform_start
-from bindkit.probes.moments import PairMoments
+from bindkit.probes.base import PairMoments, Probe, uniform_start
 from bindkit.probes.pair_products import diagonal_logits, symmetric_logits
 from bindkit.probes.registry import register_probe
-
-RANK = 100
-"""Of `quadratic_fixed_rank`, as in the reference implementation."""
 
 
 def times_units(weight: Float[Tensor, "*rows d_model"], units: Tensor) -> Float[Tensor, "*rows d_model"]:
@@ -25,15 +21,22 @@ def times_units(weight: Float[Tensor, "*rows d_model"], units: Tensor) -> Float[
     return weight * units if units.ndim == 1 else weight @ units
 
 
+class RowsProbe(Probe):
+    """A probe in whose formula every parameter but the offset multiplies one patch."""
+
+    trained_in = "whitened"
+
+    def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        return {name: value if name == "bias" else times_units(value, units) for name, value in parameters.items()}
+
+
 @register_probe("linear")
-class Linear(Probe):
+class Linear(RowsProbe):
     """``w.x + w.y + b``: whether each patch by itself looks like part of an object that fills the view.
 
     The reference implementation adds the output of one ``nn.Linear`` at both patches, ``w.x + w.y + 2b``: the same
     functions, but Adam moves that offset twice as far a step. The paper protocol does so: ``offset_at_both``.
     """
-
-    trained_in = "whitened"
 
     def __init__(self, d_model: int, offset_at_both: bool = False) -> None:
         # Named only where it is so: saved probes without it keep their bytes.
@@ -49,9 +52,6 @@ class Linear(Probe):
     def offset(self) -> Tensor:
         """What a logit has beside the two patches' scores."""
         return 2 * self.bias if self.options.get("offset_at_both") else self.bias
-
-    def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
-        return {"weight": times_units(parameters["weight"], units), "bias": parameters["bias"]}
 
 
 @register_probe("diag_quadratic")
@@ -111,14 +111,13 @@ class Quadratic(Probe):
 
 
 @register_probe("quadratic_fixed_rank")
-class QuadraticFixedRank(Probe):
-    """The quadratic probe with ``W = W1' W2`` of rank 100, or of the rank that the name says (``...@16``)."""
+class QuadraticFixedRank(RowsProbe):
+    """The quadratic probe with ``W = W1' W2`` of rank 100, as in the reference, or as the name says (``...@16``)."""
 
-    trained_in = "whitened"
     numbered = "rank"
     degrees: ClassVar[Mapping[str, float]] = {"first": 0.5, "second": 0.5}
 
-    def __init__(self, d_model: int, rank: int = RANK) -> None:
+    def __init__(self, d_model: int, rank: int = 100) -> None:
         if rank < 1:
             raise ProbeError(f"a quadratic_fixed_rank probe of rank {rank} says nothing; give a rank of 1 or more")
         super().__init__(d_model, rank=rank)
@@ -136,10 +135,6 @@ class QuadraticFixedRank(Probe):
         left, right = torch.cat([first, second], dim=-1), y @ torch.cat([self.second, self.first]).T
         return left @ (scale * right).mT + self.bias
 
-    def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
-        maps = {name: times_units(parameters[name], units) for name in ("first", "second")}
-        return maps | {"bias": parameters["bias"]}
-
     def closed_form(self, moments: PairMoments) -> dict[str, Tensor]:
         """The strongest eigenvectors of the quadratic probe's start."""
         values, vectors = torch.linalg.eigh(moments.signal * math.sqrt(self.d_model))
@@ -149,3 +144,33 @@ class QuadraticFixedRank(Probe):
         first, second = torch.zeros_like(self.first), torch.zeros_like(self.second)
         first[: len(chosen)], second[: len(chosen)] = roots, roots * values[chosen].sign()[:, None]
         return {"first": first, "second": second, "bias": torch.zeros_like(self.bias)}
+
+
+@register_probe("cosine_similarity")
+class CosineSimilarity(Probe):
+    """``cos(x, y) + b``: only an offset is learned."""
+
+    trained_in = "raw"
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__(d_model)
+        self.bias = uniform_start(fan_in=d_model)
+
+    def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102
+        # Two norms count for at least 1e-8, as in the reference implementation.
+        norms = x.norm(dim=-1)[..., :, None] * y.norm(dim=-1)[..., None, :]
+        return x @ y.mT / norms.clamp(min=1e-8) + self.bias
+
+
+@register_probe("dot_product")
+class DotProduct(Probe):
+    """``x.y + b``: only an offset is learned."""
+
+    trained_in = "raw"
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__(d_model)
+        self.bias = uniform_start(fan_in=d_model)
+
+    def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102
+        return x @ y.mT + self.bias

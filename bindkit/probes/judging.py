@@ -1,48 +1,42 @@
-"""A probe judged on the pairs of a split: of its own cache, or of other scenes than it was fitted for."""
+"""A probe judged on the pairs of a split or, fold by fold, of all scenes: of its own cache, or of others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bindkit.arguments import is_control, read_device
+from bindkit.arguments import is_control, read_device, whole_number
 from bindkit.cache import ActivationCache, require_cache
+from bindkit.cache.choosing import SceneChoice
+from bindkit.errors import InvalidParameterError
 from bindkit.probes.base import Probe, require_probe
 from bindkit.probes.batches import PatchBatch, SplitPatches, flat_pairs
-from bindkit.probes.folds import Roles, judged_scenes, roles_for
 from bindkit.probes.metrics import JudgedPairs, judge
 from bindkit.probes.protocols import Protocol, protocol_of_fit
 from bindkit.probes.protocols import protocol as protocol_of
-from bindkit.probes.tasks import TASKS, own_figures
+from bindkit.probes.tasks import TASKS, Task, own_figures, pair_loss
+from bindkit.scenes.splits import in_order
 
 JUDGED_FIRST = ("test", "validation", "train")
 """Of these splits the first that has usable scenes is the one whose figures are reported."""
 
-_SAID_OF_A_FIT = ("backbone", "probe", "task")
+Roles = Mapping[str, str | SceneChoice]
+"""Scenes that train, validate and test."""
+
+LEAST_FOLDS = 3
+_FOLDS = " folds"
+"""What the column ``split`` says behind their number."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A probe and the patches that it is judged on, both on one device; the labels are those of its task.
-
-    ::
-
-        with judging(probe, cache) as judged:
-            pairs = judged.pairs()
-
-    Attributes
-    ----------
-    probe : Probe
-    patches : SplitPatches
-        At least one scene.
-    task : str
-        Permuted labels for the control task, else the true ones.
-    """
+    """A probe and the patches that it is judged on, both on one device; the labels are those of its task."""
 
     probe: Probe
     patches: SplitPatches
@@ -52,14 +46,11 @@ class Judged:
     def described(self) -> dict[str, str | int]:
         """What is judged on what: backbone, layer (none of a control), probe, task, protocol, split, n_scenes."""
         fitted = self.probe.fitted_on
-        known: dict[str, str | int] = {name: fitted[name] for name in _SAID_OF_A_FIT if name in fitted}
+        known: dict[str, str | int] = {name: fitted[name] for name in ("backbone", "probe", "task") if name in fitted}
         if not is_control(fitted.get("objective")):
             known["layer"] = self.patches.layer
-        return known | {
-            "protocol": self.patches.protocol.name,
-            "split": self.patches.split,
-            "n_scenes": len(self.patches),
-        }
+        protocol, split = self.patches.protocol.name, self.patches.split
+        return known | {"protocol": protocol, "split": split, "n_scenes": len(self.patches)}
 
     def batches(self) -> Iterator[PatchBatch]:
         """The judged batches."""
@@ -75,10 +66,6 @@ class Judged:
     def pairs(self) -> JudgedPairs:
         """All judged pairs."""
         return flat_pairs(self.said())
-
-    def figures(self) -> dict[str, float]:
-        """Those of `judge_pairs`, and the task's own."""
-        return judge_together([self])
 
 
 @contextmanager
@@ -124,12 +111,22 @@ def judge_together(parts: Sequence[Judged]) -> dict[str, float]:
 
 
 def judge_split(probe: Probe, patches: SplitPatches, task: str = "pairwise") -> dict[str, float]:
-    """Figures of a probe on the judged pairs of a split, ``n_scenes``, ``n_pairs`` and the task's own among them.
-
-    Probe and patches are on the same device.
-    """
+    """Figures of a probe on the judged pairs of a split, ``n_scenes``, ``n_pairs`` and the task's own among them."""
     with torch.inference_mode():
-        return Judged(probe, patches, task).figures()
+        return judge_together([Judged(probe, patches, task)])
+
+
+def validate(probe: Probe, task: Task, validation: SplitPatches) -> tuple[float, float]:
+    """Loss over the validation scenes, as the task counts it, and accuracy over all their counted pairs."""
+    loss = right = n_loss = n_pairs = 0.0
+    with torch.inference_mode():
+        for batch, logits, said_same in Judged(probe, validation, task.name).said():
+            n_terms = task.n_terms(batch)
+            told = task.loss(probe, batch) if task.kind else pair_loss(logits, batch)
+            loss, n_loss = loss + float(told) * n_terms, n_loss + n_terms
+            right += float(((said_same == batch.same) & batch.counted).sum())
+            n_pairs += float(batch.counted.sum())
+    return loss / max(n_loss, 1), right / max(n_pairs, 1)
 
 
 def same_class_pairs(
@@ -139,9 +136,8 @@ def same_class_pairs(
 
     Arguments and errors as `judge_same_class`.
     """
-    rules, cpu = protocol_of(protocol), torch.device("cpu")
-    named = judged_scenes(cache, split) if split is not None else None
-    patches = _judged_patches(cache, split, cache.layers[0], rules, cpu, {} if named is None else {str(split): named})
+    rules, roles = protocol_of(protocol), {} if split is None else {split: judged_scenes(cache, split)}
+    patches = _judged_patches(cache, split, cache.layers[0], rules, torch.device("cpu"), roles)
     same_class = ((batch, batch.classes[:, :, None] == batch.classes[:, None, :]) for batch in patches.judged())
     return patches.split, flat_pairs((batch, said.float() - 0.5, said) for batch, said in same_class)
 
@@ -149,19 +145,10 @@ def same_class_pairs(
 def judge_same_class(
     cache: ActivationCache, protocol: str | Protocol = "strict", split: str | None = None
 ) -> tuple[str, dict[str, float]]:
-    """Judge the oracle that calls two patches *same* where their classes are, on the pairs that probes are judged on.
+    """The judged split, and the figures there of an oracle that calls two patches *same* where their classes are.
 
-    Returns
-    -------
-    split : str
-        The judged one: of test, validation and train the first that has usable scenes, unless one is asked for.
-    figures : dict
-        As `judge_probe`.
-
-    Raises
-    ------
-    EmptySplitError
-        If there is no usable scene.
+    On the pairs that probes are judged on: of test, validation and train the first that has usable scenes, unless one
+    is asked for. Raises EmptySplitError if there is none.
     """
     judged_on, pairs = same_class_pairs(cache, protocol, split)
     return judged_on, judge_pairs(pairs)
@@ -217,7 +204,7 @@ def judge_probe(
         bk.judge_probe(fit.probe, harder_scenes)["auroc"]
     """
     with judging(probe, cache, split, protocol, layer, device) as judged:
-        return judged.figures()
+        return judge_together([judged])
 
 
 def _judged_patches(
@@ -229,3 +216,83 @@ def _judged_patches(
         if len(patches):
             break
     return patches.require()
+
+
+def fold_roles(cache: ActivationCache, n_folds: int) -> list[dict[str, SceneChoice]]:
+    """Of each fold of a cross-validation the scenes that train, validate and test its probe.
+
+    All cached scenes, whatever their split, are dealt into folds by groups, by scene ids alone. The probe of fold k is
+    trained on the rest less fold k + 1, which validates, and judges fold k. Raises InvalidParameterError for fewer than
+    three folds, or more than there are groups.
+    """
+    folds = _dealt(cache, n_folds)
+    return [_roles(cache, k + 1, n_folds, folds[k], folds[(k + 1) % n_folds]) for k in range(n_folds)]
+
+
+def _roles(
+    cache: ActivationCache, number: int, n_folds: int, test: Iterable[str], validation: Iterable[str]
+) -> dict[str, SceneChoice]:
+    """What each scene of a cache is to the probe of one fold (number from 1 on), by the scenes that it never saw."""
+    known = _scene_ids(cache)
+    tested, validating = (tuple(scene for scene in chosen if scene in known) for chosen in (test, validation))
+    trained = tuple(scene for scene in known if scene not in {*tested, *validating})
+    name = f"fold {number} of {n_folds}"
+    return {
+        "train": SceneChoice(f"training scenes of {name}", trained),
+        "validation": SceneChoice(f"validation scenes of {name}", validating),
+        "test": SceneChoice(name, tested),
+    }
+
+
+def roles_for(fitted_on: Mapping[str, Any], cache: ActivationCache) -> Roles:
+    """What a cache's splits are to a probe: its own where it was fitted on a fold of these scenes, else the cache's."""
+    fold = fitted_on.get("fold")
+    if fold is None or fitted_on["scenes"] != cache.manifest.identity.scenes_uri:
+        return {split: split for split in cache.splits}
+    return _roles(cache, fold["number"], fold["of"], fold["test"], fold["validation"])
+
+
+def judged_scenes(cache: ActivationCache, split: str) -> str | SceneChoice:
+    """Scenes that a table's ``split`` speaks of: of ``"5 folds"`` all, fold by fold."""
+    if not is_folds(split):
+        return split
+    return SceneChoice(split, tuple(scene for fold in _dealt(cache, int(split.removesuffix(_FOLDS))) for scene in fold))
+
+
+def said(n_folds: int) -> str:
+    """What stands in the column ``split``."""
+    return f"{n_folds}{_FOLDS}"
+
+
+def is_folds(split: str) -> bool:
+    """Whether the column ``split`` speaks of a cross-validation."""
+    return split.endswith(_FOLDS)
+
+
+def scenes_of(split: str, n_scenes: int | None = None) -> str:
+    """The judged scenes in words, with their number where it is known: "1 test scene", "all scenes in 5 folds"."""
+    if n_scenes is None:
+        return f"all scenes in {split}" if is_folds(split) else f"the {split} scenes"
+    noun = "scene" if n_scenes == 1 else "scenes"
+    return f"{n_scenes} {noun} in {split}" if is_folds(split) else f"{n_scenes} {split} {noun}"
+
+
+def _scene_ids(cache: ActivationCache) -> dict[str, None]:
+    return {scene: None for split in cache.splits for scene in cache.labels(split).scene_ids}
+
+
+def _dealt(cache: ActivationCache, n_folds: int) -> list[tuple[str, ...]]:
+    """Scenes of each fold: large groups first, each to the smallest fold so far."""
+    n_folds, scenes = whole_number(n_folds, "folds"), sorted(_scene_ids(cache))
+    members: dict[str, list[int]] = {}
+    for position, scene in enumerate(scenes):
+        members.setdefault(cache.groups.get(scene, scene), []).append(position)
+    if not LEAST_FOLDS <= n_folds <= len(members):
+        raise InvalidParameterError(
+            f"folds is at least {LEAST_FOLDS} (one is judged, one validates, the rest trains) and at most the number "
+            f"of scenes or groups of them, {len(members)}; got {n_folds}"
+        )
+    folds: list[list[int]] = [[] for _ in range(n_folds)]
+    for group in in_order(scenes, [tuple(found) for found in members.values()]):
+        min(folds, key=len).extend(group)
+    return [tuple(scenes[position] for position in sorted(fold)) for fold in folds]

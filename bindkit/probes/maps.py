@@ -1,14 +1,8 @@
-"""Probes that map each patch to a distribution: two patches are of one object as far as both fall on one outcome.
-
->>> import torch
->>> head = ClassMap(4, class_ids=[3, 7])
->>> head.outcomes(torch.ones(5, 4)).shape, head.pairwise(torch.ones(2, 4), torch.ones(3, 4)).shape
-(torch.Size([5, 3]), torch.Size([2, 3]))
-"""
+"""Probes that map each patch to a distribution: two patches are of one object as far as both fall on one outcome."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,21 +10,13 @@ from torch import Tensor
 from torch.nn.functional import softmax
 
 from bindkit.errors import ProbeError
-from bindkit.probes.base import Probe, uniform_start
-from bindkit.probes.bilinear import times_units
+from bindkit.probes.base import uniform_start
+from bindkit.probes.bilinear import RowsProbe
 from bindkit.probes.registry import register_probe
 
-OUTCOMES = 151
-"""Of the `softmax` probe: the 150 classes of ADE20K's benchmark and other, as in the reference implementation."""
 
-QUERIES = 100
-"""Of `pointwise_identity`, as in the reference implementation."""
-
-
-class Map(Probe):
+class Map(RowsProbe):
     """A linear map of each patch to outcomes, and the log odds that two patches fall on the same one."""
-
-    trained_in = "whitened"
 
     def __init__(self, d_model: int, width: int, **options: object) -> None:
         super().__init__(d_model, **options)
@@ -51,21 +37,19 @@ class Map(Probe):
         tiny = torch.finfo(same.dtype).tiny
         return same.clamp(min=tiny).log() - other.clamp(min=tiny).log()
 
-    def folded(self, parameters: Mapping[str, Tensor], units: Tensor) -> dict[str, Tensor]:  # noqa: D102
-        return {"weight": times_units(parameters["weight"], units), "bias": parameters["bias"]}
-
 
 @register_probe("softmax")
 class Softmax(Map):
     """``softmax(Wx).softmax(Wy)``, the chance that two patches fall on one of 151 outcomes, as log odds.
 
+    As many as in the reference implementation: the 150 classes of ADE20K's benchmark and other.
     The reference implementation gives that chance, which is never below 0, to the loss as if it were a logit, so that
     it calls every pair *same*. The paper protocol does so too: ``chance_is_logit``.
     """
 
     numbered = "n_outcomes"
 
-    def __init__(self, d_model: int, n_outcomes: int = OUTCOMES, chance_is_logit: bool = False) -> None:
+    def __init__(self, d_model: int, n_outcomes: int = 151, chance_is_logit: bool = False) -> None:
         if n_outcomes < 2:
             raise ProbeError(f"a softmax probe of {n_outcomes} outcomes tells no patches apart; give 2 or more")
         super().__init__(d_model, n_outcomes, n_outcomes=n_outcomes, chance_is_logit=chance_is_logit)
@@ -113,12 +97,12 @@ class ClassMap(PointwiseMap):
 
 @register_probe("identity_map")
 class IdentityMap(PointwiseMap):
-    """A linear map to 100 queries and background: what `linear` is in the task ``pointwise_identity``.
+    """A linear map to 100 queries (the reference's) and background: `linear` in the task ``pointwise_identity``.
 
     Outcome 0 is background, the others stand for objects that a scene's matching assigns to them.
     """
 
     pointwise_task = "pointwise_identity"
 
-    def __init__(self, d_model: int, n_queries: int = QUERIES) -> None:
+    def __init__(self, d_model: int, n_queries: int = 100) -> None:
         super().__init__(d_model, n_queries + 1, n_queries=n_queries)

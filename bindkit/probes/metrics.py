@@ -2,42 +2,29 @@
 
 All figures are computed from one flat list of judged pairs. *Twins* are pairs on two different instances of one
 class: the hard negatives that similarity alone cannot tell from pairs on one object.
-
->>> import numpy as np
->>> pairs = JudgedPairs(
-...     logits=np.array([2.0, 1.0, -1.0, 0.5]),
-...     same=np.array([True, True, False, False]),
-...     twins_question=np.array([True, False, False, True]),
-...     scene=np.array([0, 0, 1, 1]),
-... )
->>> figures = judge(pairs)
->>> figures["accuracy"], figures["auroc"], figures["twins_accuracy"], figures["twins_auroc"]
-(0.75, 1.0, 0.0, 1.0)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
 from bindkit.errors import InvalidParameterError, NonFiniteActivationsError
-from bindkit.probes.matching import Strata
-from bindkit.probes.resampling import interval, leave_out_scenes
+from bindkit.probes.resampling import LeftOutScenes, interval, leave_out_scenes
+
+logger = logging.getLogger(__name__)
 
 FIGURES = (
-    "accuracy",
-    "majority_accuracy",
-    "balanced_accuracy",
-    "auroc",
-    "average_precision",
-    "twins_accuracy",
-    "twins_auroc",
-    "matched_auroc",
-    "matched_twins_auroc",
+    *("accuracy", "majority_accuracy", "balanced_accuracy", "auroc", "average_precision"),
+    *("twins_accuracy", "twins_auroc", "matched_auroc", "matched_twins_auroc"),
 )
 """Names of the figures that `judge` gives, each with ``_low`` and ``_high`` beside it."""
 
@@ -45,37 +32,46 @@ _BINS = 1024
 _SAMPLED = 1_000_000
 """Pairs that decide where the bins lie."""
 
+LEAST = 5
+"""Pairs on one object and pairs on two that a stratum needs to be counted."""
+
+_STRATUM_BINS = 64
+"""Bins of equal count that the scores of a stratum fall into, where scenes are left out."""
+
+_CELLS_AT_ONCE = 1 << 22
+"""Counts (scenes times bins) that are held at a time."""
+
+_IN_WORDS = {"auroc": "AUROC", "matched_auroc": "AUROC among pairs at equal distance"}
+
+_BELOW_CHANCE = (
+    "it takes pairs on one object for less alike than pairs on two. If its sign is not learnt, that is a finding about "
+    "the score; else do not use the fit: it has not settled, its formula lacks an offset, or what holds of its "
+    "training scenes does not hold of the judged ones"
+)
+"""What it means, for a score that only an offset is learnt of as for a probe that could have learnt its sign."""
+
+_BY_DISTANCE = "what it orders rightly among all pairs, it orders by how far apart they are"
+"""What it means where the AUROC is below chance among pairs at equal distance alone."""
+
 
 @dataclass(frozen=True)
 class JudgedPairs:
-    """A flat list of pairs with what a probe said of them and what is true.
-
-    Attributes
-    ----------
-    logits : float array of shape (pair,)
-        A pair is called *same* where its logit is above 0, unless `said` says otherwise.
-    same : bool array of shape (pair,)
-        Whether both patches belong to one instance.
-    twins_question : bool array of shape (pair,)
-        Pairs of one class of which the scene shows several instances: pairs on one of them, and twins.
-    scene : int array of shape (pair,)
-        Number of the scene, 0-based.
-    said : bool array of shape (pair,), optional
-        Which pairs are called *same*, where that is not decided by the logit.
-    stratum : int array of shape (pair,), optional
-        Pairs of one number lie equally far apart (`bindkit.probes.matching.distance_strata`); without it there are no
-        distance-matched figures.
-    group : int array of shape (pair,), optional
-        Number of the scene's group, where scenes belong together (frames of one video).
-    """
+    """A flat list of pairs, in arrays of shape (pair,): what a probe said of them and what is true."""
 
     logits: np.ndarray
+    """A pair is called *same* where its logit is above 0, unless `said` says otherwise."""
     same: np.ndarray
+    """Whether both patches belong to one instance."""
     twins_question: np.ndarray
+    """Pairs of one class of which the scene shows several instances: pairs on one of them, and twins."""
     scene: np.ndarray
+    """Number of the scene, 0-based."""
     said: np.ndarray | None = None
+    """Which pairs are called *same*, where that is not decided by the logit."""
     stratum: np.ndarray | None = None
+    """Pairs of one number lie equally far apart (`distance_strata`); without it, no distance-matched figures."""
     group: np.ndarray | None = None
+    """Number of the scene's group, where scenes belong together (frames of one video)."""
 
     @property
     def unit(self) -> np.ndarray:
@@ -88,9 +84,8 @@ class JudgedPairs:
         return self.logits > 0 if self.said is None else self.said
 
     def __post_init__(self) -> None:
-        columns = [self.logits, self.same, self.twins_question, self.scene, self.said_same, self.unit]
-        columns += [] if self.stratum is None else [self.stratum]
-        shapes = {np.shape(column) for column in columns}
+        columns = [self.logits, self.same, self.twins_question, self.scene, self.said, self.unit, self.stratum]
+        shapes = {np.shape(column) for column in columns if column is not None}
         if len(shapes) != 1 or len(next(iter(shapes))) != 1:
             raise InvalidParameterError(f"judged pairs are arrays of one shape (pair,), got {sorted(shapes)}")
         if not np.isfinite(self.logits).all():
@@ -116,29 +111,23 @@ class JudgedPairs:
         if len(parts) == 1:
             return parts[0]
 
-        def through(name: str) -> np.ndarray:
-            starts = np.cumsum([0, *(getattr(part, name).max() + 1 for part in parts)])
-            return np.concatenate([getattr(part, name) + at for part, at in zip(parts, starts, strict=False)])
+        def joined(name: str) -> Any:
+            columns = [getattr(part, name) for part in parts]
+            return None if any(column is None for column in columns) else np.concatenate(columns)
 
-        columns = {
-            name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("logits", "same", "twins_question")
-        }
-        columns["said"] = np.concatenate([part.said_same for part in parts])
-        if all(part.stratum is not None for part in parts):
-            columns["stratum"] = np.concatenate([part.stratum for part in parts])
+        def through(name: str) -> np.ndarray:
+            starts = np.cumsum([0, *(getattr(part, name).max() + 1 for part in parts[:-1])])
+            return np.concatenate([getattr(part, name) + at for part, at in zip(parts, starts, strict=True)])
+
+        columns = {name: joined(name) for name in ("logits", "same", "twins_question", "stratum")}
         group = None if any(part.group is None for part in parts) else through("group")
-        return cls(**columns, scene=through("scene"), group=group)
+        return cls(**columns, scene=through("scene"), said=joined("said_same"), group=group)
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     """Chance that a random positive outranks a random negative; ties count half. NaN without both kinds.
 
     The Mann-Whitney U statistic over ``n_positive * n_negative``.
-
-    >>> import numpy as np
-    >>> auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
-    0.875
     """
     n_positive = int(positive.sum())
     n_negative = len(positive) - n_positive
@@ -149,12 +138,7 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Mean precision over the recall steps, one step a distinct score (no interpolation). NaN without positives.
-
-    >>> import numpy as np
-    >>> round(average_precision(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True])), 4)
-    0.8333
-    """
+    """Mean precision over the recall steps, one step a distinct score (no interpolation). NaN without positives."""
     n_positive = int(positive.sum())
     if not n_positive:
         return float("nan")
@@ -171,35 +155,21 @@ def _share(part: np.ndarray) -> float:
 
 
 def judge(pairs: JudgedPairs) -> dict[str, float]:
-    """All figures of one list of judged pairs, with 95 % intervals over scenes.
+    """All figures of one list of judged pairs, with 95 % intervals over scenes. Raises InvalidParameterError for none.
 
-    Parameters
-    ----------
-    pairs : JudgedPairs
-        At least one pair.
+    The names of `FIGURES`, each also with ``_low`` and ``_high`` (`bindkit.probes.resampling.interval`). NaN where a
+    figure is undefined (no pair on one object, no twins); bounds also where no interval is honest: fewer than
+    `bindkit.probes.resampling.MIN_SCENES` scenes that the figure depends on, or a figure of 0 or 1.
 
-    Returns
-    -------
-    dict
-        The names of `FIGURES`, each also with ``_low`` and ``_high`` (`bindkit.probes.resampling.interval`). NaN where
-        a figure is undefined (no pair on one object, no twins); bounds also where no interval is honest: fewer than
-        `bindkit.probes.resampling.MIN_SCENES` scenes that the figure depends on, or a figure of 0 or 1.
-
-        - ``accuracy``: share of pairs judged right (at logit 0, unless ``said`` says otherwise).
-        - ``majority_accuracy``: the same for always giving these pairs' more frequent answer.
-        - ``balanced_accuracy``: mean of the shares of same and of different pairs judged right.
-        - ``auroc``, ``average_precision``: of *same* as the positive answer.
-        - ``twins_accuracy``: share of twins judged different. Saying "different" to everything gives 1: read it beside
-          ``twins_auroc``, which ranks pairs on one object against twins, classes with several instances in the
-          scene only.
-        - ``matched_auroc``, ``matched_twins_auroc``: the same two among pairs that lie equally far apart: AUROC within
-          strata of equal patch distance, averaged with weights ``n_same * n_different / (n_same + n_different)``;
-          strata with fewer than 5 of either are left out. A probe that knows distances alone is at 0.5.
-
-    Raises
-    ------
-    InvalidParameterError
-        For an empty list of pairs.
+    - ``accuracy``: share of pairs judged right (at logit 0, unless ``said`` says otherwise).
+    - ``majority_accuracy``: the same for always giving these pairs' more frequent answer.
+    - ``balanced_accuracy``: mean of the shares of same and of different pairs judged right.
+    - ``auroc``, ``average_precision``: of *same* as the positive answer.
+    - ``twins_accuracy``: share of twins judged different. Saying "different" to everything gives 1: read it beside
+      ``twins_auroc``, which ranks pairs on one object against twins, classes with several instances in the scene only.
+    - ``matched_auroc``, ``matched_twins_auroc``: the same two among pairs that lie equally far apart: AUROC within
+      strata of equal patch distance, averaged with weights ``n_same * n_different / (n_same + n_different)``; strata
+      with fewer than 5 of either are left out. A probe that knows distances alone is at 0.5.
     """
     if not len(pairs):
         raise InvalidParameterError("there is no pair to judge; the split has no scene with two usable patches")
@@ -227,19 +197,9 @@ def left_out(pairs: JudgedPairs) -> dict[str, np.ndarray]:
     """Every figure over all scenes and with each scene left out in turn, by name: what `interval` takes.
 
     Accuracies are exact; ranks are exact up to the bin: 1,024 bins of equal count, and as many again around quantiles
-    of the pairs on one object and of twins, so that rare ones keep their ranks.
-    The difference of two probes' figures on the same scenes, row by row, is a paired one.
-
-    Parameters
-    ----------
-    pairs : JudgedPairs
-        At least one pair.
-
-    Returns
-    -------
-    dict
-        Arrays of shape (1 + scene,) by the names of `FIGURES`, NaN where a row has none of the pairs that are asked
-        for.
+    of the pairs on one object and of twins, so that rare ones keep their ranks. Arrays ``[1 + scene]`` by the names of
+    `FIGURES`, NaN where a row has none of the pairs that are asked for. The difference of two probes' figures on the
+    same scenes, row by row, is a paired one.
     """
     scenes = leave_out_scenes(pairs.unit)
     rng = np.random.default_rng(0)
@@ -288,3 +248,169 @@ def _binned_average_precision(positive: np.ndarray, negative: np.ndarray) -> np.
     called = np.cumsum(from_top + negative[:, ::-1], axis=1)
     precision = np.divide(np.cumsum(from_top, axis=1), called, out=np.zeros_like(called), where=called > 0)
     return (from_top * precision).sum(1) / positive.sum(1)
+
+
+def distance_strata(corners: np.ndarray, others: np.ndarray, patch_size: int) -> np.ndarray:
+    """Strata of equal distance: squared distances of patches in sixteenths of a squared patch, as whole numbers.
+
+    Offsets down and across are exact where they are multiples of a quarter of a patch, as all within one window are;
+    those between overlapping windows are rounded to it. Corners ``[pair, (top, left)]`` are in pixels.
+    """
+    quarters = (np.abs(corners.astype(np.int64) - others) * 8 + patch_size) // (2 * patch_size)
+    return (quarters**2).sum(1)
+
+
+@dataclass(frozen=True)
+class Strata:
+    """Pairs of the strata that have enough of both kinds, sorted by stratum and score; `of` makes them.
+
+    Near patches are mostly of one object and far ones of two, so that a probe which knows nothing but how far two
+    patches lie apart ranks pairs well. Within strata of equal distance it is at chance.
+    """
+
+    pair: np.ndarray
+    """Positions in the list of pairs that was given."""
+    positive: np.ndarray
+    stratum: np.ndarray
+    """Numbers from 0 on without gaps, ascending."""
+    rank: np.ndarray
+    """Of the score within its stratum, from 0 on; the mean where scores are equal."""
+
+    @classmethod
+    def of(
+        cls,
+        scores: Float[np.ndarray, " pair"],
+        positive: Bool[np.ndarray, " pair"],
+        stratum: Int[np.ndarray, " pair"],
+        chosen: Bool[np.ndarray, " pair"] | None = None,
+        least: int = LEAST,
+    ) -> Strata:
+        """Sort the chosen pairs (all, if not said) into strata; leave out those with fewer than `least` of a kind."""
+        pair = np.arange(len(scores)) if chosen is None else np.flatnonzero(chosen)
+        found, positives = stratum[pair], positive[pair].astype(bool)
+        n_strata = int(found.max(initial=-1)) + 1
+        n_positive = np.bincount(found[positives], minlength=n_strata)
+        enough = np.minimum(n_positive, np.bincount(found, minlength=n_strata) - n_positive) >= least
+        keep = enough[found]
+        pair, number = pair[keep], (np.cumsum(enough) - 1)[found[keep]]
+        # Small numbers are sorted by their digits, much faster than pairs of keys.
+        number = number.astype(np.uint16 if enough.sum() < 1 << 16 else np.int64)
+        order = np.argsort(scores[pair])
+        order = order[np.argsort(number[order], kind="stable")]
+        pair, number = pair[order], number[order].astype(np.int64)
+        # Runs of equal stratum and score share their mean position.
+        new = np.ones(len(pair), dtype=bool)
+        new[1:] = (np.diff(number) != 0) | (np.diff(scores[pair]) != 0)
+        first = np.flatnonzero(new)
+        last = np.append(first[1:], len(pair)) - 1
+        position = ((first + last) / 2)[np.cumsum(new) - 1]
+        starts = np.searchsorted(number, np.arange(number.max(initial=-1) + 1))
+        return cls(pair, positive[pair].astype(bool), number, position - starts[number] if len(pair) else position)
+
+    @property
+    def n_strata(self) -> int:
+        """Strata that count."""
+        return int(self.stratum.max(initial=-1)) + 1
+
+    def auroc(self) -> float:
+        """Mean AUROC of strata, weighted by ``n_same * n_different / (n_same + n_different)``; NaN without any."""
+        if not self.n_strata:
+            return float("nan")
+        n_positive = np.bincount(self.stratum[self.positive], minlength=self.n_strata).astype(float)
+        n = np.bincount(self.stratum, minlength=self.n_strata)
+        ranks = np.bincount(self.stratum[self.positive], self.rank[self.positive], minlength=self.n_strata)
+        # Mann-Whitney's U, with ranks that begin at 0.
+        outranked = ranks - n_positive * (n_positive - 1) / 2
+        return float((outranked / n).sum() / (n_positive * (n - n_positive) / n).sum())
+
+    def left_out(self, scenes: LeftOutScenes) -> Float[np.ndarray, " row"]:
+        """The figure of all scenes, then without each, exact up to 64 bins a stratum; NaN where no such pair is.
+
+        Which strata count is decided by all scenes, those of all pairs that were given.
+        """
+        n_rows = scenes.n_scenes + 1
+        if not self.n_strata:
+            return np.full(n_rows, np.nan)
+        sizes = np.bincount(self.stratum)
+        bins = (self.rank * _STRATUM_BINS / sizes[self.stratum]).astype(np.int64)
+        outranked, weight = np.zeros(n_rows), np.zeros(n_rows)
+        at_once = max(1, _CELLS_AT_ONCE // (_STRATUM_BINS * n_rows))
+        for low in range(0, self.n_strata, at_once):
+            n_here = min(at_once, self.n_strata - low)
+            part = slice(*np.searchsorted(self.stratum, [low, low + n_here]))
+            cell = (self.stratum[part] - low) * _STRATUM_BINS + bins[part]
+            cell += scenes.scene[self.pair[part]] * (n_here * _STRATUM_BINS)
+
+            def rows(kind: np.ndarray, cell: np.ndarray = cell, n_here: int = n_here) -> np.ndarray:
+                counts = np.bincount(cell[kind], minlength=scenes.n_scenes * n_here * _STRATUM_BINS)
+                return scenes.totals(counts.reshape(scenes.n_scenes, n_here, _STRATUM_BINS))
+
+            same, different = rows(self.positive[part]), rows(~self.positive[part])
+            below = np.cumsum(different, axis=2) - different
+            n_same, n_different = same.sum(2), different.sum(2)
+            total = np.maximum(n_same + n_different, 1)
+            outranked += ((same * (below + different / 2)).sum(2) / total).sum(1)
+            weight += (n_same * n_different / total).sum(1)
+        with np.errstate(invalid="ignore"):
+            return outranked / weight
+
+
+def figures_below_chance(row: Mapping[str, Any]) -> list[str]:
+    """Which AUROCs of a fit are below chance with their whole interval; none where there is no interval.
+
+    Accuracy is not looked at: below that of always giving the more frequent answer, it says where a probe draws its
+    line, not that it has the order of pairs upside down.
+    """
+    highs = {figure: row.get(f"{figure}_high") for figure in _IN_WORDS}
+    return [figure for figure, high in highs.items() if high is not None and not math.isnan(high) and high < 0.5]
+
+
+def chance_remark(row: Mapping[str, Any]) -> str:
+    """What to add to a sentence about a fit that is below chance; empty for any other."""
+    figures = figures_below_chance(row)
+    if "auroc" in figures:
+        return f"BELOW CHANCE: {_BELOW_CHANCE}."
+    return f"BELOW CHANCE AT EQUAL DISTANCE: {_BY_DISTANCE}." if figures else ""
+
+
+def below_chance(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each row of ``results.csv`` (or of a table made from it) that is below chance.
+
+    Rows that are so among pairs at equal distance alone share one sentence for each probe: a probe that looks at each
+    patch by itself, as ``linear`` does, is so in nearly every layer.
+    """
+    sentences, by_distance = [], dict[str, list[Mapping[str, Any]]]()
+    for row in rows:
+        if "auroc" in (figures := figures_below_chance(row)):
+            sentences.append(_sentence(row, figures))
+        elif figures:
+            by_distance.setdefault(_fit(row), []).append(row)
+    for fit, those in by_distance.items():
+        lowest = min(those, key=lambda row: row["matched_auroc"])
+        sentences.append(
+            f"BELOW CHANCE AT EQUAL DISTANCE: {fit} in {len(those)} fit{'s' * (len(those) > 1)}, the lowest "
+            f"{_place_and_figures(lowest, ['matched_auroc'])}; {_BY_DISTANCE}."
+        )
+    return sentences
+
+
+def warn_below_chance(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Say in the log which fits are below chance over all pairs."""
+    for row in rows:
+        if "auroc" in (figures := figures_below_chance(row)):
+            logger.warning("%s", _sentence(row, figures))
+
+
+def _sentence(row: Mapping[str, Any], figures: Iterable[str]) -> str:
+    return f"BELOW CHANCE: {_fit(row)} {_place_and_figures(row, figures)}; {_BELOW_CHANCE}."
+
+
+def _fit(row: Mapping[str, Any]) -> str:
+    return f"{row['probe']} ({row.get('task', 'pairwise')})"
+
+
+def _place_and_figures(row: Mapping[str, Any], figures: Iterable[str]) -> str:
+    place = f"on {row['backbone']}" + ("" if math.isnan(row["layer"]) else f", layer {row['layer']:.0f}")
+    values = {name: [row[f"{name}{bound}"] for bound in ("", "_low", "_high")] for name in figures}
+    said = [f"{_IN_WORDS[name]} {value:.3f} [{low:.3f}, {high:.3f}]" for name, (value, low, high) in values.items()]
+    return f"{place}: {', '.join(said)}"

@@ -3,10 +3,6 @@
 Autograd alone would keep products as large as the activations and fill fresh memory with them every step. Here scenes
 go through a few at a time, nothing but the activations is kept for the way back, and of symmetric products only the
 blocks on and above the diagonal are computed. Ordinary autograd differentiates what these functions do not.
-
->>> x, form = torch.randn(3, 5, 4), torch.eye(4)
->>> torch.allclose(symmetric_logits(x, form), x @ x.mT, atol=1e-5)
-True
 """
 
 from __future__ import annotations

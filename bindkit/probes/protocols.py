@@ -1,10 +1,4 @@
-"""The bundles of measuring choices: `paper` reproduces the reference implementation, `strict` is ours.
-
->>> STRICT.pairs_with_unlabelled
-False
->>> protocol("paper").min_purity
-0.0
-"""
+"""The bundles of measuring choices: `paper` reproduces the reference implementation, `strict` is ours."""
 
 from __future__ import annotations
 
@@ -23,7 +17,7 @@ class Protocol:
     """Which patches and pairs are measured and how a probe is trained.
 
     The values of ``PAPER`` are facts of the reference implementation of Li, Salehi, Ungar & Kording (NeurIPS 2025,
-    arXiv 2510.24709); ``STRICT`` differs as said beside each field.
+    arXiv 2510.24709).
     """
 
     name: str
@@ -73,11 +67,7 @@ class Protocol:
                 raise InvalidParameterError(f"a protocol's {name} is at least 1, got {getattr(self, name)}")
 
     def options_of(self, kind: str) -> dict[str, bool]:
-        """Options that a kind of probe is made with.
-
-        >>> PAPER.options_of("linear"), PAPER.options_of("quadratic")
-        ({'offset_at_both': True}, {})
-        """
+        """Options that a kind of probe is made with."""
         options = {
             "softmax": {"chance_is_logit": self.chance_is_logit},
             "linear": {"offset_at_both": self.offset_at_both},
@@ -98,77 +88,44 @@ class Protocol:
         """
         if self.precondition:
             return self
-        return replace(self, **{name: getattr(STRICT, name) for name in _TRAINING})
+        training = (
+            *("scenes_per_step", "epochs", "min_steps", "learning_rate", "divide_by_width", "decay_every", "decay"),
+            *("precondition", "chance_is_logit", "offset_at_both", "keep"),
+        )
+        return replace(self, **{name: getattr(STRICT, name) for name in training})
 
 
-_TRAINING = (
-    *("scenes_per_step", "epochs", "min_steps", "learning_rate", "divide_by_width", "decay_every", "decay"),
-    *("precondition", "chance_is_logit", "offset_at_both", "keep"),
-)
-"""Fields that say how a probe is trained."""
-
-
-PAPER = Protocol(
-    name="paper",
-    pairs_with_unlabelled=True,
-    min_purity=0.0,
-    overlapping_pairs=True,
-    full_matrix_loss=True,
-    train_patches=64,
-    judged_patches=64,
-    scenes_per_step=256,
-    epochs=16,
-    min_steps=0,
-    learning_rate=1e-3,
-    divide_by_width=False,
-    decay_every=8,
-    decay=0.2,
-    precondition=False,
-    chance_is_logit=True,
-    offset_at_both=True,
-    attention_normed=False,
-    keep="accuracy",
-    normalization="imagenet",
-    arithmetic="reference",
-)
-
-STRICT = Protocol(
-    name="strict",
-    pairs_with_unlabelled=False,
-    min_purity=0.5,
-    overlapping_pairs=False,
-    full_matrix_loss=False,
-    train_patches=64,
-    judged_patches=128,
-    scenes_per_step=16,
-    epochs=8,
-    min_steps=320,
-    learning_rate=1.28,
-    divide_by_width=True,
-    decay_every=4,
-    decay=0.2,
-    precondition=True,
-    chance_is_logit=False,
-    offset_at_both=False,
-    attention_normed=True,
-    keep="loss",
-    normalization="checkpoint",
-    arithmetic="centred",
-)
-
+_PAPER_AND_STRICT: dict[str, tuple[Any, Any]] = {
+    "pairs_with_unlabelled": (True, False),
+    "min_purity": (0.0, 0.5),
+    "overlapping_pairs": (True, False),
+    "full_matrix_loss": (True, False),
+    "train_patches": (64, 64),
+    "judged_patches": (64, 128),
+    "scenes_per_step": (256, 16),
+    "epochs": (16, 8),
+    "min_steps": (0, 320),
+    "learning_rate": (1e-3, 1.28),
+    "divide_by_width": (False, True),
+    "decay_every": (8, 4),
+    "decay": (0.2, 0.2),
+    "precondition": (False, True),
+    "chance_is_logit": (True, False),
+    "offset_at_both": (True, False),
+    "attention_normed": (False, True),
+    "keep": ("accuracy", "loss"),
+    "normalization": ("imagenet", "checkpoint"),
+    "arithmetic": ("reference", "centred"),
+}
+PAPER = Protocol("paper", **{name: paper for name, (paper, _) in _PAPER_AND_STRICT.items()})
+STRICT = Protocol("strict", **{name: strict for name, (_, strict) in _PAPER_AND_STRICT.items()})
 PROTOCOLS = {"paper": PAPER, "strict": STRICT}
 
 
 def protocol(name: str | Protocol) -> Protocol:
     """Look up a protocol by name; one of one's own gets a digest of its fields into its name, in places and rows.
 
-    >>> protocol("strict") is STRICT, protocol(replace(STRICT, epochs=1)).name
-    (True, 'strict-120c0484')
-
-    Raises
-    ------
-    InvalidParameterError
-        For a name that is neither "paper" nor "strict".
+    Raises InvalidParameterError for a name that is neither "paper" nor "strict".
     """
     if not isinstance(name, Protocol):
         if name not in PROTOCOLS:
@@ -186,10 +143,7 @@ def protocol(name: str | Protocol) -> Protocol:
 def protocol_of_fit(fitted_on: Mapping[str, Any]) -> Protocol:
     """The protocol that a probe was fitted under, by what it keeps of its fit; strict where it says nothing.
 
-    Raises
-    ------
-    InvalidParameterError
-        For one of another bindkit, which has other fields.
+    Raises InvalidParameterError for one of another bindkit, which has other fields.
     """
     fields = fitted_on.get("protocol_fields")
     if fields is None:
@@ -204,15 +158,6 @@ def protocol_of_fit(fitted_on: Mapping[str, Any]) -> Protocol:
 
 
 def loading_options(name: str | Protocol) -> dict[str, str]:
-    """Keywords of `load_backbone` for what a protocol is to measure.
-
-    >>> loading_options("paper")
-    {'normalization': 'imagenet', 'arithmetic': 'reference'}
-
-    Raises
-    ------
-    InvalidParameterError
-        As `protocol`.
-    """
+    """Keywords of `load_backbone` for what a protocol is to measure. Errors as `protocol`."""
     rules = protocol(name)
     return {"normalization": rules.normalization, "arithmetic": rules.arithmetic}

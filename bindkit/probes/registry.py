@@ -16,9 +16,6 @@ PROBES: dict[str, type[Probe]] = {}
 """Probe name -> class; `register_probe` adds to it."""
 
 
-_UNITS = ("normed", "scaled", "whitened", "raw")
-
-
 def is_shipped(probe_class: type[Probe]) -> bool:
     """Whether a class comes with bindkit."""
     return probe_class.__module__.partition(".")[0] == "bindkit"
@@ -56,9 +53,10 @@ def register_probe(kind: str) -> Callable[[Any], type[Probe]]:
             raise ProbeError(f"{probe_class!r} is no probe; write class {kind.title()}(bindkit.probes.Probe)")
         if kind in PROBES and is_shipped(PROBES[kind]) and not is_shipped(probe_class):
             raise ProbeError(f"{kind!r} is a probe that comes with bindkit; register {probe_class.__name__} as another")
-        if probe_class.trained_in not in _UNITS:
+        units = ("normed", "scaled", "whitened", "raw")
+        if probe_class.trained_in not in units:
             raise ProbeError(
-                f"{probe_class.__name__} says trained_in = {probe_class.trained_in!r}; it is one of {', '.join(_UNITS)}"
+                f"{probe_class.__name__} says trained_in = {probe_class.trained_in!r}; it is one of {', '.join(units)}"
             )
         probe_class.kind = kind
         PROBES[kind] = probe_class
@@ -68,15 +66,9 @@ def register_probe(kind: str) -> Callable[[Any], type[Probe]]:
 
 
 def parse_probe(name: str) -> tuple[str, dict[str, int]]:
-    """Read ``KIND`` or ``KIND@NUMBER``, where the number is a kind's own: a rank, a head.
+    """Kind, and options such as ``{"rank": 16}``, of ``KIND`` or ``KIND@NUMBER``.
 
-    >>> parse_probe("quadratic"), parse_probe("quadratic_fixed_rank@16")
-    (('quadratic', {}), ('quadratic_fixed_rank', {'rank': 16}))
-
-    Raises
-    ------
-    ProbeError
-        For a kind that is not in the registry, or a number where it takes none.
+    Raises ProbeError for a kind that is not in the registry, or a number where it takes none.
     """
     require_kind(name, str, "a probe is asked for by its name, such as 'quadratic'", ProbeError)
     kind, at, number = name.partition("@")
@@ -92,24 +84,10 @@ def parse_probe(name: str) -> tuple[str, dict[str, int]]:
 
 
 def make_probe(name: str, d_model: int, seed: int = 0, **options: Any) -> Probe:
-    """A fresh probe; the weights depend on the seed alone, and the global random state is left as it was.
+    """A fresh probe of ``KIND`` or ``KIND@NUMBER``, with what else the kind takes as options.
 
-    Parameters
-    ----------
-    name : str
-        ``KIND`` or ``KIND@NUMBER``.
-    d_model : int
-        Width of the activations.
-    seed : int
-        Of the weights.
-    **options
-        What else the kind takes.
-
-    Raises
-    ------
-    ProbeError
-        For a name that is not in the registry; for a probe that would not come back from disk as it is, and what else
-        `check_probe` finds in a class that does not come with bindkit.
+    The weights depend on the seed alone, and the global random state is left as it was. Raises ProbeError for a name
+    that is not in the registry, and for what `check_probe` finds in a class that does not come with bindkit.
     """
     kind, numbered = parse_probe(name)
     if twice := numbered.keys() & options:
@@ -122,10 +100,6 @@ def make_probe(name: str, d_model: int, seed: int = 0, **options: Any) -> Probe:
         probe = made(probe_class, d_model, given)
         check_probe(probe, given)
         return probe
-
-
-_SCENES, _PATCHES, _OTHERS = 2, 3, 4
-"""Of the trial: all different, so that swapped axes show."""
 
 
 def made(probe_class: type[Probe], d_model: int, options: Mapping[str, Any]) -> Probe:
@@ -148,25 +122,8 @@ def made(probe_class: type[Probe], d_model: int, options: Mapping[str, Any]) -> 
 def check_probe(probe: Probe, given: Mapping[str, Any]) -> None:
     """Refuse a probe that could not be trained, judged, or read from disk as it was saved.
 
-    Tried on a copy that is made anew from the probe's options, as `load_probe` would make it; the probe stays as it is.
-
-    Parameters
-    ----------
-    probe : Probe
-        Fresh.
-    given : mapping
-        The options that it was made with, the number behind an ``@`` among them.
-
-    Raises
-    ------
-    ProbeError
-        For options that it did not pass on to ``Probe.__init__``, no learnable parameter, logits of another shape than
-        one a pair or that no parameter moves, and for whatever goes wrong in its own code.
-
-    Examples
-    --------
-    >>> from bindkit.probes import make_probe
-    >>> check_probe(make_probe("quadratic_fixed_rank", 4, rank=2), {"rank": 2})
+    Tried on a copy that is made anew from the probe's options, as `load_probe` would make it; the probe, fresh and made
+    with the options given, stays as it is. Raises ProbeError.
     """
     kind = type(probe)
     missing = object()
@@ -191,7 +148,8 @@ def check_probe(probe: Probe, given: Mapping[str, Any]) -> None:
             f"depend on to super().__init__(d_model, ...), which now has {probe.options}"
         )
     generator = torch.Generator().manual_seed(0)
-    x, others = (torch.randn(_SCENES, n, probe.d_model, generator=generator) for n in (_PATCHES, _OTHERS))
+    # 2 scenes, 3 and 4 patches: all different, so that swapped axes show.
+    x, others = (torch.randn(2, n, probe.d_model, generator=generator) for n in (3, 4))
     with torch.enable_grad():
         logits = _told(copy, x, x)
         if not logits.requires_grad:

@@ -3,12 +3,6 @@
 Pairs of one scene share its objects, so that scenes are left out one at a time (the jackknife), never pairs. Bounds are
 Student's t of the jackknife's standard error, of a share on the logit scale, with fewer degrees of freedom where a few
 scenes make most of that error.
-
->>> import numpy as np
->>> right, scene = np.arange(40) % 5 > 0, np.repeat(np.arange(10), 4)
->>> low, high = leave_out_scenes(scene).share_interval(right, np.ones(40, dtype=bool))
->>> round(low, 3), round(high, 3)
-(0.698, 0.874)
 """
 
 from __future__ import annotations
@@ -40,18 +34,12 @@ _UNMOVED = 1e-12
 
 @dataclass(frozen=True)
 class LeftOutScenes:
-    """The scenes that some pairs come from, to be left out in turn; `leave_out_scenes` makes it.
-
-    Attributes
-    ----------
-    scene : int array of shape (pair,)
-        Number of each pair's scene, from 0 on without gaps.
-    n_scenes : int
-        Scenes that have pairs.
-    """
+    """The scenes that some pairs come from, to be left out in turn; `leave_out_scenes` makes it."""
 
     scene: np.ndarray
+    """Number of each pair's scene, from 0 on without gaps."""
     n_scenes: int
+    """Scenes that have pairs."""
 
     def totals(self, counts: np.ndarray) -> np.ndarray:
         """Sums of what each scene has, ``[scene, ...]``: over all scenes in the first row, then over all but each."""
@@ -80,42 +68,17 @@ def leave_out_scenes(scene: Int[np.ndarray, " pair"]) -> LeftOutScenes:
     """Take all scenes, then all but one, for each.
 
     Whatever is judged on the same scenes has the same rows, so that differences of figures, row by row, are paired.
-
-    Parameters
-    ----------
-    scene : int array of shape (pair,)
-        Which scene each pair comes from; any numbers.
     """
     known, numbers = np.unique(scene, return_inverse=True)
     return LeftOutScenes(numbers, len(known))
 
 
 def interval(values: Float[np.ndarray, " row"], within_unit: bool = True) -> tuple[float, float]:
-    """95 % interval of a figure, from its value over all scenes and its values with each scene left out.
+    """95 % interval of a figure, from its value over all scenes and then its values with each scene left out.
 
-    Parameters
-    ----------
-    values : float array of shape (1 + scene,)
-        All scenes first, as `LeftOutScenes` has its rows.
-    within_unit : bool
-        Whether the figure lies within 0..1, where the bounds then lie too (the logit scale, by the delta method);
-        not so a difference of figures.
-
-    Returns
-    -------
-    low, high : float
-        NaN where there is no honest interval: fewer than `MIN_SCENES` scenes move the figure (that have such pairs),
-        none does or it is at 0 or 1 (nothing tells how much other scenes would differ), or it cannot be computed
-        without one of them.
-
-    Examples
-    --------
-    >>> means = [0.5, *(0.5 + 0.01 * step for step in (-4, -3, -2, -1, 1, 2, 3, 4))]
-    >>> low, high = interval(np.array(means))
-    >>> round(low, 3), round(high, 3)
-    (0.335, 0.665)
-    >>> interval(np.array(means[:6]))
-    (nan, nan)
+    Where it lies within 0..1, unlike a difference of figures, the bounds do too (the logit scale, by the delta method).
+    NaN where there is no honest interval: fewer than `MIN_SCENES` scenes move the figure (that have such pairs), none
+    does or it is at 0 or 1 (nothing tells how much other scenes would differ), or it cannot be computed without one.
     """
     estimate, moves = values[0], values[1:] - values[0]
     n_moving = int((np.abs(moves) > _UNMOVED).sum())

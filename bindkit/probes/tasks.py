@@ -25,13 +25,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from bindkit.errors import InvalidParameterError, OneAnswerError, ProbeError
 from bindkit.probes.base import Probe
 from bindkit.probes.batches import PatchBatch, SplitPatches
-from bindkit.probes.maps import ClassMap, PointwiseMap
+from bindkit.probes.maps import ClassMap, IdentityMap
 from bindkit.probes.registry import PROBES, make_probe, parse_probe
 
-CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT, NO_OBJECT_WEIGHT = 2.0, 5.0, 5.0, 0.1
+_CLASS_WEIGHT, _MASK_WEIGHT, _DICE_WEIGHT, _NO_OBJECT_WEIGHT = 2.0, 5.0, 5.0, 0.1
 """Of `pointwise_identity`, as in the reference implementation."""
 
-MOST_CLASSES = 150
+_MOST_CLASSES = 150
 """Where a scene set has more classes and names no benchmark, the most frequent ones of the training patches are told
 apart, the rest is *other*; as many as ADE20K's benchmark has."""
 
@@ -41,26 +41,17 @@ _SURE = 1.0
 
 @dataclass(frozen=True)
 class Task:
-    """What to train for.
-
-    Attributes
-    ----------
-    name : str
-    loss : callable
-        Of a probe and a batch, to be minimised, in nats.
-    n_terms : callable
-        Of a batch: how many terms that loss is a mean of; what batches weigh when their losses are averaged.
-    kind : str or None
-        Of the map that a pointwise task trains; None where any probe that judges pairs will do.
-    shuffled : bool
-        Whether every scene is given the labels of another one, in random order.
-    """
+    """What to train for."""
 
     name: str
-    loss: Callable[[Probe, PatchBatch], Float[Tensor, ""]]
+    loss: Callable[[Any, PatchBatch], Float[Tensor, ""]]
+    """Of a probe and a batch, to be minimised, in nats."""
     n_terms: Callable[[PatchBatch], int]
+    """Of a batch: how many terms that loss is a mean of; what batches weigh when their losses are averaged."""
     kind: str | None = None
+    """Of the map that a pointwise task trains; None where any probe that judges pairs will do."""
     shuffled: bool = False
+    """Whether every scene is given the labels of another one, in random order."""
 
     def make_probe(
         self,
@@ -73,12 +64,7 @@ class Task:
     ) -> Probe:
         """A fresh probe of this task for the training patches given.
 
-        Raises
-        ------
-        ProbeError
-            For a probe that there is not or that the task does not take.
-        OneAnswerError
-            If there are no classes to tell apart.
+        Raises ProbeError for a probe that the task does not take, OneAnswerError without classes to tell apart.
         """
         kind, _ = parse_probe(name)
         require_fitting(kind, self.name)
@@ -100,16 +86,7 @@ def require_fitting(kind: str, task: str) -> None:
 
 
 def require_pairwise(tasks: Iterable[str]) -> None:
-    """Refuse tasks without ``pairwise``, which tables and figures of the notebooks are of.
-
-    >>> require_pairwise(["pointwise_class"])  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    bindkit.errors.InvalidParameterError: the tasks (pointwise_class) lack pairwise, ...
-
-    Raises
-    ------
-    InvalidParameterError
-    """
+    """Refuse tasks without ``pairwise``, which tables and figures of the notebooks are of: InvalidParameterError."""
     asked = list(tasks)
     if "pairwise" not in asked:
         raise InvalidParameterError(
@@ -128,10 +105,7 @@ def told_apart(
 ) -> list[list[int]]:
     """Class ids of each outcome that a class map tells apart: of each number of the benchmark, or one by one.
 
-    Raises
-    ------
-    OneAnswerError
-        If the training patches carry no class.
+    Raises OneAnswerError if the training patches carry no class.
     """
     present, counts = torch.unique(patches.classes[patches.classes > 0], return_counts=True)
     if not len(present):
@@ -146,8 +120,8 @@ def told_apart(
                 groups[number - 1].append(class_id)
         return groups
     named = sorted(class_names)
-    if not 0 < len(named) <= MOST_CLASSES:
-        named = sorted(present[counts.argsort(descending=True, stable=True)[:MOST_CLASSES]].tolist())
+    if not 0 < len(named) <= _MOST_CLASSES:
+        named = sorted(present[counts.argsort(descending=True, stable=True)[:_MOST_CLASSES]].tolist())
     return [[class_id] for class_id in named]
 
 
@@ -165,24 +139,19 @@ def _pairwise_loss(probe: Probe, batch: PatchBatch) -> Float[Tensor, ""]:
     return pair_loss(probe(batch.activations), batch)
 
 
-def _pairs(batch: PatchBatch) -> int:
-    return int(batch.in_loss.sum())
-
-
-def _class_loss(probe: Probe, batch: PatchBatch) -> Float[Tensor, ""]:
+def _class_loss(probe: ClassMap, batch: PatchBatch) -> Float[Tensor, ""]:
     """Cross-entropy in nats, averaged over patches."""
-    classes = _class_map(probe)
-    outcomes = classes.outcomes(batch.activations)
-    return cross_entropy(outcomes[batch.present], classes.targets(batch.classes)[batch.present])
+    outcomes = probe.outcomes(batch.activations)
+    return cross_entropy(outcomes[batch.present], probe.targets(batch.classes)[batch.present])
 
 
-def _identity_loss(probe: Probe, batch: PatchBatch) -> Float[Tensor, ""]:
+def _identity_loss(probe: IdentityMap, batch: PatchBatch) -> Float[Tensor, ""]:
     """Mask and Dice losses of matched queries, averaged over objects, and that of the background over scenes.
 
     As Mask2Former's, on patches in the place of pixels. Outcome 0 says *background*; the reference's says *object*,
     which makes no difference to the loss but would to the likeliest outcome.
     """
-    outcomes = _map(probe).outcomes(batch.activations).mT
+    outcomes = probe.outcomes(batch.activations).mT
     masks, is_object = object_masks(batch)
     present = batch.present.to(outcomes.dtype)
     counts = present.sum(1).clamp(min=1)
@@ -194,10 +163,10 @@ def _identity_loss(probe: Probe, batch: PatchBatch) -> Float[Tensor, ""]:
     dice = 1 - (2 * (overlap * wanted).sum(1) + _SURE) / (overlap.sum(1) + wanted.sum(1) + _SURE)
     ground = outcomes[:, 0]
     is_ground = ((batch.instances == 0) & batch.present).to(outcomes.dtype)
-    terms = NO_OBJECT_WEIGHT * is_ground * softplus(-ground) + (present - is_ground) * softplus(ground)
+    terms = _NO_OBJECT_WEIGHT * is_ground * softplus(-ground) + (present - is_ground) * softplus(ground)
     background = (terms.sum(1) / counts).mean()
     n_objects = max(len(scenes), 1)
-    return CLASS_WEIGHT * background + (MASK_WEIGHT * mask.sum() + DICE_WEIGHT * dice.sum()) / n_objects
+    return _CLASS_WEIGHT * background + (_MASK_WEIGHT * mask.sum() + _DICE_WEIGHT * dice.sum()) / n_objects
 
 
 def object_masks(
@@ -223,11 +192,8 @@ def match(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Assign a query to each object of each scene so that mask and Dice losses are least (Hungarian method).
 
-    All costs are computed at once; only the assignment itself goes scene by scene.
-
-    Returns
-    -------
-    chosen, objects, scenes : int tensors of shape (pair,)
+    Gives queries, objects and scenes, pair by pair. All costs are computed at once; only the assignment itself goes
+    scene by scene.
     """
     counts = present.sum(1).clamp(min=1)[:, None, None]
     shown = present[:, None, :]
@@ -235,7 +201,7 @@ def match(
     overlap = queries.sigmoid() * shown
     sizes = overlap.sum(2)[:, :, None] + masks.sum(2)[:, None, :]
     dice_cost = 1 - (2 * overlap @ masks.mT + _SURE) / (sizes + _SURE)
-    cost = (MASK_WEIGHT * mask_cost + DICE_WEIGHT * dice_cost).cpu().double().numpy()
+    cost = (_MASK_WEIGHT * mask_cost + _DICE_WEIGHT * dice_cost).cpu().double().numpy()
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for scene, count in enumerate(is_object.sum(1).tolist()):
         chosen, objects = linear_sum_assignment(cost[scene, :, :count])
@@ -244,7 +210,7 @@ def match(
     return columns[0], columns[1], columns[2]
 
 
-def own_figures(task: Task, judged: Iterable[tuple[Probe, PatchBatch]]) -> dict[str, float]:
+def own_figures(task: Task, judged: Iterable[tuple[Any, PatchBatch]]) -> dict[str, float]:
     """Figures that only pointwise tasks have: ``class_accuracy`` or ``matched_iou``, and ``reference_accuracy``.
 
     ``class_accuracy`` is the share of patches whose class is told.
@@ -256,49 +222,30 @@ def own_figures(task: Task, judged: Iterable[tuple[Probe, PatchBatch]]) -> dict[
     ``matched_iou`` is the mean over objects of the intersection over union, counted in judged patches, with the mask of
     the query that a Hungarian matching for the largest overlap gives it; 0 for an object without a query.
     """
-    if task.kind == "class_map":
-        right = total = 0
-        agreed = _Agreement()
-        for probe, batch in judged:
-            classes = _class_map(probe)
-            said, wanted = classes.outcomes(batch.activations).argmax(-1), classes.targets(batch.classes)
-            hit = said == wanted
-            right, total = right + int(hit[batch.present].sum()), total + int(batch.present.sum())
-            agreed.add(said, wanted, batch.present)
-        return {"class_accuracy": right / max(total, 1), "reference_accuracy": agreed.share}
-    if task.kind == "identity_map":
-        overlaps: list[float] = []
-        agreed = _Agreement()
-        for probe, batch in judged:
-            likeliest = _map(probe).outcomes(batch.activations).argmax(-1)
-            agreed.add(likeliest, batch.instances, batch.present)
+    if task.kind is None:
+        return {}
+    told = patches = agreed = entries = 0
+    overlaps: list[float] = []
+    for probe, batch in judged:
+        likeliest, truth, present = probe.outcomes(batch.activations).argmax(-1), batch.instances, batch.present
+        if task.kind == "class_map":
+            truth = probe.targets(batch.classes)
+            told, patches = told + int((likeliest == truth)[present].sum()), patches + int(present.sum())
+        else:
             masks, is_object = object_masks(batch)
             for scene in range(len(masks)):
                 overlaps += _matched_overlaps(
-                    likeliest[scene][batch.present[scene]].cpu().numpy(),
-                    masks[scene][is_object[scene]][:, batch.present[scene]].cpu().numpy() > 0,
+                    likeliest[scene][present[scene]].cpu().numpy(),
+                    masks[scene][is_object[scene]][:, present[scene]].cpu().numpy() > 0,
                 )
-        iou = float(np.mean(overlaps)) if overlaps else float("nan")
-        return {"matched_iou": iou, "reference_accuracy": agreed.share}
-    return {}
-
-
-@dataclass
-class _Agreement:
-    """How often two patches have equal outcomes where they have equal truths, each patch beside itself included."""
-
-    right: int = 0
-    total: int = 0
-
-    def add(self, said: Tensor, wanted: Tensor, present: Tensor) -> None:
-        """Count the entries of a batch, all ``[scene, patch]``."""
         both = present[:, :, None] & present[:, None, :]
-        agree = (said[:, :, None] == said[:, None, :]) == (wanted[:, :, None] == wanted[:, None, :])
-        self.right, self.total = self.right + int((agree & both).sum()), self.total + int(both.sum())
-
-    @property
-    def share(self) -> float:
-        return self.right / max(self.total, 1)
+        agree = (likeliest[:, :, None] == likeliest[:, None, :]) == (truth[:, :, None] == truth[:, None, :])
+        agreed, entries = agreed + int((agree & both).sum()), entries + int(both.sum())
+    if task.kind == "class_map":
+        own = {"class_accuracy": told / max(patches, 1)}
+    else:
+        own = {"matched_iou": float(np.mean(overlaps)) if overlaps else float("nan")}
+    return own | {"reference_accuracy": agreed / max(entries, 1)}
 
 
 def _matched_overlaps(likeliest: np.ndarray, masks: np.ndarray) -> list[float]:
@@ -313,25 +260,13 @@ def _matched_overlaps(likeliest: np.ndarray, masks: np.ndarray) -> list[float]:
     return found.tolist()
 
 
-def _map(probe: Probe) -> PointwiseMap:
-    if not isinstance(probe, PointwiseMap):
-        raise ProbeError(f"a pointwise task takes a map of each patch, got a {probe.kind} probe")
-    return probe
-
-
-def _class_map(probe: Probe) -> ClassMap:
-    if not isinstance(probe, ClassMap):
-        raise ProbeError(f"the task pointwise_class takes a map to classes, got a {probe.kind} probe")
-    return probe
-
-
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("pairwise", _pairwise_loss, _pairs),
+        Task("pairwise", _pairwise_loss, lambda batch: int(batch.in_loss.sum())),
         Task("pointwise_class", _class_loss, lambda batch: int(batch.present.sum()), kind="class_map"),
         Task("pointwise_identity", _identity_loss, lambda batch: len(batch.scenes), kind="identity_map"),
-        Task("shuffled_labels", _pairwise_loss, _pairs, shuffled=True),
+        Task("shuffled_labels", _pairwise_loss, lambda batch: int(batch.in_loss.sum()), shuffled=True),
     )
 }
 """Task name -> task."""

@@ -10,8 +10,8 @@ import pandas as pd
 from bindkit.arguments import CONTROL, SAME_CLASS, parse_control
 from bindkit.errors import InvalidParameterError
 from bindkit.probes import by_capability
-from bindkit.probes.chance import below_chance, chance_remark
-from bindkit.probes.folds import scenes_of
+from bindkit.probes.judging import scenes_of
+from bindkit.probes.metrics import below_chance, chance_remark
 from bindkit.results.tables import JUDGED_ALIKE, OVER_CONTROLS, best_layers, ranked_by
 from bindkit.scenes.splits import FEW_SCENES
 

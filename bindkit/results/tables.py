@@ -9,7 +9,7 @@ import pandas as pd
 
 from bindkit.arguments import CONTROL
 from bindkit.errors import InvalidParameterError
-from bindkit.probes.layer_choice import best_position
+from bindkit.probes.saving import best_position
 
 COMPARED = ["backbone", "objective", "probe", "task", "protocol", "split", "judged_pairs"]
 """Columns that tell rows apart which may not be compared across layers, with ``workspace`` where there is one."""

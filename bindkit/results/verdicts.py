@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from bindkit.arguments import control_title, is_control
-from bindkit.probes.chance import chance_remark
+from bindkit.probes.metrics import chance_remark
 from bindkit.probes.resampling import MIN_SCENES
 from bindkit.results.tables import OVER_CONTROLS, PLAIN, ranked_by, strongest_controls
 from bindkit.scenes.splits import FEW_SCENES

@@ -33,10 +33,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bindkit.backbones.preprocessing import IMAGENET
 from bindkit.cache import ActivationCache, cache_activations
-from bindkit.probes.fitting import fit_probe
+from bindkit.probes.fitting import Training, fit_probe
 from bindkit.probes.layers import LayerPatches
 from bindkit.probes.protocols import PAPER, STRICT
-from bindkit.probes.side_by_side import prepared
 from bindkit.probes.tasks import TASKS
 from bindkit.scenes import Split
 from bindkit.scenes.geometry import WindowGeometry
@@ -204,15 +203,12 @@ def plain_step(kind: str, files: PlainFiles) -> Callable[[np.ndarray], None]:
 
 def bindkit_step(kind: str, patches: LayerPatches) -> Callable[[np.ndarray], None]:
     """One step of bindkit's training under the paper protocol."""
-    training, train = prepared(kind, TASKS["pairwise"], patches, 0), patches.splits["train"]
+    training, train = Training.begin(kind, TASKS["pairwise"], patches, 0), patches.splits["train"]
     generator, buffer = torch.Generator().manual_seed(0), train.buffer(patches.protocol.scenes_per_step * DRAWN)
 
     def step(scenes: np.ndarray) -> None:
-        loss = training.loss(train.draw(torch.from_numpy(scenes), generator, into=buffer))
-        assert training.optimiser is not None
-        training.optimiser.zero_grad()
-        loss.backward()
-        training.optimiser.step()
+        training.step(train.draw(torch.from_numpy(scenes), generator, into=buffer))
+        training.losses.clear()
 
     return step
 

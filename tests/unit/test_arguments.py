@@ -17,9 +17,9 @@ from bindkit.arguments import positive_number, read_layers, read_seeds, resolve_
 from bindkit.cache import cache_activations
 from bindkit.cli import main
 from bindkit.errors import InvalidParameterError, LayerError, ProbeError
-from bindkit.probes.fits import RESULT_COLUMNS
 from bindkit.probes.fitting import fit_probe, fit_probes
 from bindkit.probes.layers import LayerPatches
+from bindkit.probes.saving import RESULT_COLUMNS
 from bindkit.results.model_table import format_results
 
 

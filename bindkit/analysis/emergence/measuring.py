@@ -17,9 +17,9 @@ from bindkit.analysis.emergence.runs import TrainingRun, read_runs
 from bindkit.arguments import CONTROL_KINDS, read_layers, read_seeds
 from bindkit.errors import InvalidParameterError
 from bindkit.files import RememberedDigests, progress, sha256_of, slug, write_bytes
-from bindkit.probes.fits import RESULT_COLUMNS
 from bindkit.probes.protocols import Protocol
 from bindkit.probes.protocols import protocol as protocol_of
+from bindkit.probes.saving import RESULT_COLUMNS
 from bindkit.scenes import open_scenes
 from bindkit.scenes.checking import contents_of, memory_in
 from bindkit.scenes.synthetic import require_unseen

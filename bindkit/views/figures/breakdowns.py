@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from bindkit.arguments import CONTROL_PREFIX, control_title
 from bindkit.errors import InvalidParameterError
-from bindkit.probes.folds import scenes_of
+from bindkit.probes.judging import scenes_of
 from bindkit.views.figures.style import FAINT, colour_of, subtitle_lines, titled, translucent, whiskers
 from bindkit.views.figures.variations import write_on
 

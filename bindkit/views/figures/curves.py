@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from bindkit.arguments import control_title
 from bindkit.errors import InvalidParameterError
-from bindkit.probes.folds import scenes_of
+from bindkit.probes.judging import scenes_of
 from bindkit.results.tables import AVERAGED, best_layers, require_one_kind
 from bindkit.views.figures.looks import Look, line_looks
 from bindkit.views.figures.style import FAINT, TEMPLATE, colour_of, subtitle_lines, titled, whiskers

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from bindkit.arguments import SAME_CLASS, control_title
 from bindkit.errors import InvalidParameterError
-from bindkit.probes.folds import scenes_of
+from bindkit.probes.judging import scenes_of
 from bindkit.results.model_table import bounds_text, differences
 from bindkit.results.tables import OVER_CONTROLS, ranked_by, require_one_kind
 from bindkit.views.figures.looks import line_looks

@@ -12,7 +12,7 @@ import numpy as np
 from bindkit.errors import ProbeError
 from bindkit.files import parse_json
 from bindkit.probes import Probe, by_capability
-from bindkit.probes.layer_choice import accuracies_of, best_position
+from bindkit.probes.saving import accuracies_of, best_position
 
 
 def find_probes(
@@ -97,7 +97,7 @@ def probes_by_kind(
 def best_shown(probes: Sequence[Probe | Path]) -> tuple[int | None, str | None]:
     """Position of the best of a backbone's probes, one a layer in ascending order, and the scenes that say so.
 
-    Chosen as the tables do (`bindkit.probes.layer_choice.best_position`): of a fit that a sweep kept, all seeds count.
+    Chosen as the tables do (`bindkit.probes.saving.best_position`): of a fit that a sweep kept, all seeds count.
     """
     accuracies = [_accuracies(probe) for probe in probes]
     position, validated = best_position([one for one, _, _ in accuracies], [other for _, other, _ in accuracies])

@@ -21,7 +21,7 @@ from bindkit.errors import (
     ProbeMismatchError,
 )
 from bindkit.probes import PROBES, make_probe, save_probe
-from bindkit.probes.fits import Fit
+from bindkit.probes.saving import Fit
 
 WIDTH = tiny_models.WIDTH
 

@@ -14,11 +14,10 @@ from torch import nn
 import bindkit as bk
 from bindkit.errors import NonFiniteActivationsError
 from bindkit.probes import PROBES, Probe, register_probe
-from bindkit.probes.finishing import TrainingPairs
-from bindkit.probes.fitting import fit_probe
+from bindkit.probes.descent import TrainingPairs
+from bindkit.probes.fitting import Training, fit_probe
 from bindkit.probes.layers import LayerPatches
 from bindkit.probes.protocols import PAPER, STRICT
-from bindkit.probes.side_by_side import prepared
 from bindkit.probes.tasks import TASKS
 
 README_SCENES = "synthetic:n=400,seed=0,size=80x80,twins=1"
@@ -227,8 +226,8 @@ def test_shipped_probes_are_trained_as_before(planted):
 @pytest.mark.parametrize("protocol", [PAPER, STRICT], ids=lambda rules: rules.name)
 def test_a_fit_that_has_not_settled_is_said_under_every_protocol(planted, own, caplog, monkeypatch, protocol):
     own(SumOfProducts)
-    monkeypatch.setattr("bindkit.probes.finishing._ROUNDS", 1)
-    monkeypatch.setattr("bindkit.probes.finishing._ITERATIONS", 1)
+    monkeypatch.setattr("bindkit.probes.fitting._ROUNDS", 1)
+    monkeypatch.setattr("bindkit.probes.descent._ITERATIONS", 1)
     fit = fit_probe(planted, 1, "mine", protocol=protocol)
     assert "the mine probe on layer 1 of planted has not settled" in caplog.text
     if protocol is PAPER:
@@ -277,8 +276,9 @@ def test_good_units_are_those_of_every_pairs_own_gradient(planted, own):
     """In them the gradients of the logits have the identity as second moment: here by the formula, pair by pair."""
     own(Distance)
     patches = LayerPatches(planted, 1)
-    training = prepared("mine", TASKS["pairwise"], patches, 0)
-    units = TrainingPairs(training, patches, 0).good_units(0)
+    training = Training.begin("mine", TASKS["pairwise"], patches, 0)
+    pairs = TrainingPairs(patches.splits["train"], training.task, 0, training.loss, training.logits)
+    units = pairs.good_units(training.parameters, 0)
     x, y, _ = pairs_of(patches, "train")
     gradients = np.column_stack([-np.sum((x - y) ** 2, 1) * training.probe.scale**2, np.ones(len(x))])
     second = units.T.numpy() @ (gradients.T @ gradients / len(gradients)) @ units.numpy()

@@ -10,12 +10,10 @@ from planted import PlantedBackbone, PlantedScenes
 from bindkit.cache import cache_activations
 from bindkit.errors import InvalidParameterError
 from bindkit.probes.batches import SplitPatches
-from bindkit.probes.fits import load_folds
-from bindkit.probes.fitting import fit_probe
-from bindkit.probes.folds import fold_roles
-from bindkit.probes.judging import judge_probe, judging
+from bindkit.probes.fitting import fit_probe, train_side_by_side
+from bindkit.probes.judging import fold_roles, judge_probe, judging, scenes_of
 from bindkit.probes.protocols import STRICT
-from bindkit.probes.side_by_side import train_side_by_side
+from bindkit.probes.saving import load_folds
 from bindkit.results.breakdowns import breakdown
 from bindkit.results.gains import with_gain_intervals
 from bindkit.results.model_table import model_table
@@ -173,3 +171,8 @@ def test_a_sweep_by_folds_resumes_and_its_gains_have_intervals(tmp_path, monkeyp
 def test_pointwise_figures_are_pooled_over_folds(cache):
     fit = fit_probe(cache, 2, "linear", "pointwise_class", BRIEF, folds=3)
     assert 0 <= fit.metrics["class_accuracy"] <= 1
+
+
+def test_judged_scenes_in_words():
+    assert [scenes_of("test"), scenes_of("test", 1)] == ["the test scenes", "1 test scene"]
+    assert [scenes_of("5 folds"), scenes_of("5 folds", 22)] == ["all scenes in 5 folds", "22 scenes in 5 folds"]

@@ -11,8 +11,7 @@ import bindkit as bk
 from bindkit.cache import cache_activations
 from bindkit.probes.batches import flat_pairs
 from bindkit.probes.judging import judging
-from bindkit.probes.matching import LEAST, Strata, distance_strata
-from bindkit.probes.metrics import JudgedPairs, auroc, judge, left_out
+from bindkit.probes.metrics import LEAST, JudgedPairs, Strata, auroc, distance_strata, judge, left_out
 from bindkit.probes.resampling import leave_out_scenes
 
 
@@ -82,7 +81,7 @@ def test_leaving_scenes_out_of_large_strata_is_exact_to_a_hundredth_and_parts_do
     np.testing.assert_allclose(found, wanted, atol=2e-3)
     # An interval is made of the differences to the first row.
     np.testing.assert_allclose(found - found[0], wanted - wanted[0], atol=2e-4)
-    monkeypatch.setattr("bindkit.probes.matching._CELLS_AT_ONCE", 1)
+    monkeypatch.setattr("bindkit.probes.metrics._CELLS_AT_ONCE", 1)
     np.testing.assert_allclose(strata.left_out(scenes), found, atol=1e-12)
 
 

@@ -139,7 +139,7 @@ def test_every_figure_equals_its_definition(share):
 @pytest.mark.parametrize("share", [0.7, 0.2])
 def test_every_figure_without_a_scene_equals_judging_the_others_by_definition(share, monkeypatch):
     """With fewer pairs than bins no two logits share one, so that the histograms must give the very same figures."""
-    monkeypatch.setattr("bindkit.probes.matching._BINS", 256)
+    monkeypatch.setattr("bindkit.probes.metrics._STRATUM_BINS", 256)
     pairs = lopsided(5, share=share)
     slow = []
     for scene in (None, *range(6)):

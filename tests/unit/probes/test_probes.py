@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch.func import functional_call
 
 from bindkit.errors import ProbeError, ProbeMismatchError
-from bindkit.probes import PROBES, PairMoments, load_probe, make_probe, parse_probe, save_probe
+from bindkit.probes import PROBES, PairMoments, by_capability, load_probe, make_probe, parse_probe, save_probe
 
 
 def plain(value):
@@ -394,3 +394,8 @@ def edit(directory, **changes):
 def test_an_unknown_probe_names_those_there_are():
     with pytest.raises(ProbeError, match=r"unknown probe 'cubic'; there are .*linear, diag_quadratic, quadratic"):
         make_probe("cubic", 4)
+
+
+def test_the_most_capable_probe_comes_first():
+    capable = ["quadratic_fixed_rank@16", "quadratic_fixed_rank@4", "linear", "softmax"]
+    assert sorted(reversed(capable), key=by_capability) == capable

@@ -68,6 +68,7 @@ def test_other_fields_give_another_name(change):
 
 def test_names_say_the_fields_and_nothing_else_does():
     brief = protocol(replace(STRICT, epochs=1))
+    assert brief.name == "strict-120c0484", "directories of fits are named by it"
     assert protocol(replace(brief, epochs=STRICT.epochs)).name.startswith("strict-")
     assert protocol(replace(brief, epochs=2)).name == protocol(replace(STRICT, epochs=2)).name
     renamed = protocol(replace(STRICT, name="mine"))

@@ -9,8 +9,8 @@ from bindkit.cache import cache_activations
 from bindkit.errors import NonFiniteActivationsError
 from bindkit.probes.batches import SplitPatches
 from bindkit.probes.fitting import fit_probe
+from bindkit.probes.layers import measure_moments, offset_of, scale_and_offset, whitening
 from bindkit.probes.protocols import PAPER, STRICT
-from bindkit.probes.starts import measure_moments, whitening
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +70,9 @@ def test_activations_whose_products_float32_cannot_hold_are_named(probe, tmp_pat
     )
     with pytest.raises(NonFiniteActivationsError, match=r"of layer 2 in the cache .*planted.* too large for float32"):
         fit_probe(large, 2, probe)
+
+
+def test_scores_become_the_most_likely_logits():
+    assert offset_of(torch.tensor([4.0, 6.0]), torch.tensor([0.0, 1.0])) == pytest.approx(-5)
+    factor, offset = scale_and_offset(torch.tensor([-2.0, -1.0, 1.0, 2.0]), torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    assert (factor, offset) == (pytest.approx(0.42, abs=1e-3), pytest.approx(0, abs=1e-6))

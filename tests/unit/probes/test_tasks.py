@@ -21,10 +21,9 @@ from bindkit.errors import (
 from bindkit.probes import make_probe
 from bindkit.probes.batches import SplitPatches
 from bindkit.probes.fitting import fit_probe, fit_probes
-from bindkit.probes.judging import judge_same_class
+from bindkit.probes.judging import judge_same_class, validate
 from bindkit.probes.layers import LayerPatches
 from bindkit.probes.protocols import PAPER, STRICT
-from bindkit.probes.side_by_side import validate
 from bindkit.probes.tasks import TASKS, match, object_masks, require_pairwise, told_apart
 from bindkit.results.sweeping import sweep
 from bindkit.scenes import subset
@@ -223,8 +222,8 @@ def test_nan_and_infinity_in_a_cache_are_named(cache, monkeypatch, value, in_mem
 def test_of_very_many_classes_the_most_frequent_are_told_apart(cache):
     patches = SplitPatches(cache, "train", 2, STRICT, CPU)
     assert told_apart(patches, {1: "one", 2: "two", 3: "three"}) == [[1], [2], [3]]
-    patches._classes = torch.arange(patches.n_patches) % 200 + 1
-    patches._classes[:50] = 7
+    patches.classes = torch.arange(patches.n_patches) % 200 + 1
+    patches.classes[:50] = 7
     named = told_apart(patches, range(1, 3000))
     assert len(named) == 150
     assert [7] in named

@@ -11,11 +11,11 @@ from bindkit.cache import cache_activations
 from bindkit.errors import EmptySplitError, InvalidParameterError, LayerError, ProbeError
 from bindkit.probes import load_probe
 from bindkit.probes.batches import SplitPatches
-from bindkit.probes.fits import RESULT_COLUMNS
 from bindkit.probes.fitting import fit_probe
 from bindkit.probes.judging import judge_split
 from bindkit.probes.layers import LayerPatches
 from bindkit.probes.protocols import PAPER, STRICT
+from bindkit.probes.saving import RESULT_COLUMNS
 from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.scene import Scene
 
@@ -170,7 +170,7 @@ def test_the_kept_epoch_is_the_first_best_of_what_the_protocol_looks_at(
         weights.append(model.weight.detach().clone())
         return validated[len(weights) - 1]
 
-    monkeypatch.setattr("bindkit.probes.side_by_side.validate", scripted)
+    monkeypatch.setattr("bindkit.probes.fitting.validate", scripted)
     fit = fit_probe(cache, 2, "linear", protocol=replace(PAPER, epochs=3, keep=keep))
     assert torch.equal(fit.probe.weight, weights[kept])
     assert not torch.equal(weights[0], weights[1])
