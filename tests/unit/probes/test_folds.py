@@ -17,8 +17,7 @@ from bindkit.probes.judging import judge_probe, judging
 from bindkit.probes.protocols import STRICT
 from bindkit.probes.side_by_side import train_side_by_side
 from bindkit.results.breakdowns import breakdown
-from bindkit.results.gains import with_gain_intervals
-from bindkit.results.model_table import model_table
+from bindkit.results.model_table import model_table, with_gain_intervals
 from bindkit.results.sweeping import probe_directory, sweep
 from bindkit.scenes import split_scenes
 
