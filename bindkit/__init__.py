@@ -47,7 +47,7 @@ _HOME = {
     "load_control": "bindkit.backbones.controls",
     "load_controls": "bindkit.backbones.controls",
     "load_probe": "bindkit.probes",
-    "measure_checkpoints": "bindkit.analysis.emergence",
+    "measure_checkpoints": "bindkit.analysis.checkpoints",
     "merge_caches": "bindkit.pipeline.merging",
     "merge_results": "bindkit.pipeline.merging",
     "open_scenes": "bindkit.scenes",

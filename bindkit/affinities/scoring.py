@@ -163,18 +163,18 @@ def image_pixels(image: Any) -> np.ndarray:
 
 
 def image_activations(
-    backbone: ActivationSource, pixels: np.ndarray, layers: Sequence[int]
+    backbone: ActivationSource, pixels: np.ndarray, layers: Sequence[int], most_patches: int = MOST_PATCHES
 ) -> tuple[ImageGrid, dict[int, Float[Tensor, "patch d_model"]]]:
     """Activations of a whole image by layer, float32 on the CPU: every window goes through the model once.
 
-    Raises GeometryError for one of more than `MOST_PATCHES`, before anything is computed; NonFiniteActivationsError.
+    Raises GeometryError for an image of more patches, before anything is computed; NonFiniteActivationsError.
     """
     plan = backbone.geometry.plan((int(pixels.shape[0]), int(pixels.shape[1])))
     grid = ImageGrid.of_plan(plan)
-    if grid.n_patches > MOST_PATCHES:
+    if grid.n_patches > most_patches:
         raise GeometryError(
             f"an image of {pixels.shape[0]} x {pixels.shape[1]} px becomes {grid.rows} x {grid.cols} patches of "
-            f"{backbone.name}, more than the {MOST_PATCHES} whose pairs are scored; crop it to a shape nearer a square"
+            f"{backbone.name}, more than the {most_patches} whose pairs are scored; crop it to a shape nearer a square"
         )
     windows = window_activations(backbone, pixels, layers)
     stitched = {layer: stitch(windows.pop(layer), plan) for layer in layers}  # each is let go of once it is stitched
