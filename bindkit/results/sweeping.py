@@ -25,7 +25,7 @@ from bindkit.files import parse_json, progress, slug, with_nan, without_nan, wri
 from bindkit.probes import PROBES, check_layer, parse_probe
 from bindkit.probes.chance import warn_below_chance
 from bindkit.probes.code_digests import class_digest
-from bindkit.probes.fits import RESULT_COLUMNS, Fit, load_folds
+from bindkit.probes.fits import RESULT_COLUMNS, load_folds
 from bindkit.probes.fitting import fit_folds, fit_probes
 from bindkit.probes.folds import is_folds, judged_scenes, said
 from bindkit.probes.judging import judge_same_class
@@ -57,18 +57,6 @@ class WantedFit:
     seed: int
     made_from: Mapping[str, str | None]
     place: Path | None
-
-    def kept(self) -> dict[str, Any] | None:
-        """Its row, where it is already there."""
-        return None if self.place is None else _kept_row(self.place, self.made_from)
-
-    def keep(self, fit: Fit, row: Mapping[str, Any]) -> None:
-        """Write the probe and its row, which says that all is there."""
-        if self.place is not None:
-            # A row that is there belongs to the probe that is about to be replaced.
-            (self.place / "row.json").unlink(missing_ok=True)
-            fit.save(self.place)
-            write_json(self.place / "row.json", {"made_from": self.made_from, "row": without_nan(row)})
 
 
 def sweep(
@@ -142,18 +130,19 @@ def sweep(
     pairs, code_of = fitting_pairs(probes, tasks), {name: own_code(name) for name in probes}
     wanted: list[WantedFit] = []
     for cache in caches:
-        for layer in _layers_of(cache, asked_layers):
+        is_one, what = is_control(cache.backbone["objective"]), f"the cache {cache.path}"
+        every = cache.layers if is_one or isinstance(asked_layers, str) else asked_layers
+        for layer in (check_layer(layer, cache.layers, what) for layer in every):
             made_from = _made_from(cache, layer, rules, split)
-            is_last = is_control(cache.backbone["objective"]) or layer + 1 >= cache.backbone["n_layers"]
             for probe, task in pairs:
-                if is_last and parse_probe(probe)[0] == "self_attention":
+                if parse_probe(probe)[0] == "self_attention" and (is_one or layer + 1 >= cache.backbone["n_layers"]):
                     continue
                 named = {"backbone": cache.backbone["name"], "layer": layer, "probe": probe, "task": task}
                 named |= {"protocol": rules.name, "split": split or ""}
                 for seed in seeds:
                     place = None if root is None else probe_directory(root, named | {"seed": seed})
                     wanted.append(WantedFit(cache, layer, (probe, task), seed, made_from | code_of[probe], place))
-    rows = {fit: row for fit in wanted if (row := fit.kept()) is not None}
+    rows = {fit: row for fit in wanted if fit.place and (row := _kept_row(fit.place, fit.made_from)) is not None}
     if rows:
         logger.info("%d of %d fits were already there and were read from %s", len(rows), len(wanted), root)
     # Those that are fitted now say it themselves.
@@ -186,7 +175,11 @@ def _fitted_and_kept(
         for one, fit in zip(asked, fits, strict=True):
             accuracy = float(np.mean([validation_accuracy(part.history, rules) for part in fit.folds or (fit,)]))
             row = fit.row() | {"validation_accuracy": accuracy, "judged_pairs": judged_pairs}
-            one.keep(fit, row)
+            if one.place is not None:
+                # A row that is there belongs to the probe that is about to be replaced.
+                (one.place / "row.json").unlink(missing_ok=True)
+                fit.save(one.place)
+                write_json(one.place / "row.json", {"made_from": one.made_from, "row": without_nan(row)})
             yield one, row
 
 
@@ -199,14 +192,11 @@ def same_class_rows(
     caches, on the pairs that are judged there; none where no class is known.
     """
     rules = protocol_of(protocol)
+    known = [cache for cache in caches if any((cache.labels(name).classes > 0).any() for name in cache.splits)]
     first_of: dict[str, ActivationCache] = {}
-    without: dict[str, None] = {}
-    for cache in caches:
-        if any((cache.labels(name).classes > 0).any() for name in cache.splits):
-            first_of.setdefault(json.dumps(cache.backbone["geometry"], sort_keys=True), cache)
-        else:
-            without[cache.manifest.scenes_uri] = None
-    for uri in without:
+    for cache in known:
+        first_of.setdefault(json.dumps(cache.backbone["geometry"], sort_keys=True), cache)
+    for uri in dict.fromkeys(cache.manifest.scenes_uri for cache in caches if cache not in known):
         logger.info("no class is known in %s: figures of twins and the oracle that knows classes are left out", uri)
     rows = []
     for cache in first_of.values():
@@ -215,8 +205,7 @@ def same_class_rows(
         told: dict[str, Any] = {"backbone": f"{SAME_CLASS}@{label}" if len(first_of) > 1 else SAME_CLASS}
         told |= {"objective": CONTROL, "layer": math.nan, "probe": "oracle", "task": "pairwise", "seed": 0}
         told |= {"protocol": rules.name, "split": judged_on}
-        told["judged_pairs"] = judged_pairs_digest(cache, rules, judged_on)
-        rows.append(told | figures)
+        rows.append(told | {"judged_pairs": judged_pairs_digest(cache, rules, judged_on)} | figures)
     return rows
 
 
@@ -232,13 +221,6 @@ def _require_apart(caches: Sequence[ActivationCache], on_disk: bool) -> None:
                 f"the caches {other.path} and {cache.path} are of the backbones {other.backbone['name']!r} and "
                 f"{name!r}: {why}; sweep them one by one, each into its own root"
             )
-
-
-def _layers_of(cache: ActivationCache, layers: str | Sequence[int]) -> tuple[int, ...]:
-    """Those asked for; of a control its only one. Raises LayerError for one that the cache lacks."""
-    if isinstance(layers, str) or is_control(cache.backbone["objective"]):
-        return cache.layers
-    return tuple(check_layer(layer, cache.layers, f"the cache {cache.path}") for layer in layers)
 
 
 def fitting_pairs(probes: Sequence[str], tasks: Sequence[str]) -> list[tuple[str, str]]:
