@@ -218,7 +218,7 @@ def _run(options: argparse.Namespace) -> int:
 
     import pandas as pd
 
-    from bindkit.results.model_table import format_results
+    from bindkit.results.tables import format_results
 
     print(format_results(pd.read_csv(workspace.results_csv)))
     print()

@@ -1,12 +1,4 @@
-"""Affinities of all pairs of patches of one image: how strongly a probe takes two patches for one object.
-
->>> import bindkit as bk
->>> backbone = bk.load_backbone("random-init:vit")
->>> probe = bk.load_probe("probes/mine")  # doctest: +SKIP
->>> found = bk.affinity(backbone, probe, "photo.jpg")  # doctest: +SKIP
->>> found.scores.shape, found.grid.rows, found.grid.cols  # doctest: +SKIP
-((252, 252), 14, 18)
-"""
+"""Affinities of all pairs of patches of one image: how strongly a probe takes two patches for one object."""
 
 from __future__ import annotations
 
@@ -23,12 +15,7 @@ from torch import Tensor
 
 from bindkit.affinities.stitching import ImageGrid, stitch
 from bindkit.cache.forward import ActivationSource, activations_of, require_source
-from bindkit.errors import (
-    GeometryError,
-    InvalidParameterError,
-    NonFiniteActivationsError,
-    ProbeError,
-)
+from bindkit.errors import GeometryError, InvalidParameterError, NonFiniteActivationsError, ProbeError
 from bindkit.probes import Probe, load_probe
 from bindkit.probes.saving import Fit
 from bindkit.scenes import Scene
@@ -141,27 +128,14 @@ def read_probe(given: Any) -> Probe:
 
 
 def layer_of(probe: Probe, backbone: ActivationSource, layer: int | None = None) -> int:
-    """Layer that a probe reads, once it is known to be a probe of this backbone.
-
-    Raises
-    ------
-    ProbeMismatchError, LayerError
-        As `affinity`.
-    """
-    chosen = probe.layer_for(backbone.describe(), layer)
-    (chosen,) = backbone.resolve_layers([chosen])
+    """Layer that a probe reads. Raises ProbeMismatchError or LayerError where it is none of this backbone's."""
+    (chosen,) = backbone.resolve_layers([probe.layer_for(backbone.describe(), layer)])
     probe.check_fits(backbone.d_model, chosen)
     return chosen
 
 
 def image_pixels(image: Any) -> np.ndarray:
-    """Read whatever counts as an image as uint8 [height, width, 3].
-
-    Raises
-    ------
-    BrokenSceneError, InvalidParameterError, GeometryError
-        As `affinity`.
-    """
+    """Read whatever counts as an image as uint8 [height, width, 3]. Errors as `affinity`."""
     if isinstance(image, Scene):
         pixels = image.image
     elif isinstance(image, str | Path):
@@ -191,32 +165,9 @@ def image_pixels(image: Any) -> np.ndarray:
 def image_activations(
     backbone: ActivationSource, pixels: np.ndarray, layers: Sequence[int], most_patches: int = MOST_PATCHES
 ) -> tuple[ImageGrid, dict[int, Float[Tensor, "patch d_model"]]]:
-    """Activations of a whole image at several layers: every window goes through the model once.
+    """Activations of a whole image by layer, float32 on the CPU: every window goes through the model once.
 
-    Parameters
-    ----------
-    backbone : Backbone
-        The model.
-    pixels : uint8 array of shape (height, width, 3)
-        The image.
-    layers : sequence of int
-        0-based.
-    most_patches : int
-        Larger images are refused before anything is computed.
-
-    Returns
-    -------
-    grid : ImageGrid
-        Patches of the whole image.
-    activations : dict
-        Layer -> float32 tensor on the CPU.
-
-    Raises
-    ------
-    GeometryError
-        For an image of more patches.
-    NonFiniteActivationsError
-        Names the layer.
+    Raises GeometryError for an image of more patches, before anything is computed; NonFiniteActivationsError.
     """
     plan = backbone.geometry.plan((int(pixels.shape[0]), int(pixels.shape[1])))
     grid = ImageGrid.of_plan(plan)
@@ -235,10 +186,7 @@ def window_activations(
 ) -> dict[int, Float[Tensor, "window patch d_model"]]:
     """Activations of every window of an image, in the order of ``backbone.geometry.plan``: float32 on the CPU.
 
-    Raises
-    ------
-    NonFiniteActivationsError
-        Names the layer.
+    Raises NonFiniteActivationsError, which names the layer.
     """
     plan = backbone.geometry.plan((int(pixels.shape[0]), int(pixels.shape[1])))
     resized = backbone.preprocessing.resize(pixels, plan.resized)
@@ -252,27 +200,20 @@ def window_activations(
             found = activations_of(backbone, torch.from_numpy(crops), places, sizes, layers)
         for layer, windows in parts.items():
             windows.append(found[layer].float().cpu())
-    for layer, windows in parts.items():
+    joined = {}
+    for layer in list(parts):
+        windows = parts.pop(layer)  # each is let go of once it is joined
         if not all(bool(part.isfinite().all()) for part in windows):
             raise NonFiniteActivationsError(
                 f"{backbone.name} gave NaN or infinity at layer {layer}; check its weights (damaged or in half "
                 "precision?) or leave out this layer"
             )
-    joined = {}
-    for layer in layers:
-        windows = parts.pop(layer)
         joined[layer] = windows[0] if len(windows) == 1 else torch.cat(windows)
     return joined
 
 
 def pair_logits(probe: Probe, activations: Float[Tensor, "patch d_model"]) -> Float[Tensor, "patch patch"]:
-    """Logits of every pair, in float32 and without gradients.
-
-    Raises
-    ------
-    NonFiniteActivationsError
-        If the probe gives NaN, for which there is no affinity.
-    """
+    """Logits of every pair, in float32 and without gradients. Raises NonFiniteActivationsError for NaN."""
     with torch.inference_mode():
         logits = probe(activations).float()
     if logits.isnan().any():

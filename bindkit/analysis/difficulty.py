@@ -15,11 +15,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from bindkit import __version__
 from bindkit.arguments import each_of, read_seeds
-from bindkit.cache import cache_activations
+from bindkit.cache import ActivationCache, cache_activations
 from bindkit.cache.forward import ActivationSource
 from bindkit.errors import InvalidParameterError
 from bindkit.files import parse_json, progress, slug, with_nan, without_nan, write_json
@@ -32,9 +34,6 @@ from bindkit.results.sweeping import own_code, probe_directory, sweep
 from bindkit.scenes import open_scenes, split_scenes
 from bindkit.scenes.synthetic import require_unseen
 from bindkit.scenes.variations import scene_variations
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -135,38 +134,43 @@ def vary_scenes(
         require_unseen(open_scenes(varied.uri))
     backbones = each_of(backbones, ActivationSource, "backbones are what bk.load_backbone(name) gives")
     parse_probe(probe)
-    asked = _Asked(probe, rules, tuple(read_seeds(seeds)), patches_per_scene, device, keep_caches)
-    wanted = _checked_layers(backbones, layers, asked)
-    place = Path(root) / slug(open_scenes(base).uri)
+    measuring = _Measuring(probe, rules, tuple(read_seeds(seeds)), patches_per_scene, device, keep_caches)
+    names = [backbone.name for backbone in backbones]
+    if not names or len(set(map(slug, names))) < len(names):
+        raise InvalidParameterError(f"give at least one backbone, every name once, got {names}")
+    layers_of = layers if isinstance(layers, Mapping) else dict.fromkeys(names, layers)
+    if strange := [name for name in layers_of if name not in names]:
+        raise InvalidParameterError(f"layers names {strange}, which are not among the backbones {names}")
+    wanted = [(backbone, backbone.resolve_layers(layers_of.get(backbone.name, "all"))) for backbone in backbones]
+    base_scenes = open_scenes(base)
+    place = Path(root) / slug(base_scenes.uri)
     # Two values may well name one set ("2" and "2-2"): it is measured once.
-    places = {open_scenes(base).uri: place / BASE} if transfer else {}
+    places = {base_scenes.uri: place / BASE} if transfer else {}
     for varied in variations:
         places.setdefault(varied.uri, place / (BASE if varied.is_base else slug(f"{varied.option}={varied.value}")))
-    for notice in split_scenes(open_scenes(base)).notices:
+    for notice in split_scenes(base_scenes).notices:
         logger.info("of the base scenes: %s", notice)
     measured: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     with progress(len(places) * len(backbones), "vary scenes", "set") as bar:
-        for backbone in backbones:
-            source = _Source(backbone, wanted[backbone.name], asked)
+        for backbone, its_layers in wanted:
             for uri, directory in places.items():
-                measured[uri, backbone.name] = source.measure(uri, directory, place / BASE if transfer else None)
+                rows = measuring.rows_of(backbone, its_layers, uri, directory, place / BASE if transfer else None)
+                measured[uri, backbone.name] = rows
                 bar.update(1)
-    rows = [
+    table = [
         {**row, "option": varied.option, "value": varied.value, "is_base": varied.is_base, "scenes": varied.uri}
         | {"probe_from": origin}
         for varied in variations
         for origin in (PROBES_FROM if transfer else ("own",))
-        for backbone in backbones
-        for row in measured[varied.uri, backbone.name][origin]
+        for name in names
+        for row in measured[varied.uri, name][origin]
     ]
-    import pandas as pd
-
-    return pd.DataFrame(rows, columns=[*RESULT_COLUMNS, *VARIED_COLUMNS])
+    return pd.DataFrame(table, columns=[*RESULT_COLUMNS, *VARIED_COLUMNS])
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What is asked of every set and backbone alike."""
+class _Measuring:
+    """What every set is measured with, for every backbone."""
 
     probe: str
     rules: Protocol
@@ -175,97 +179,63 @@ class _Asked:
     device: str
     keep_caches: bool
 
-
-def _checked_layers(backbones: Sequence[ActivationSource], layers: Any, asked: _Asked) -> dict[str, tuple[int, ...]]:
-    """Layers of every backbone, by name; refuses what could not be measured."""
-    names = [backbone.name for backbone in backbones]
-    if not names or len(set(map(slug, names))) < len(names):
-        raise InvalidParameterError(f"give at least one backbone, every name once, got {names}")
-    of = layers if isinstance(layers, Mapping) else dict.fromkeys(names, layers)
-    if strange := [name for name in of if name not in names]:
-        raise InvalidParameterError(f"layers names {strange}, which are not among the backbones {names}")
-    return {backbone.name: backbone.resolve_layers(of.get(backbone.name, "all")) for backbone in backbones}
-
-
-@dataclass(frozen=True)
-class _Source:
-    """One backbone at its layers, measured set by set."""
-
-    backbone: ActivationSource
-    layers: tuple[int, ...]
-    asked: _Asked
-
-    def measure(self, uri: str, place: Path, base: Path | None) -> dict[str, list[dict[str, Any]]]:
+    def rows_of(
+        self, backbone: ActivationSource, layers: tuple[int, ...], uri: str, place: Path, base: Path | None
+    ) -> dict[str, list[dict[str, Any]]]:
         """Rows of one set by where their probe comes from ("base" only if its place is given); read if there."""
-        record = place / "rows" / f"{slug(self.backbone.name)}.json"
-        made_from = self._made_from(uri, base)
-        rows = _kept(record, made_from)
+        record = place / "rows" / f"{slug(backbone.name)}.json"
+        content = {
+            "scenes": uri,
+            "backbone": {name: value for name, value in backbone.describe().items() if name != "revision"},
+            "layers": layers,
+            "probe": self.probe,
+            "rules": repr(self.rules),
+            "seeds": self.seeds,
+            "patches_per_scene": self.patches_per_scene,
+            "transfer": base is not None,
+            "bindkit": __version__,
+            **own_code(self.probe),
+        }
+        made_from = json.loads(json.dumps(content))  # as JSON gives it back
+        rows = None
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            kept = parse_json(record.read_text(encoding="utf-8"))
+            # Of code without a digest nobody can say whether it is what it was.
+            rows = kept["rows"] if kept["made_from"] == made_from and content.get("code", "") is not None else None
         if rows is None:
             scenes = open_scenes(uri)
             cache = cache_activations(
-                self.backbone,
+                backbone,
                 scenes,
                 root=place / "cache",
-                layers=self.layers,
-                patches_per_scene=self.asked.patches_per_scene,
+                layers=layers,
+                patches_per_scene=self.patches_per_scene,
                 split=split_scenes(scenes),  # given, so that its notices are not said for every set and backbone
             )
-            asked = self.asked
             own = sweep(
                 [cache],
-                self.layers,
-                [asked.probe],
-                protocol=asked.rules,
-                seeds=asked.seeds,
+                layers,
+                [self.probe],
+                protocol=self.rules,
+                seeds=self.seeds,
                 root=place / "probes",
-                device=asked.device,
+                device=self.device,
             ).to_dict("records")
             rows = {"own": own}
-            if base == place:
-                rows["base"] = own
-            elif base is not None:
-                rows["base"] = [self._carried(row, base, cache) for row in own]
+            if base is not None:
+                rows["base"] = own if base == place else [self._carried(row, base, cache) for row in own]
             record.parent.mkdir(parents=True, exist_ok=True)
             plain = {origin: [without_nan(row) for row in found] for origin, found in rows.items()}
             write_json(record, {"made_from": made_from, "rows": plain})
-            if not asked.keep_caches:
+            if not self.keep_caches:
                 shutil.rmtree(cache.path)
                 with contextlib.suppress(OSError):  # other backbones' caches may lie there still
                     cache.path.parent.rmdir()
                     cache.path.parent.parent.rmdir()
         return {origin: [with_nan(row) for row in found] for origin, found in rows.items()}
 
-    def _carried(self, row: dict[str, Any], base: Path, cache: Any) -> dict[str, Any]:
+    def _carried(self, row: dict[str, Any], base: Path, cache: ActivationCache) -> dict[str, Any]:
         """The row of the base's probe of the same layer and seed, judged on this cache."""
         probe = load_probe(probe_directory(base / "probes", row))
-        judged = judge_probe(probe, cache, row["split"], self.asked.rules, device=self.asked.device)
+        judged = judge_probe(probe, cache, row["split"], self.rules, device=self.device)
         return {**row, **{name: judged[name] for name in RESULT_COLUMNS if name in judged}, "seconds": math.nan}
-
-    def _made_from(self, uri: str, base: Path | None) -> dict[str, Any]:
-        """What the rows depend on, as JSON gives it back."""
-        described = {name: value for name, value in self.backbone.describe().items() if name != "revision"}
-        asked = self.asked
-        content = {
-            "scenes": uri,
-            "backbone": described,
-            "layers": self.layers,
-            "probe": asked.probe,
-            "rules": repr(asked.rules),
-            "seeds": asked.seeds,
-            "patches_per_scene": asked.patches_per_scene,
-            "transfer": base is not None,
-            "bindkit": __version__,
-            **own_code(asked.probe),
-        }
-        found: dict[str, Any] = json.loads(json.dumps(content))
-        return found
-
-
-def _kept(record: Path, made_from: dict[str, Any]) -> dict[str, list[dict[str, Any]]] | None:
-    """Rows of a set that are already there and made from the same things, else None."""
-    try:
-        kept = parse_json(record.read_text(encoding="utf-8"))
-        rows: dict[str, list[dict[str, Any]]] = kept["rows"]
-        return rows if kept["made_from"] == made_from and made_from.get("code", "") is not None else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

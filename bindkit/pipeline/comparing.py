@@ -66,7 +66,7 @@ def compare_workspaces(workspaces: Sequence[str | Path]) -> pd.DataFrame:
 def with_others(space: Workspace, also: str = "") -> tuple[pd.DataFrame, Any, Any]:
     """Results of a workspace and of others named in `also`, blanks between; caches and probes for their gains.
 
-    As `bindkit.results.gains.with_gain_intervals` takes them: of several workspaces those of each, by its name.
+    As `bindkit.results.model_table.with_gain_intervals` takes them: of several workspaces those of each, by its name.
     """
     if not also.strip():
         return pd.read_csv(space.artefact("results.csv", made_by="03_train_probes")), read_caches(space), space.probes

@@ -55,7 +55,7 @@ class Probe(nn.Module, ABC):
     scale : float
         What activations are multiplied with before `pairwise` sees them; 1 unless training under ``strict`` set it.
     temperature : float
-        What logits are divided by before they become affinities; 1 unless `bindkit.results.calibration` set it.
+        What logits are divided by before they become affinities; 1 unless `bindkit.results.breakdowns` set it.
     fitted_on : dict
         What a fitted probe was fitted on (backbone, layer, scenes, protocol, seed, figures); empty before.
     """

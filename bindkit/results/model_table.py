@@ -1,25 +1,38 @@
-"""The paper's table: one probe across models, each beside all that it has to be compared with."""
+"""The paper's table: one probe across models, each beside all that it has to be compared with, and how sure that is."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bindkit.arguments import CONTROL, SAME_CLASS, parse_control
+from bindkit.cache import ActivationCache
 from bindkit.errors import InvalidParameterError
-from bindkit.probes import by_capability
-from bindkit.probes.judging import scenes_of
-from bindkit.probes.metrics import below_chance, chance_remark
-from bindkit.results.tables import JUDGED_ALIKE, OVER_CONTROLS, best_layers, ranked_by
-from bindkit.scenes.splits import FEW_SCENES
+from bindkit.probes.chance import chance_remark
+from bindkit.probes.fits import load_folds
+from bindkit.probes.folds import is_folds
+from bindkit.probes.judging import judging, same_class_pairs
+from bindkit.probes.metrics import JudgedPairs, left_out
+from bindkit.probes.protocols import Protocol, protocol_of_fit
+from bindkit.probes.resampling import UNKNOWN, interval
+from bindkit.results.sweeping import probe_directory
+from bindkit.results.tables import (
+    COMPARED_FIGURES,
+    JUDGED_ALIKE,
+    OVER_CONTROLS,
+    agreeing,
+    best_layers,
+    strongest_controls,
+)
 
 UNTRAINED = "random-init"
 """Objective of an untrained backbone, and what its name begins with."""
-
-COMPARED_FIGURES = ("accuracy", "auroc", "twins_auroc", "matched_auroc", "matched_twins_auroc")
-"""Figures in which models are set against controls."""
 
 FIGURE_TITLES = {
     "accuracy": "accuracy",
@@ -33,6 +46,12 @@ FIGURE_TITLES = {
 KINDS_OF_ROWS = ("trained", "untrained", "control", "oracle")
 """In this order they stand in the table, told by the column ``kind``."""
 
+_OF_ALL_SEEDS = ["workspace", "backbone", "layer", "probe", "task", "protocol", "split"]
+"""Columns in which rows agree that differ in their seed alone."""
+
+_TOLERANCE = 1e-3
+"""By how much a probe's accuracy may differ from that in the table: digits cut off, another device."""
+
 
 def model_table(results: pd.DataFrame, probe: str = "quadratic", task: str = "pairwise") -> pd.DataFrame:
     """Set every model at its best layer beside baseline, controls, untrained twin, oracle and control task.
@@ -42,31 +61,17 @@ def model_table(results: pd.DataFrame, probe: str = "quadratic", task: str = "pa
         table = model_table(pd.read_csv("workspace/results.csv"))
         table[["backbone", "layer", "accuracy", "gain", "auroc", "auroc_over_untrained", "selectivity"]]
 
-    Parameters
-    ----------
-    results : pandas.DataFrame
-        Rows of ``results.csv``.
-    probe, task : str
-        Which rows to compare.
+    One row a model, in the order of `KINDS_OF_ROWS`, which ``kind`` tells, with the columns of `best_layers`, and
 
-    Returns
-    -------
-    pandas.DataFrame
-        One row a model: trained ones, untrained ones, controls, and the oracle that knows classes. Columns ``kind``
-        (see `KINDS_OF_ROWS`), those of `best_layers`, and
+    - for every control, ``accuracy_over_NAME``, ``auroc_over_NAME`` and so on: the figure less that of the control on
+      the very same pairs. NAME is ``position``, ``raw-pixels``, ``position+raw-pixels``, ``untrained`` (the untrained
+      twin ``random-init:BACKBONE`` if it was measured, else the strongest untrained backbone; of twins of several
+      seeds the strongest) or ``same-class`` (the oracle; no baseline of accuracies, as it calls all pairs of one class
+      *same*);
+    - ``selectivity``: AUROC less that of the same probe at the same layer on shuffled labels (Hewitt & Liang 2019,
+      arXiv 1909.03368; theirs is of accuracies). NaN where that task was not fitted, and of any other task.
 
-        - for every control, ``accuracy_over_NAME``, ``auroc_over_NAME`` and ``twins_auroc_over_NAME``: the figure less
-          that of the control on the very same pairs; NAME is ``position``, ``raw-pixels``, ``position+raw-pixels``,
-          ``untrained`` (the untrained twin ``random-init:BACKBONE`` if it was measured, else the strongest untrained
-          backbone; of twins of several seeds the strongest) or ``same-class`` (the oracle; no baseline of accuracies,
-          as it calls all pairs of one class *same*);
-        - ``selectivity``: AUROC less that of the same probe at the same layer on shuffled labels (Hewitt & Liang 2019,
-          arXiv 1909.03368; theirs is of accuracies). NaN where that task was not fitted, and of any other task.
-
-    Raises
-    ------
-    InvalidParameterError
-        If there is no row of that probe and task.
+    InvalidParameterError if there is no row of that probe and task.
     """
     rows = results.reindex(columns=list(dict.fromkeys([*results.columns, *JUDGED_ALIKE, "objective"])))
     tasks = rows["task"].astype(object).fillna("pairwise")
@@ -78,97 +83,20 @@ def model_table(results: pd.DataFrame, probe: str = "quadratic", task: str = "pa
         )
     oracle = rows[rows["probe"] == "oracle"]
     best = best_layers(pd.concat([chosen, oracle]) if len(oracle) else chosen)
-    best.insert(0, "kind", [_kind(row) for row in best.to_dict("records")])
-    best["order"] = best["kind"].map(KINDS_OF_ROWS.index)
-    best = best.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
+    kind_of = {CONTROL: "control", UNTRAINED: "untrained"}
+    kinds = best["objective"].map(lambda objective: kind_of.get(objective, "trained"))
+    best.insert(0, "kind", kinds.where(best["probe"] != "oracle", "oracle"))
+    best = best.sort_values("kind", kind="stable", key=lambda kinds: kinds.map(KINDS_OF_ROWS.index), ignore_index=True)
+    records = best.to_dict("records")
     for figure in COMPARED_FIGURES:
         for name in comparisons(best, figure):
-            best[f"{figure}_over_{name}"] = [_difference(row, best, name, figure) for row in best.to_dict("records")]
-    best["selectivity"] = [
-        _selectivity(row, rows) if task == "pairwise" else float("nan") for row in best.to_dict("records")
-    ]
-    return best
-
-
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """Give a `model_table` heads of two levels, for readers: what is measured, and less what.
-
-    >>> row = {"kind": "trained", "backbone": "vit", "layer": 3, "accuracy": 0.9, "gain": 0.1, "auroc": 0.95}
-    >>> readable(pd.DataFrame([row | {"auroc_over_position": 0.2}])).to_dict("records")
-    [{('', 'model'): 'vit', ('', 'layer'): '3', ('accuracy', 'is'): 0.9, ('accuracy', '− majority'): 0.1, ('AUROC', 'is'): 0.95, ('AUROC', '− position'): 0.2}]
-
-    Columns without any figure are left out. Intervals, and gains that have one, are text; the layer of what has none is
-    a dash; a model below chance beyond its interval is marked so; all else is as in the table.
-    """  # noqa: E501
-    heads: dict[tuple[str, str], pd.Series] = {
-        ("", "model"): _texts(table, _name),
-        ("", "layer"): table["layer"].map(lambda layer: "-" if pd.isna(layer) else f"{layer:.0f}"),
-    }
-    for figure, title in FIGURE_TITLES.items():
-        heads[title, "is"] = table.get(figure)
-        if figure == "accuracy" and "accuracy_low" in table:
-            heads[title, "95 % interval"] = _texts(table, lambda row: bounds_text(row, "accuracy"))
-        heads[title, "± over seeds"] = table.get(f"{figure}_spread")
-        if figure == "accuracy":
-            heads[title, "− majority"] = _gain(table, "gain")
-        for name in differences(table, figure):
-            heads[title, f"− {name.removeprefix(f'{figure}_over_')}"] = _gain(table, name)
-        if figure == "auroc":
-            heads[title, "− shuffled labels"] = _gain(table, "selectivity")
-    shown = {head: column for head, column in heads.items() if column is not None and column.notna().any()}
-    return pd.DataFrame(shown)
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    remark = chance_remark(row).partition(":")[0]
-    return f"{row['backbone']} ({remark})" if remark else str(row["backbone"])
-
-
-def differences(table: pd.DataFrame, figure: str) -> list[str]:
-    """Columns with what a figure is over each control by itself, the strongest not among them.
-
-    >>> differences(pd.DataFrame(columns=["auroc_over_position", "auroc_over_position_low", "auroc_over_controls"]), "auroc")
-    ['auroc_over_position']
-    """  # noqa: E501
-    beginning, leave_out = f"{figure}_over_", ("_low", "_high", "_controls")
-    return [name for name in table if name.startswith(beginning) and not name.endswith(leave_out)]
-
-
-def bounds_text(row: Mapping[str, Any], column: str, sign: str = "") -> str | None:
-    """The interval of a row's figure in words; None where there is none.
-
-    >>> bounds_text({"gain_low": -0.01, "gain_high": 0.0204}, "gain", "+")
-    '−0.010 to +0.020'
-    """
-    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
-    return None if pd.isna(low) or pd.isna(high) else f"{low:{sign}.3f} to {high:{sign}.3f}".replace("-", "−")
-
-
-def _gain(table: pd.DataFrame, column: str) -> pd.Series | None:
-    """The numbers, or where any has an interval the numbers with their intervals as text."""
-    if f"{column}_low" not in table or table[f"{column}_low"].isna().all():
-        return table.get(column)
-
-    def told(row: dict) -> str | None:
-        if pd.isna(row[column]):
-            return None
-        gain, bounds = f"{row[column]:+.3f}".replace("-", "−"), bounds_text(row, column, "+")
-        # An interval is not broken over two lines.
-        return gain + (f" ({bounds})".replace(" to ", "\u00a0to\u00a0") if bounds else "")
-
-    return _texts(table, told)
-
-
-def _texts(table: pd.DataFrame, tell: Callable[[dict], str | None]) -> pd.Series:
-    return pd.Series([tell(row) for row in table.to_dict("records")], table.index, dtype=object)
-
-
-def _kind(row: dict) -> str:
-    if row["probe"] == "oracle":
-        return "oracle"
-    if row["objective"] == CONTROL:
-        return "control"
-    return "untrained" if row["objective"] == UNTRAINED else "trained"
+            rivals = [rival_of(row, best, name, figure) for row in records]
+            best[f"{figure}_over_{name}"] = [
+                float(row[figure] - rival[figure]) if rival else np.nan
+                for row, rival in zip(records, rivals, strict=True)
+            ]
+    shuffled = [shuffled_rows(row, rows if task == "pairwise" else rows[:0])["auroc"].mean() for row in records]
+    return best.assign(selectivity=best["auroc"] - shuffled)
 
 
 def comparisons(best: pd.DataFrame, figure: str) -> list[str]:
@@ -179,7 +107,7 @@ def comparisons(best: pd.DataFrame, figure: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def rival_of(row: dict, best: pd.DataFrame, name: str, figure: str) -> dict | None:
+def rival_of(row: Mapping[str, Any], best: pd.DataFrame, name: str, figure: str) -> dict[str, Any] | None:
     """The row that a row's figure is compared with; None for a control itself and where there is none."""
     if row["kind"] in ("control", "oracle") or (name == "untrained" and row["kind"] == "untrained"):
         return None
@@ -202,92 +130,224 @@ def rival_of(row: dict, best: pd.DataFrame, name: str, figure: str) -> dict | No
     return rivals.loc[rivals[figure].idxmax()].to_dict() if len(rivals) else None
 
 
-def shuffled_rows(row: dict, results: pd.DataFrame) -> pd.DataFrame:
+def shuffled_rows(row: Mapping[str, Any], results: pd.DataFrame) -> pd.DataFrame:
     """Rows of ``results.csv`` of the same probe and layer, fitted and judged on shuffled labels."""
     shuffled = results[results["task"] == "shuffled_labels"]
     shuffled = shuffled.assign(layer=pd.to_numeric(shuffled["layer"]), auroc=pd.to_numeric(shuffled["auroc"]))
-    return agreeing(shuffled, row, ["workspace", "backbone", "layer", "probe", "protocol", "split"])
+    return agreeing(shuffled, row, [column for column in _OF_ALL_SEEDS if column != "task"])
 
 
-def agreeing(table: pd.DataFrame, row: dict, columns: Sequence[str]) -> pd.DataFrame:
-    """Rows of a table that agree with a row in some columns; what is missing on both sides agrees."""
-    for column in columns:
-        if column in table:
-            table = table[(table[column] == row[column]) | (table[column].isna() & pd.isna(row[column]))]
-    return table
+# --- how sure gains are ----------------------------------------------------------------------------------------------
 
 
-def _difference(row: dict, best: pd.DataFrame, name: str, figure: str) -> float:
-    rival = rival_of(row, best, name, figure)
-    return float("nan") if rival is None else float(row[figure] - rival[figure])
+def with_gain_intervals(
+    table: pd.DataFrame,
+    results: pd.DataFrame,
+    caches: Sequence[ActivationCache] | Mapping[str, Sequence[ActivationCache]],
+    root: str | Path | Mapping[str, str | Path],
+    protocol: str | Protocol | None = None,
+    device: str = "auto",
+) -> pd.DataFrame:
+    """Give every gain of a `model_table`, made from these `results`, its 95 % interval.
 
+    ::
 
-def _selectivity(row: dict, results: pd.DataFrame) -> float:
-    shuffled = shuffled_rows(row, results)
-    return float(row["auroc"] - shuffled["auroc"].mean()) if len(shuffled) else float("nan")
+        table = with_gain_intervals(model_table(results), results, caches, "workspace/probes")
+        table[["backbone", "auroc_over_position", "auroc_over_position_low", "auroc_over_position_high"]]
 
+    Nothing is fitted: the probes of the table are read and say again what they said of each pair. Then each scene is
+    left out in turn, on both sides of a difference. That scene which is hard for the model is mostly hard for
+    the control too, so that such an interval is narrower, and says more, than two intervals side by side.
 
-def format_results(results: pd.DataFrame) -> str:
-    """Write the table across models: the best layer of every backbone by the most capable probe that was fitted.
+    `caches` are those that were swept and `root` is where the sweep kept its probes; of a table of several workspaces
+    (`bindkit.compare_workspaces`) those of each, by what its column ``workspace`` says. `protocol` is needed where it
+    was a Protocol of one's own.
 
-    Where there are controls, two more columns say by how much AUROC and twins AUROC exceed the strongest of them.
+    Added are ``_low`` and ``_high`` of ``gain``, of every ``FIGURE_over_NAME`` and of ``selectivity``; figures are
+    averaged over seeds before the difference is taken. NaN where the difference is, with too few scenes, and where the
+    two were not judged on the same pairs (of ``selectivity``, the same scenes: its labels differ).
+    InvalidParameterError if a cache is missing or probes are not those of the table, ProbeError if one is missing.
     """
-    below = below_chance(results.to_dict("records"))
-    if "task" in results:
-        results = results[results["task"].isna() | (results["task"] == "pairwise")]
-    best = best_layers(results[results["probe"] != "oracle"])
-    if best.empty:
-        return "No fit has figures yet."
-    shown = min(best["probe"].astype(str), key=by_capability)
-    best = best[best["probe"].astype(str) == shown]
+    roots: dict[str | None, str | Path] = {None: root} if not isinstance(root, Mapping) else dict(root.items())
+    of_each = caches if isinstance(caches, Mapping) else {None: caches}
+    known = {(space, cache.backbone["name"]): cache for space, several in of_each.items() for cache in several}
+    told = _Told(results, known, roots, protocol, device)
+    strongest = {figure: strongest_controls(table, figure)["backbone"] for figure in OVER_CONTROLS}
+    bounds: list[dict[str, tuple[float, float]]] = []
+    for number, row in enumerate(table.to_dict("records")):
+        mine = told.of(row)
+        own = {"gain": mine.over_majority()}
+        for figure in COMPARED_FIGURES:
+            for name in comparisons(table, figure):
+                rival = rival_of(row, table, name, figure)
+                own[f"{figure}_over_{name}"] = mine.over(told.of(rival), figure) if rival else UNKNOWN
+        for figure, column in OVER_CONTROLS.items():
+            named = table[table["backbone"] == strongest[figure].iloc[number]]
+            rivals = agreeing(named, row, JUDGED_ALIKE).to_dict("records")
+            # Of one control in several workspaces the strongest, as the difference says.
+            rival = max(rivals, key=lambda rival: rival[figure], default=None)
+            own[column] = mine.over(told.of(rival), figure) if rival else UNKNOWN
+        shuffled = shuffled_rows(row, results) if pd.notna(row["selectivity"]) else results[:0]
+        own["selectivity"] = mine.over(told.of_rows(shuffled), "auroc", same_labels=False)
+        bounds.append(own)
+    ends = {
+        f"{name}_{end}": [own[name][side] for own in bounds]
+        for name in (bounds[0] if bounds else ())
+        for side, end in enumerate(("low", "high"))
+    }
+    return table.assign(**ends)
 
-    def number(value: float, sign: str = "") -> str:
-        return "-" if pd.isna(value) else f"{value:{sign}.3f}"
 
-    table = pd.DataFrame(
-        {
-            "backbone": best["backbone"],
-            "objective": ["-" if pd.isna(objective) else objective for objective in best["objective"]],
-            "layer": ["-" if pd.isna(layer) else f"{layer:.0f}" for layer in best["layer"]],
-            "accuracy": best["accuracy"].map(number),
-            "95 % interval": [
-                "-" if pd.isna(low) else f"{number(low)} to {number(high)}"
-                for low, high in zip(best["accuracy_low"], best["accuracy_high"], strict=True)
-            ],
-            "majority": best["majority_accuracy"].map(number),
-            "gain": [number(gain, "+") for gain in best["gain"]],
-        }
-    )
-    has_controls = bool((best["objective"] == CONTROL).any())
-    figures = ranked_by(best)
-    plain = {"auroc": "AUROC", "twins_auroc": "twins AUROC"}
-    matched = {"matched_auroc": "at equal distance", "matched_twins_auroc": "twins at equal distance"}
-    for figure, head in (plain if figures[0] in plain else plain | matched).items():
-        table[head] = best[figure].map(number)
-        if has_controls and figure in figures:
-            over = [number(value, "+") for value in best[OVER_CONTROLS[figure]]]
-            table.insert(table.shape[1], "over controls", over, allow_duplicates=True)
-    judged_on = ", ".join(map(scenes_of, sorted(set(best["split"].dropna())))) or "unknown scenes"
-    protocols = ", ".join(sorted(set(best["protocol"].dropna()))) or "unknown"
-    chosen_on = ", ".join(sorted(set(best["chosen_on"].dropna()))) or "judged"
-    title = (
-        f"Best layer of each backbone, chosen on the {chosen_on} scenes ({shown} probe, {protocols} protocol, "
-        f"judged on {judged_on})"
-    )
-    lines = ["", title, "", table.to_string(index=False)]
-    if below:
-        lines += ["", *below]
-    fewest = best["n_scenes"].min()
-    if not pd.isna(fewest) and fewest < FEW_SCENES:
-        judged = f"{fewest} scene{'' if fewest == 1 else 's'}"
-        lines += ["", f"Judged on {judged} only: a demonstration that the path works, not a measurement."]
-    if (best["objective"] == "random-init").any():
-        lines += ["", "random-init: never trained; a control that trained backbones have to beat, not a result."]
-    if has_controls:
-        lines += [
-            "",
-            "over controls: AUROC minus that of the strongest control, which reads the same pairs without a model.",
-        ]
-    if figures[0] not in plain:
-        lines += ["", "at equal distance: AUROC among pairs that lie equally far apart, where proximity tells nothing."]
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class _LeftOut:
+    """Figures with each scene left out in turn, averaged over seeds; digests of the scenes and pairs they come from."""
+
+    figures: Mapping[str, np.ndarray]
+    scenes: str = ""
+    pairs: str = ""
+
+    @classmethod
+    def of(cls, pairs: JudgedPairs) -> _LeftOut:
+        # Numbered without gaps: a scene whose pairs all do not count leaves none.
+        scenes = hashlib.sha256(np.unique(pairs.scene, return_inverse=True)[1].tobytes())
+        answers = scenes.copy()
+        answers.update(np.packbits(pairs.same.astype(bool)).tobytes())
+        return cls(left_out(pairs), scenes.hexdigest(), answers.hexdigest())
+
+    def over_majority(self) -> tuple[float, float]:
+        if not self.figures:
+            return UNKNOWN
+        return interval(self.figures["accuracy"] - self.figures["majority_accuracy"], within_unit=False)
+
+    def over(self, other: _LeftOut, figure: str, same_labels: bool = True) -> tuple[float, float]:
+        paired = self.pairs == other.pairs if same_labels else self.scenes == other.scenes
+        if not self.figures or not other.figures or not paired:
+            return UNKNOWN
+        return interval(self.figures[figure] - other.figures[figure], within_unit=False)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What rows of the table say with each scene left out; every probe is asked once."""
+
+    results: pd.DataFrame
+    caches: Mapping[tuple[str | None, str], ActivationCache]
+    roots: Mapping[str | None, str | Path]
+    protocol: str | Protocol | None
+    device: str
+    known: dict[str, _LeftOut] = field(default_factory=dict)
+
+    def of(self, row: dict[str, Any]) -> _LeftOut:
+        """A row of the table."""
+        if row["kind"] != "oracle":
+            return self.of_rows(agreeing(self.results, row, _OF_ALL_SEEDS))
+        # The oracle needs labels alone: any cache whose pairs are the same will do.
+        rows = agreeing(self.results, row, ["judged_pairs", "protocol", "split"])
+        asked = rows[rows["probe"] != "oracle"].iloc[0].to_dict()
+        cache = self._cache(asked)
+        key = f"oracle of {cache.path}"
+        if key not in self.known:
+            rules = self.protocol or protocol_of_fit(load_folds(self._place(asked))[0].fitted_on)
+            self.known[key] = _LeftOut.of(same_class_pairs(cache, rules, row["split"])[1])
+        return self.known[key]
+
+    def of_rows(self, rows: pd.DataFrame) -> _LeftOut:
+        """Rows of the results that differ in their seed, averaged; nothing without rows."""
+        seeds = [self._asked(row) for row in rows.to_dict("records")]
+        if not seeds:
+            return _LeftOut({})
+        averaged = {name: np.mean([seed.figures[name] for seed in seeds], axis=0) for name in seeds[0].figures}
+        return replace(seeds[0], figures=averaged)
+
+    def _asked(self, row: dict[str, Any]) -> _LeftOut:
+        """What one probe says now. Raises InvalidParameterError where that is not what its row says."""
+        place = self._place(row)
+        if str(place) not in self.known:
+            parts, split = [], "test" if is_folds(row["split"]) else row["split"]
+            for probe in load_folds(place):
+                with judging(probe, self._cache(row), split, self.protocol, device=self.device) as judged:
+                    parts.append(judged.pairs())
+            pairs = JudgedPairs.together(parts)
+            accuracy = float((pairs.said_same == pairs.same).mean())
+            if abs(accuracy - row["accuracy"]) > _TOLERANCE:
+                raise InvalidParameterError(
+                    f"the probe in {place} judges {accuracy:.4f} of the pairs right, the table says "
+                    f"{row['accuracy']:.4f}; sweep again, and give the table and the probes of one run"
+                )
+            self.known[str(place)] = _LeftOut.of(pairs)
+        return self.known[str(place)]
+
+    def _place(self, row: Mapping[str, Any]) -> Path:
+        return probe_directory(self.roots[row.get("workspace")], row)
+
+    def _cache(self, row: Mapping[str, Any]) -> ActivationCache:
+        key = (row.get("workspace"), row["backbone"])
+        if key not in self.caches:
+            raise InvalidParameterError(
+                f"the table has {row['backbone']}, whose cache is not among those given: "
+                f"{', '.join(name for _, name in self.caches) or 'none'}"
+            )
+        return self.caches[key]
+
+
+# --- for readers -----------------------------------------------------------------------------------------------------
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """Give a `model_table` heads of two levels, for readers: what is measured, and less what.
+
+    Columns without any figure are left out. Intervals, and gains that have one, are text; the layer of what has none is
+    a dash; a model below chance beyond its interval is marked so; all else is as in the table.
+    """
+
+    def name(row: Mapping[str, Any]) -> str:
+        remark = chance_remark(row).partition(":")[0]
+        return f"{row['backbone']} ({remark})" if remark else str(row["backbone"])
+
+    heads: dict[tuple[str, str], pd.Series] = {
+        ("", "model"): _texts(table, name),
+        ("", "layer"): table["layer"].map(lambda layer: "-" if pd.isna(layer) else f"{layer:.0f}"),
+    }
+    for figure, title in FIGURE_TITLES.items():
+        heads[title, "is"] = table.get(figure)
+        if figure == "accuracy" and "accuracy_low" in table:
+            heads[title, "95 % interval"] = _texts(table, lambda row: bounds_text(row, "accuracy"))
+        heads[title, "± over seeds"] = table.get(f"{figure}_spread")
+        if figure == "accuracy":
+            heads[title, "− majority"] = _gain(table, "gain")
+        for column in differences(table, figure):
+            heads[title, f"− {column.removeprefix(f'{figure}_over_')}"] = _gain(table, column)
+        if figure == "auroc":
+            heads[title, "− shuffled labels"] = _gain(table, "selectivity")
+    return pd.DataFrame({head: column for head, column in heads.items() if column is not None and column.notna().any()})
+
+
+def differences(table: pd.DataFrame, figure: str) -> list[str]:
+    """Columns with what a figure is over each control by itself, the strongest not among them."""
+    beginning, leave_out = f"{figure}_over_", ("_low", "_high", "_controls")
+    return [name for name in table if name.startswith(beginning) and not name.endswith(leave_out)]
+
+
+def bounds_text(row: Mapping[str, Any], column: str, sign: str = "") -> str | None:
+    """The interval of a row's figure, such as ``−0.010 to +0.020`` with `sign` "+"; None where there is none."""
+    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
+    return None if pd.isna(low) or pd.isna(high) else f"{low:{sign}.3f} to {high:{sign}.3f}".replace("-", "−")
+
+
+def _gain(table: pd.DataFrame, column: str) -> pd.Series | None:
+    """The numbers, or where any has an interval the numbers with their intervals as text."""
+    if f"{column}_low" not in table or table[f"{column}_low"].isna().all():
+        return table.get(column)
+
+    def told(row: Mapping[str, Any]) -> str | None:
+        if pd.isna(row[column]):
+            return None
+        gain, bounds = f"{row[column]:+.3f}".replace("-", "−"), bounds_text(row, column, "+")
+        # An interval is not broken over two lines.
+        return gain + (f" ({bounds})".replace(" to ", "\u00a0to\u00a0") if bounds else "")
+
+    return _texts(table, told)
+
+
+def _texts(table: pd.DataFrame, tell: Callable[[Mapping[str, Any]], str | None]) -> pd.Series:
+    return pd.Series([tell(row) for row in table.to_dict("records")], table.index, dtype=object)

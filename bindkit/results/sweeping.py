@@ -1,4 +1,4 @@
-"""Many fits in one call: caches x layers x probes x seeds, one tidy table, resumed where it stopped."""
+"""Many fits in one call: caches x layers x probes x tasks x seeds, one tidy table, resumed where it stopped."""
 
 from __future__ import annotations
 
@@ -7,32 +7,35 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bindkit import __version__
 from bindkit.arguments import CONTROL, SAME_CLASS, each_of, is_control, read_layers, read_seeds
 from bindkit.cache import ActivationCache
-from bindkit.cache.store import labels_of
+from bindkit.cache.choosing import labels_of
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.files import parse_json, progress, slug, with_nan, without_nan, write_json
 from bindkit.probes import PROBES, check_layer, parse_probe
+from bindkit.probes.chance import warn_below_chance
+from bindkit.probes.code_digests import class_digest
+from bindkit.probes.fits import RESULT_COLUMNS, load_folds
 from bindkit.probes.fitting import fit_folds, fit_probes
-from bindkit.probes.judging import is_folds, judge_same_class, judged_scenes, said
+from bindkit.probes.folds import is_folds, judged_scenes, said
+from bindkit.probes.judging import judge_same_class
+from bindkit.probes.layer_choice import validation_accuracy
 from bindkit.probes.layers import LayerPatches
-from bindkit.probes.metrics import warn_below_chance
 from bindkit.probes.protocols import Protocol
 from bindkit.probes.protocols import protocol as protocol_of
 from bindkit.probes.registry import is_shipped
-from bindkit.probes.saving import RESULT_COLUMNS, Fit, class_digest, load_folds, validation_accuracy
 from bindkit.probes.tasks import TASKS, require_fitting, takes
 from bindkit.scenes.geometry import WindowGeometry
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,19 @@ SWEEP_COLUMNS = (*RESULT_COLUMNS, "validation_accuracy", "judged_pairs")
 looking at the judged ones; and a digest that rows share which are judged on the very same pairs."""
 
 _CACHES_ARE = "caches are what bk.cache_activations or bk.ActivationCache.open gives, one or several in a list"
+
+
+@dataclass(frozen=True, eq=False)
+class WantedFit:
+    """A fit that a sweep is asked for: which one, what it is made from, and the directory that keeps it, if any."""
+
+    cache: ActivationCache
+    layer: int
+    pair: tuple[str, str]
+    """Probe and task."""
+    seed: int
+    made_from: Mapping[str, str | None]
+    place: Path | None
 
 
 def sweep(
@@ -80,7 +96,8 @@ def sweep(
     device : str
         ``"auto"`` takes CUDA where there is one.
     oracle : bool
-        Whether to add what the knowledge of classes alone would give, see `same_class_rows`.
+        Whether to add what the knowledge of classes alone would give (backbone ``control:same-class``, probe
+        ``oracle``), where classes are known.
     folds : int, optional
         Cross-validate over all cached scenes, as `bindkit.fit_probe` does; ``split`` then says ``"5 folds"``,
         ``validation_accuracy`` is the mean over folds, and all probes of a fit are kept.
@@ -101,7 +118,7 @@ def sweep(
 
         table = bk.sweep([cache], layers=[0, 3, 5], probes=["linear", "quadratic"], root="probes")
     """
-    rules = protocol_of(protocol)
+    rules, split = protocol_of(protocol), None if folds is None else said(folds)
     # What is named twice is fitted once: two rows of one fit would pass for two seeds.
     caches = list({cache.path.resolve(): cache for cache in each_of(caches, ActivationCache, _CACHES_ARE)}.values())
     probes = list(dict.fromkeys(each_of(probes, str, "probes are names, one or several in a list")))
@@ -109,50 +126,61 @@ def sweep(
     seeds, asked_layers = read_seeds(seeds), read_layers(layers)
     if not all(len(given) for given in (caches, probes, tasks, seeds)):
         raise InvalidParameterError("a sweep needs at least one cache, probe, task and seed")
-    require_apart(caches, on_disk=root is not None)
-    pairs = fitting_pairs(probes, tasks)
-    wanted = [(cache, layer) for cache in caches for layer in _layers_of(cache, asked_layers)]
-    asked = [(cache, layer, pair) for cache, layer in wanted for pair in pairs if _can_be_asked(cache, layer, pair[0])]
-    code_of = {name: own_code(name) for name in probes}
-    rows: list[dict[str, Any]] = []
-    n_read = 0
-    with progress(len(asked) * len(seeds), "fit probes", "fit") as bar:
-        for cache, layer in wanted:
-            patches: LayerPatches | None = None
-            made_from = _made_from(cache, layer, rules, None if folds is None else said(folds))
-            found: dict[tuple[str, str, int], dict[str, Any]] = {}
-            here = [pair for at, number, pair in asked if at is cache and number == layer]
-            made = {pair: made_from | code_of[pair[0]] for pair in here}
-            for seed in seeds:
-                places = {pair: _place(root, cache, layer, pair, rules, seed, folds) for pair in here}
-                read = {pair: _kept_row(place, made[pair]) for pair, place in places.items()}
-                kept = {pair: row for pair, row in read.items() if row is not None}
-                missing = [pair for pair in here if pair not in kept]
-                n_read += len(kept)
-                # Those that are fitted now say it themselves.
-                warn_below_chance(kept.values())
-                if missing:
-                    if folds is None:
-                        patches = patches or LayerPatches(cache, layer, rules, device)
-                        fits = fit_probes(patches, missing, seed)
-                    else:
-                        fits = fit_folds(cache, layer, missing, folds, rules, seed, device)
-                    judged_pairs = judged_pairs_digest(cache, rules, fits[0].split)
-                    for pair, fit in zip(missing, fits, strict=True):
-                        looked = [validation_accuracy(one.history, rules) for one in fit.folds or (fit,)]
-                        accuracy = float(np.mean(looked))
-                        kept[pair] = fit.row() | {"validation_accuracy": accuracy, "judged_pairs": judged_pairs}
-                        _keep(places[pair], fit, kept[pair], made[pair])
-                found |= {(*pair, seed): row for pair, row in kept.items()}
-                bar.update(len(here))
-            rows += [found[*pair, seed] for pair in here for seed in seeds]
-    if n_read:
-        logger.info("%d of %d fits were already there and were read from %s", n_read, len(rows), root)
-    if oracle:
-        rows += same_class_rows(caches, rules, None if folds is None else said(folds))
-    import pandas as pd
+    _require_apart(caches, on_disk=root is not None)
+    pairs, code_of = fitting_pairs(probes, tasks), {name: own_code(name) for name in probes}
+    wanted: list[WantedFit] = []
+    for cache in caches:
+        is_one, what = is_control(cache.backbone["objective"]), f"the cache {cache.path}"
+        every = cache.layers if is_one or isinstance(asked_layers, str) else asked_layers
+        for layer in (check_layer(layer, cache.layers, what) for layer in every):
+            made_from = _made_from(cache, layer, rules, split)
+            for probe, task in pairs:
+                if parse_probe(probe)[0] == "self_attention" and (is_one or layer + 1 >= cache.backbone["n_layers"]):
+                    continue
+                named = {"backbone": cache.backbone["name"], "layer": layer, "probe": probe, "task": task}
+                named |= {"protocol": rules.name, "split": split or ""}
+                for seed in seeds:
+                    place = None if root is None else probe_directory(root, named | {"seed": seed})
+                    wanted.append(WantedFit(cache, layer, (probe, task), seed, made_from | code_of[probe], place))
+    rows = {fit: row for fit in wanted if fit.place and (row := _kept_row(fit.place, fit.made_from)) is not None}
+    if rows:
+        logger.info("%d of %d fits were already there and were read from %s", len(rows), len(wanted), root)
+    # Those that are fitted now say it themselves.
+    warn_below_chance(rows.values())
+    missing = [fit for fit in wanted if fit not in rows]
+    with progress(len(wanted), "fit probes", "fit", initial=len(rows)) as bar:
+        for _, of_layer in groupby(missing, key=lambda fit: (fit.cache, fit.layer)):
+            for fit, row in _fitted_and_kept(list(of_layer), rules, device, folds):
+                rows[fit] = row
+                bar.update(1)
+    table = [rows[fit] for fit in wanted] + (same_class_rows(caches, rules, split) if oracle else [])
+    return pd.DataFrame(table, columns=SWEEP_COLUMNS)
 
-    return pd.DataFrame(rows, columns=SWEEP_COLUMNS)
+
+def _fitted_and_kept(
+    wanted: Sequence[WantedFit], rules: Protocol, device: str, folds: int | None
+) -> Iterator[tuple[WantedFit, dict[str, Any]]]:
+    """Make fits of one layer of one cache, those of a seed side by side, and give each with its row."""
+    cache, layer = wanted[0].cache, wanted[0].layer
+    patches: LayerPatches | None = None
+    for seed in dict.fromkeys(fit.seed for fit in wanted):
+        asked = [fit for fit in wanted if fit.seed == seed]
+        pairs = [fit.pair for fit in asked]
+        if folds is None:
+            patches = patches or LayerPatches(cache, layer, rules, device)
+            fits = fit_probes(patches, pairs, seed)
+        else:
+            fits = fit_folds(cache, layer, pairs, folds, rules, seed, device)
+        judged_pairs = judged_pairs_digest(cache, rules, fits[0].split)
+        for one, fit in zip(asked, fits, strict=True):
+            accuracy = float(np.mean([validation_accuracy(part.history, rules) for part in fit.folds or (fit,)]))
+            row = fit.row() | {"validation_accuracy": accuracy, "judged_pairs": judged_pairs}
+            if one.place is not None:
+                # A row that is there belongs to the probe that is about to be replaced.
+                (one.place / "row.json").unlink(missing_ok=True)
+                fit.save(one.place)
+                write_json(one.place / "row.json", {"made_from": one.made_from, "row": without_nan(row)})
+            yield one, row
 
 
 def same_class_rows(
@@ -160,48 +188,29 @@ def same_class_rows(
 ) -> list[dict[str, Any]]:
     """Judge an oracle that knows the class of every patch and nothing else: it calls pairs of one class *same*.
 
-    What it reads is all that similarity could ever tell: on twins it is at chance. Where no class is known there is no
-    such row. One row for each geometry among the
-    caches, whose pairs are the ones judged; backbone ``control:same-class``, probe ``oracle``.
+    What it reads is all that similarity could ever tell: on twins it is at chance. One row for each geometry among the
+    caches, on the pairs that are judged there; none where no class is known.
     """
     rules = protocol_of(protocol)
+    known = [cache for cache in caches if any((cache.labels(name).classes > 0).any() for name in cache.splits)]
     first_of: dict[str, ActivationCache] = {}
-    without: dict[str, None] = {}
-    for cache in caches:
-        if any((cache.labels(name).classes > 0).any() for name in cache.splits):
-            first_of.setdefault(json.dumps(cache.backbone["geometry"], sort_keys=True), cache)
-        else:
-            without[cache.manifest.scenes_uri] = None
-    for uri in without:
+    for cache in known:
+        first_of.setdefault(json.dumps(cache.backbone["geometry"], sort_keys=True), cache)
+    for uri in dict.fromkeys(cache.manifest.scenes_uri for cache in caches if cache not in known):
         logger.info("no class is known in %s: figures of twins and the oracle that knows classes are left out", uri)
     rows = []
     for cache in first_of.values():
         judged_on, figures = judge_same_class(cache, rules, split)
         label = WindowGeometry(**cache.backbone["geometry"]).label
-        name = f"{SAME_CLASS}@{label}" if len(first_of) > 1 else SAME_CLASS
-        told: dict[str, Any] = {
-            "backbone": name,
-            "objective": CONTROL,
-            "layer": math.nan,
-            "probe": "oracle",
-            "task": "pairwise",
-            "seed": 0,
-        }
+        told: dict[str, Any] = {"backbone": f"{SAME_CLASS}@{label}" if len(first_of) > 1 else SAME_CLASS}
+        told |= {"objective": CONTROL, "layer": math.nan, "probe": "oracle", "task": "pairwise", "seed": 0}
         told |= {"protocol": rules.name, "split": judged_on}
-        told["judged_pairs"] = judged_pairs_digest(cache, rules, judged_on)
-        rows.append(told | figures)
+        rows.append(told | {"judged_pairs": judged_pairs_digest(cache, rules, judged_on)} | figures)
     return rows
 
 
-def require_apart(caches: Sequence[ActivationCache], on_disk: bool) -> None:
-    """Refuse two caches of one backbone, and on disk of names that are spelled alike there.
-
-    Nothing would tell their rows apart, or one's probes would overwrite the other's.
-
-    Raises
-    ------
-    InvalidParameterError
-    """
+def _require_apart(caches: Sequence[ActivationCache], on_disk: bool) -> None:
+    """Refuse caches of one backbone, whose rows nothing would tell apart, or of names that are alike on disk."""
     named: dict[str, ActivationCache] = {}
     for cache in caches:
         name = cache.backbone["name"]
@@ -212,13 +221,6 @@ def require_apart(caches: Sequence[ActivationCache], on_disk: bool) -> None:
                 f"the caches {other.path} and {cache.path} are of the backbones {other.backbone['name']!r} and "
                 f"{name!r}: {why}; sweep them one by one, each into its own root"
             )
-
-
-def _layers_of(cache: ActivationCache, layers: str | Sequence[int]) -> tuple[int, ...]:
-    """Those asked for; of a control its only one. Raises LayerError for one that the cache lacks."""
-    if isinstance(layers, str) or is_control(cache.backbone["objective"]):
-        return cache.layers
-    return tuple(check_layer(layer, cache.layers, f"the cache {cache.path}") for layer in layers)
 
 
 def fitting_pairs(probes: Sequence[str], tasks: Sequence[str]) -> list[tuple[str, str]]:
@@ -235,11 +237,19 @@ def fitting_pairs(probes: Sequence[str], tasks: Sequence[str]) -> list[tuple[str
     return [(name, task) for name in probes for task in tasks if takes(task, kinds[name])]
 
 
-def _can_be_asked(cache: ActivationCache, layer: int, probe: str) -> bool:
-    """Whether there is a next layer to ask, for the probe that does."""
-    if parse_probe(probe)[0] != "self_attention":
-        return True
-    return not is_control(cache.backbone["objective"]) and layer + 1 < cache.backbone["n_layers"]
+# --- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def probe_directory(root: str | Path, row: Mapping[str, Any]) -> Path:
+    """Where a sweep keeps the probe of one row: ``root/BACKBONE/layer_LL/PROBE-TASK-PROTOCOL-seedS``.
+
+    Of controls, whose layer is NaN, in ``layer_00``; of a cross-validation with ``-5-folds`` behind it.
+    """
+    layer = 0 if math.isnan(row["layer"]) else int(row["layer"])
+    name = f"{row['probe']}-{row['task']}-{row['protocol']}-seed{int(row['seed'])}"
+    if is_folds(split := row.get("split", "")):
+        name += f"-{split.replace(' ', '-')}"
+    return Path(root) / slug(row["backbone"]) / f"layer_{layer:02d}" / name
 
 
 def own_code(probe: str) -> dict[str, str | None]:
@@ -251,39 +261,31 @@ def own_code(probe: str) -> dict[str, str | None]:
     return {"code": class_digest(probe_class)} if not is_shipped(probe_class) else {}
 
 
-def _place(
-    root: str | Path | None,
-    cache: ActivationCache,
-    layer: int,
-    pair: tuple[str, str],
-    rules: Protocol,
-    seed: int,
-    folds: int | None,
-) -> Path | None:
-    if root is None:
+def _made_from(cache: ActivationCache, layer: int, rules: Protocol, split: str | None) -> dict[str, str | None]:
+    """What all fits on a layer are made from, `split` being that of a cross-validation; `own_code` is to be added."""
+    folds = {} if split is None else {"folds": split}
+    return {"cache": layer_digest(cache, layer), "bindkit": __version__, "rules": repr(rules), **folds}
+
+
+def _record(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a kept fit was made from, and its row; both empty where there is none, or it is cut short."""
+    try:
+        kept = parse_json((place / "row.json").read_text(encoding="utf-8"))
+        return dict(kept["made_from"]), dict(kept["row"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, {}
+
+
+def _kept_row(place: Path, made_from: Mapping[str, str | None]) -> dict[str, Any] | None:
+    """The row of a fit that is already there, whole and made from the same things, else None."""
+    then, row = _record(place)
+    if None in made_from.values() or then != made_from or set(row) != set(SWEEP_COLUMNS):
         return None
-    named = {"probe": pair[0], "task": pair[1], "protocol": rules.name, "seed": seed, "layer": layer}
-    if folds is not None:
-        named["split"] = said(folds)
-    return probe_directory(root, named | {"backbone": cache.backbone["name"]})
-
-
-def _keep(place: Path | None, fit: Fit, row: dict[str, Any], made_from: dict[str, str | None]) -> None:
-    if place is not None:
-        # A row that is there belongs to the probe that is about to be replaced.
-        (place / "row.json").unlink(missing_ok=True)
-        fit.save(place)
-        write_json(place / "row.json", {"made_from": made_from, "row": without_nan(row)})
-
-
-def _made_from(cache: ActivationCache, layer: int, rules: Protocol, folds: str | None) -> dict[str, str | None]:
-    """What all fits on a layer are made from; `own_code` adds what is a probe's own."""
-    made_from: dict[str, str | None] = {
-        "cache": layer_digest(cache, layer),
-        "bindkit": __version__,
-        "rules": repr(rules),
-    }
-    return made_from if folds is None else made_from | {"folds": folds}
+    try:
+        load_folds(place)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ProbeError):
+        return None
+    return with_nan(row)
 
 
 def kept_rows(
@@ -293,19 +295,17 @@ def kept_rows(
 
     Those that are judged as `split` says: "5 folds" takes rows of as many folds alone, any other none of folds.
     """
-    rules = protocol_of(protocol)
-    rows = []
+    rules, rows = protocol_of(protocol), []
     for cache in caches:
         for layer in cache.layers:
             made_from = _made_from(cache, layer, rules, split if is_folds(split) else None)
             for record in sorted((Path(root) / slug(cache.backbone["name"]) / f"layer_{layer:02d}").glob("*/row.json")):
                 try:
-                    name = parse_json(record.read_text(encoding="utf-8"))["row"]["probe"]
-                    row = _kept_row(record.parent, made_from | own_code(name))
-                except (OSError, ValueError, KeyError, TypeError, ProbeError):
-                    continue  # cut short, or of a probe that is not registered
-                rows += [] if row is None else [row]
-    return rows
+                    code = own_code(_record(record.parent)[1].get("probe", ""))
+                except ProbeError:
+                    continue  # of a probe that is not registered
+                rows.append(_kept_row(record.parent, made_from | code))
+    return [row for row in rows if row is not None]
 
 
 def remove_stale_fits(root: str | Path, cache: ActivationCache) -> int:
@@ -316,30 +316,11 @@ def remove_stale_fits(root: str | Path, cache: ActivationCache) -> int:
     digests = {f"layer_{layer:02d}": layer_digest(cache, layer) for layer in cache.layers}
     n_removed = 0
     for record in sorted((Path(root) / slug(cache.backbone["name"])).glob("layer_*/*/row.json")):
-        try:
-            made_from = parse_json(record.read_text(encoding="utf-8"))["made_from"]["cache"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # cut short: a sweep will replace it
-        if made_from != digests.get(record.parent.parent.name):
+        made_from = _record(record.parent)[0].get("cache")  # cut short: a sweep will replace it
+        if made_from is not None and made_from != digests.get(record.parent.parent.name):
             shutil.rmtree(record.parent)
             n_removed += 1
     return n_removed
-
-
-def probe_directory(root: str | Path, row: Mapping[str, Any]) -> Path:
-    """Where a sweep keeps the probe of one row of its table.
-
-    >>> row = dict(backbone="facebook/dinov2-base", layer=3, probe="linear", task="pairwise", protocol="strict", seed=0)
-    >>> probe_directory("probes", row).as_posix()
-    'probes/facebook-dinov2-base/layer_03/linear-pairwise-strict-seed0'
-
-    Rows of controls, whose layer is NaN, lie in ``layer_00``; of a cross-validation in ``...-seedS-5-folds``.
-    """
-    layer = 0 if math.isnan(row["layer"]) else int(row["layer"])
-    name = f"{row['probe']}-{row['task']}-{row['protocol']}-seed{int(row['seed'])}"
-    if is_folds(split := row.get("split", "")):
-        name += f"-{split.replace(' ', '-')}"
-    return Path(root) / slug(row["backbone"]) / f"layer_{layer:02d}" / name
 
 
 def layer_digest(cache: ActivationCache, layer: int) -> str:
@@ -361,17 +342,3 @@ def judged_pairs_digest(cache: ActivationCache, protocol: Protocol, split: str) 
     for part in (labels.scene_offsets, labels.instances, labels.classes, labels.purity, labels.corners):
         digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()[:16]
-
-
-def _kept_row(place: Path | None, made_from: dict[str, str | None]) -> dict[str, Any] | None:
-    """The row of a fit that is already there, whole and made from the same things, else None."""
-    if place is None:
-        return None
-    try:
-        kept = parse_json((place / "row.json").read_text(encoding="utf-8"))
-        if None in made_from.values() or kept["made_from"] != made_from or set(kept["row"]) != set(SWEEP_COLUMNS):
-            return None
-        load_folds(place)
-        return with_nan(kept["row"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ProbeError):
-        return None

@@ -3,48 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from bindkit.arguments import CONTROL
 from bindkit.errors import InvalidParameterError
-from bindkit.probes.saving import best_position
+from bindkit.probes import by_capability
+from bindkit.probes.chance import below_chance
+from bindkit.probes.folds import scenes_of
+from bindkit.probes.layer_choice import best_position
+from bindkit.scenes.splits import FEW_SCENES
+
+PLAIN, MATCHED = ("auroc", "twins_auroc"), ("matched_auroc", "matched_twins_auroc")
+"""How well pairs are ranked, over all pairs and on twins: as they are, and among pairs that lie equally far apart."""
+
+COMPARED_FIGURES = ("accuracy", *PLAIN, *MATCHED)
+"""Figures in which models are set against controls."""
 
 COMPARED = ["backbone", "objective", "probe", "task", "protocol", "split", "judged_pairs"]
 """Columns that tell rows apart which may not be compared across layers, with ``workspace`` where there is one."""
 
-
-def compared_columns(results: pd.DataFrame) -> list[str]:
-    """`COMPARED`, and ``workspace`` in the table of several: one backbone in two workspaces is two."""
-    return [*COMPARED, *(["workspace"] if "workspace" in results else [])]
-
-
-AVERAGED = [
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "auroc",
-    "auroc_low",
-    "auroc_high",
-    "twins_auroc",
-    "twins_auroc_low",
-    "twins_auroc_high",
-    "matched_auroc",
-    "matched_auroc_low",
-    "matched_auroc_high",
-    "matched_twins_auroc",
-    "matched_twins_auroc_low",
-    "matched_twins_auroc_high",
-    "majority_accuracy",
-    "validation_accuracy",
-    "n_scenes",
-    "n_pairs",
-]
+AVERAGED = [f"{figure}{end}" for figure in COMPARED_FIGURES for end in ("", "_low", "_high")]
+AVERAGED += ["majority_accuracy", "validation_accuracy", "n_scenes", "n_pairs"]
 """Columns that are averaged over seeds; of the interval, each bound."""
 
-SPREAD = {"accuracy": "accuracy_spread", "auroc": "auroc_spread", "twins_auroc": "twins_auroc_spread"}
+SPREAD = {figure: f"{figure}_spread" for figure in ("accuracy", *PLAIN)}
 """Figures whose standard deviation over seeds is given, and the columns that it stands in."""
+
+OVER_CONTROLS = {figure: f"{figure}_over_controls" for figure in (*PLAIN, *MATCHED)}
+"""Figures that are compared with those of the controls, and the columns with the difference."""
 
 JUDGED_ALIKE = ["probe", "task", "protocol", "split", "n_scenes", "n_pairs", "judged_pairs"]
 """Columns in which rows agree that are judged in one way on the same pairs."""
@@ -55,60 +44,37 @@ OF_PATCHES = ("class_accuracy", "matched_iou")
 POINTWISE = ("reference_accuracy", *OF_PATCHES)
 """Figures that pointwise tasks alone have; the first is of pairs as the reference implementation counts them."""
 
-OVER_CONTROLS = {
-    figure: f"{figure}_over_controls" for figure in ("auroc", "twins_auroc", "matched_auroc", "matched_twins_auroc")
-}
-"""Figures that are compared with those of the controls, and the columns with the difference."""
 
-
-PLAIN, MATCHED = ("auroc", "twins_auroc"), ("matched_auroc", "matched_twins_auroc")
-"""How well pairs are ranked, over all pairs and on twins: as they are, and among pairs that lie equally far apart."""
+def compared_columns(results: pd.DataFrame) -> list[str]:
+    """`COMPARED`, and ``workspace`` in the table of several: one backbone in two workspaces is two."""
+    return [*COMPARED, *(["workspace"] if "workspace" in results else [])]
 
 
 def ranked_by(table: pd.DataFrame) -> tuple[str, str]:
-    """The two figures that a table is read by: those at equal distance, or the plain ones where it has no others.
-
-    >>> ranked_by(pd.DataFrame({"auroc": [0.9], "matched_auroc": [0.7]})), ranked_by(pd.DataFrame({"auroc": [0.9]}))
-    (('matched_auroc', 'matched_twins_auroc'), ('auroc', 'twins_auroc'))
-    """
+    """The two figures that a table is read by: those at equal distance, or the plain ones where it has no others."""
     return MATCHED if "matched_auroc" in table and table["matched_auroc"].notna().any() else PLAIN
 
 
+def agreeing(table: pd.DataFrame, row: Mapping[str, Any], columns: Sequence[str]) -> pd.DataFrame:
+    """Rows of a table that agree with a row in some columns; what is missing on both sides agrees."""
+    for column in columns:
+        if column in table:
+            table = table[(table[column] == row[column]) | (table[column].isna() & pd.isna(row[column]))]
+    return table
+
+
 def best_layers(results: pd.DataFrame) -> pd.DataFrame:
-    """Pick the best layer for each backbone, objective, probe, task, protocol and split.
+    """Pick the best layer for each backbone, objective, probe, task, protocol and split of ``results.csv``.
 
     The best is that of highest accuracy on the *validation* scenes, so that the figures, which are of other scenes, are
-    not those of the luckiest of many layers. Without validation accuracies it is that of highest ``accuracy``.
+    not those of the luckiest of many layers. Without validation accuracies it is that of highest ``accuracy``, which
+    then looks a little better than it is; of equal layers, the lowest. ``chosen_on`` names the split that chose.
 
-    >>> rows = [("vit", layer, "linear", accuracy) for layer, accuracy in [(0, 0.7), (1, 0.9), (2, 0.9)]]
-    >>> results = pd.DataFrame(rows, columns=["backbone", "layer", "probe", "accuracy"])
-    >>> best_layers(results)[["backbone", "probe", "layer", "accuracy"]].to_dict("records")
-    [{'backbone': 'vit', 'probe': 'linear', 'layer': 1, 'accuracy': 0.9}]
-
-    Parameters
-    ----------
-    results : pandas.DataFrame
-        Rows of ``results.csv``, one a fit. Columns that are missing count as empty.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a group in order of first appearance, with the layer, the figures averaged over seeds (of the 95 %
-        interval each bound; missing values left out), ``gain`` (accuracy above always saying the more frequent
-        answer), ``auroc_over_controls`` and the like (see `strongest_controls`; NaN for
-        controls and where there is none), the standard deviation over seeds (``accuracy_spread``,
-        ``auroc_spread``, ``twins_auroc_spread``; NaN for a single seed), ``n_seeds``, and in ``chosen_on`` the split
-        whose accuracy chose the layer. Of layers of equal accuracy, the lowest. The layer of a control is NaN.
-
-    Notes
-    -----
-    Where ``chosen_on`` is the judged split itself (a scene set too small for three), the best of many layers looks a
-    little better than it is.
-
-    Raises
-    ------
-    InvalidParameterError
-        If the table has no backbone, layer or accuracy.
+    One row a group in order of first appearance: the layer (NaN of a control), figures averaged over ``n_seeds``
+    (missing values left out), ``gain`` (accuracy above always saying the more frequent answer), ``auroc_over_controls``
+    and the like (see `strongest_controls`; NaN for controls and where there is none), and the standard deviation over
+    seeds (``accuracy_spread``, ...; NaN for a single seed). Columns that `results` lacks count as empty; without
+    backbone, layer or accuracy: InvalidParameterError.
     """
     missing = [name for name in ("backbone", "layer", "accuracy") if name not in results.columns]
     if missing:
@@ -143,9 +109,6 @@ def layer_of_best(rows: pd.DataFrame, figure: str) -> float:
     """The best layer of rows that differ in layer and seeds alone, as `best_layers` chooses it; NaN if none is judged.
 
     A table without validation accuracies goes by `figure`.
-
-    >>> layer_of_best(pd.DataFrame({"layer": [0, 1], "auroc": [0.9, 0.8], "validation_accuracy": [0.7, 0.8]}), "auroc")
-    1.0
     """
     told = rows.reindex(columns=["layer", figure, "validation_accuracy"])
     by_layer = told.groupby("layer").mean().dropna(subset=[figure])
@@ -157,17 +120,8 @@ def best_fit(results: pd.DataFrame, task: str = "pairwise") -> pd.Series:
     """A fit to look into, a row of ``results.csv``: of the models' best layers the best on the *validation* scenes.
 
     Chosen as `best_layers` does: seeds are averaged, and where validation accuracies are missing, ``accuracy`` decides.
-    Of equal ones it is the first, of several seeds the first. Controls, which have no layer, are left out.
-
-    >>> rows = [("vit", 0, "pairwise", 0.9, 0.7), ("vit", 1, "pairwise", 0.8, 0.8), ("vit", None, "pairwise", 1, 1)]
-    >>> columns = ["backbone", "layer", "task", "accuracy", "validation_accuracy"]
-    >>> int(best_fit(pd.DataFrame(rows, columns=columns))["layer"])
-    1
-
-    Raises
-    ------
-    InvalidParameterError
-        If no model has a fit of that task.
+    Of equal ones it is the first, of several seeds the first; never a control. InvalidParameterError if no model has a
+    fit of that task.
     """
     rows = results[(results["task"] == task) & results["layer"].notna() & results["accuracy"].notna()]
     if rows.empty:
@@ -178,26 +132,13 @@ def best_fit(results: pd.DataFrame, task: str = "pairwise") -> pd.Series:
         )
     best = best_layers(rows)
     chosen = best.loc[best["validation_accuracy" if (best["chosen_on"] == "validation").all() else "accuracy"].idxmax()]
-    for column in (name for name in [*compared_columns(rows), "layer"] if name in rows):
-        rows = rows[(rows[column] == chosen[column]) | (rows[column].isna() & pd.isna(chosen[column]))]
-    return rows.iloc[0]
+    return agreeing(rows, chosen.to_dict(), [*compared_columns(rows), "layer"]).iloc[0]
 
 
 def pointwise_tasks(results: pd.DataFrame) -> pd.DataFrame:
-    """The pointwise tasks, every backbone at its best layer, with the figure that each task has of its own.
+    """The pointwise tasks, every backbone at its best layer, with the figures that they alone have (`POINTWISE`).
 
-    Parameters
-    ----------
-    results : pandas.DataFrame
-        Rows of ``results.csv``.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a task and backbone (see `best_layers`): ``task``, ``backbone``, ``layer``, ``accuracy``,
-        ``majority_accuracy``, ``auroc`` and ``twins_auroc`` of pairs, ``reference_accuracy`` of pairs as the reference
-        implementation counts them (see `bindkit.probes.tasks.own_figures`), ``class_accuracy`` and ``matched_iou`` of
-        patches (averaged over seeds; NaN for the other task). No row where no pointwise task was fitted.
+    One row a task and backbone, figures averaged over seeds; no row where no pointwise task was fitted.
     """
     shown = ["task", "backbone", "layer", "accuracy", "majority_accuracy", "auroc", "twins_auroc", *POINTWISE]
     rows = results.reindex(columns=list(dict.fromkeys([*results.columns, "task", *POINTWISE])))
@@ -210,25 +151,10 @@ def pointwise_tasks(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def strongest_controls(best: pd.DataFrame, figure: str) -> pd.DataFrame:
-    """Find for every row the control that is strongest in a figure among those judged alike on the same pairs.
+    """Find for every row of `best_layers` the control that is strongest in a figure among those judged alike.
 
-    >>> rows = [("control:position", "control", 0.7), ("control:raw-pixels", "control", 0.6), ("vit", "dino", 0.9)]
-    >>> best = best_layers(pd.DataFrame(rows, columns=["backbone", "objective", "auroc"]).assign(layer=0, accuracy=1))
-    >>> strongest_controls(best, "auroc").to_dict("records")[2]
-    {'backbone': 'control:position', 'auroc': 0.7}
-
-    Parameters
-    ----------
-    best : pandas.DataFrame
-        As `best_layers` gives it.
-    figure : str
-        A column, larger is stronger.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a row of `best`, with the control's name in ``backbone`` and its ``figure``; both empty in rows of
-        controls and where no control was judged on the row's pairs. Untrained backbones are no controls in this sense.
+    Its name in ``backbone`` and its ``figure``, row by row; both empty in rows of controls and where no control was
+    judged on the row's pairs. Untrained backbones are no controls in this sense.
     """
     table = best.reindex(columns=[*JUDGED_ALIKE, "objective", "backbone", figure])
     controls = table[(table["objective"] == CONTROL) & table[figure].notna()]
@@ -241,16 +167,9 @@ def strongest_controls(best: pd.DataFrame, figure: str) -> pd.DataFrame:
 def require_one_kind(
     rows: pd.DataFrame, whose: str, columns: Sequence[str] = ("task", "protocol", "split"), table: str = "results"
 ) -> None:
-    """Refuse to average, or to set side by side, what was not measured alike.
+    """Refuse to average, or to set side by side, what was not measured alike: InvalidParameterError.
 
-    >>> require_one_kind(pd.DataFrame({"split": ["test", "train"]}), "the table")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    bindkit.errors.InvalidParameterError: the table has several kinds of split (test, train), ...
-
-    Raises
-    ------
-    InvalidParameterError
-        Beginning with `whose` ("the table") and naming the column and its values; `table` is what the reader calls it.
+    It begins with `whose` ("the table") and names the column and its values; `table` is what the reader calls it.
     """
     for column in columns:
         kinds = list(rows[column].dropna().unique()) if column in rows else []
@@ -259,3 +178,64 @@ def require_one_kind(
                 f"{whose} has several kinds of {column} ({', '.join(map(str, kinds))}), whose figures are not "
                 f"comparable; give one of them, for example {table}[{table}[{column!r}] == {kinds[0]!r}]"
             )
+
+
+def format_results(results: pd.DataFrame) -> str:
+    """Write the table across models: the best layer of every backbone by the most capable probe that was fitted.
+
+    Where there are controls, two more columns say by how much AUROC and twins AUROC exceed the strongest of them.
+    """
+    below = below_chance(results.to_dict("records"))
+    if "task" in results:
+        results = results[results["task"].isna() | (results["task"] == "pairwise")]
+    best = best_layers(results[results["probe"] != "oracle"])
+    if best.empty:
+        return "No fit has figures yet."
+    shown = min(best["probe"].astype(str), key=by_capability)
+    best = best[best["probe"].astype(str) == shown]
+
+    def told(column: str, form: str = ".3f") -> list[str]:
+        return ["-" if pd.isna(value) else format(value, form) for value in best[column]]
+
+    bounds = zip(told("accuracy_low"), told("accuracy_high"), strict=True)
+    columns = {
+        "backbone": best["backbone"],
+        "objective": told("objective", ""),
+        "layer": told("layer", ".0f"),
+        "accuracy": told("accuracy"),
+        "95 % interval": ["-" if low == "-" else f"{low} to {high}" for low, high in bounds],
+        "majority": told("majority_accuracy"),
+        "gain": told("gain", "+.3f"),
+    }
+    table = pd.DataFrame(columns)
+    has_controls, is_matched = bool((best["objective"] == CONTROL).any()), ranked_by(best) == MATCHED
+    heads = {"auroc": "AUROC", "twins_auroc": "twins AUROC"}
+    if is_matched:
+        heads |= {"matched_auroc": "at equal distance", "matched_twins_auroc": "twins at equal distance"}
+    for figure, head in heads.items():
+        table[head] = told(figure)
+        if has_controls and figure in ranked_by(best):
+            over = told(OVER_CONTROLS[figure], "+.3f")
+            table.insert(table.shape[1], "over controls", over, allow_duplicates=True)
+    judged_on = ", ".join(map(scenes_of, sorted(set(best["split"].dropna())))) or "unknown scenes"
+    protocols = ", ".join(sorted(set(best["protocol"].dropna()))) or "unknown"
+    chosen_on = ", ".join(sorted(set(best["chosen_on"].dropna()))) or "judged"
+    title = (
+        f"Best layer of each backbone, chosen on the {chosen_on} scenes ({shown} probe, {protocols} protocol, "
+        f"judged on {judged_on})"
+    )
+    fewest = best["n_scenes"].min()
+    is_few = bool(not pd.isna(fewest) and fewest < FEW_SCENES)
+    few = f"{fewest} scene{'s' * bool(is_few and fewest != 1)}"
+    is_untrained = bool((best["objective"] == "random-init").any())
+    notes = (
+        (is_few, f"Judged on {few} only: a demonstration that the path works, not a measurement."),
+        (is_untrained, "random-init: never trained; a control that trained backbones have to beat, not a result."),
+        (
+            has_controls,
+            "over controls: AUROC minus that of the strongest control, which reads the same pairs without a model.",
+        ),
+        (is_matched, "at equal distance: AUROC among pairs that lie equally far apart, where proximity tells nothing."),
+    )
+    lines = ["", title, "", table.to_string(index=False), *(["", *below] if below else [])]
+    return "\n".join([*lines, *(line for holds, note in notes if holds for line in ("", note))])

@@ -181,7 +181,7 @@ def test_the_map_answers_a_press_while_the_kernel_is_busy(page, made):
     page.wait_for_timeout(500)
     layer = int(page.get_by_role("slider", name="Layer").get_attribute("aria-valuetext"))
     own = bk.affinity(backbones[0], probes[0][layer], scenes[0])
-    from bindkit.affinities import image_activations
+    from bindkit.affinities.scoring import image_activations
 
     x, y = (image_activations(backbones[0], scenes[k].image, [layer])[1][layer] for k in (0, 1))
     before = page.locator(".bindkit-pad .status").inner_text()
@@ -243,7 +243,7 @@ def test_arrow_keys_move_the_patch_and_leave_the_notebook_alone(page, made):
     for key in ("ArrowDown",) * 3 + ("ArrowLeft",) * 4 + ("ArrowRight", "ArrowUp", "ArrowUp"):
         page.keyboard.press(key)
     until_said(page, "Patch row 2, column 2")
-    from bindkit.affinities import image_activations
+    from bindkit.affinities.scoring import image_activations
 
     x = image_activations(backbones[0], scenes[0].image, [layer])[1][layer]
     until(page, torch_cosine(x[2 * shape[1] + 2], x).reshape(shape))
@@ -288,7 +288,7 @@ def test_maps_side_by_side_and_another_image(page, made):
     control(page, "cosine").check()
     choose(page, "Compare to", scenes[1].id)
     until_maps(page, 3)
-    from bindkit.affinities import image_activations
+    from bindkit.affinities.scoring import image_activations
 
     x, y = (image_activations(backbones[0], scenes[k].image, [layer])[1][layer] for k in (0, 1))
     patch = 1 * own.grid.cols + 5

@@ -9,7 +9,7 @@ import pytest
 
 from bindkit.pipeline.parameters import notebook_parameters
 from bindkit.pipeline.running import FIRST_LAB, RUN_DEFAULTS, run_pipeline
-from bindkit.results.model_table import format_results
+from bindkit.results.tables import format_results
 
 COLUMNS = [
     *("backbone", "objective", "layer", "probe", "task", "protocol", "split"),

@@ -14,7 +14,7 @@ import bindkit
 from bindkit.cli import main
 from bindkit.errors import BackboneError
 from bindkit.pipeline import running as pipeline
-from bindkit.results.model_table import format_results
+from bindkit.results.tables import format_results
 
 PARAMETERS = (
     'workspace = "w"\nscenes = "synthetic:n=4,seed=0"\nbackbones = "random-init:vit"\nlayers = "all"\n'
@@ -238,7 +238,7 @@ def test_usage_and_version():
 
 
 def test_the_table_says_so_when_there_is_nothing_to_compare():
-    from bindkit.results.model_table import format_results
+    from bindkit.results.tables import format_results
 
     assert "No fit" in format_results(pd.DataFrame(columns=["backbone", "layer", "probe", "accuracy"]))
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import bindkit as bk
-from bindkit.affinities import image_activations
+from bindkit.affinities.scoring import image_activations
 from bindkit.probes import make_probe
 from bindkit.views.viewer.packing import Packed
 from bindkit.views.viewer.text_bytes import to_bytes

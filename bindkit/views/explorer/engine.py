@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bindkit.affinities import MOST_PATCHES, image_activations, window_activations
+from bindkit.affinities.scoring import MOST_PATCHES, image_activations, window_activations
 from bindkit.affinities.stitching import ImageGrid
 from bindkit.errors import GeometryError, LayerError, NonFiniteActivationsError, ProbeError
 from bindkit.views.explorer.comparisons import AttentionRows, CosineRows, PatchColours

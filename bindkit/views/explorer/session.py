@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bindkit.affinities import Picture
+from bindkit.affinities.scoring import Picture
 from bindkit.affinities.stitching import ImageGrid
 from bindkit.cache.forward import ActivationSource
 from bindkit.errors import BindkitError, InvalidParameterError, ProbeError

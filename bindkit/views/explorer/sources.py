@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bindkit.affinities import Picture, layer_of
+from bindkit.affinities.scoring import Picture, layer_of
 from bindkit.affinities.stitching import ImageGrid
 from bindkit.arguments import control_title, each_of, require_kind
 from bindkit.cache.forward import ActivationSource

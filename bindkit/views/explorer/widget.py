@@ -11,7 +11,7 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 
-from bindkit.affinities import Picture
+from bindkit.affinities.scoring import Picture
 from bindkit.cache.forward import ActivationSource
 from bindkit.errors import BindkitError, GeometryError, InvalidParameterError, LayerError, ProbeError
 from bindkit.files import write_bytes

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from bindkit.affinities import Affinity
+from bindkit.affinities.scoring import Affinity
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes import Scene
 from bindkit.views.figures.painting import picture

@@ -51,7 +51,7 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
     Parameters
     ----------
     table : pandas.DataFrame
-        As `bindkit.results.model_table.model_table` or `bindkit.results.gains.with_gain_intervals` gives it.
+        As `bindkit.results.model_table.model_table` or `bindkit.results.model_table.with_gain_intervals` gives it.
 
     Raises
     ------

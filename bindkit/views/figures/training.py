@@ -90,7 +90,7 @@ def loss_curves(history: pd.DataFrame) -> go.Figure:
     Parameters
     ----------
     history : pandas.DataFrame
-        As `bindkit.analysis.emergence.training_histories` gives it.
+        As `bindkit.analysis.checkpoints.training_histories` gives it.
 
     Raises
     ------

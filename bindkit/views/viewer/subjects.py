@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bindkit.affinities import Picture, image_pixels
+from bindkit.affinities.scoring import Picture, image_pixels
 from bindkit.affinities.stitching import ImageGrid
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes import Scene

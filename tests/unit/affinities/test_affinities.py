@@ -8,7 +8,7 @@ from PIL import Image
 from planted import PlantedBackbone, PlantedScenes
 
 import bindkit as bk
-from bindkit.affinities import image_activations, image_pixels, read_probe
+from bindkit.affinities.scoring import image_activations, image_pixels, read_probe
 from bindkit.cache.forward import require_source
 from bindkit.errors import (
     BackboneError,

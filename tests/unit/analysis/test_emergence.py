@@ -13,15 +13,14 @@ from PIL import Image
 from planted_checkpoints import START, planted
 
 import bindkit as bk
-from bindkit.analysis.emergence import (
+from bindkit.analysis.checkpoints import (
     EMERGENCE_COLUMNS,
-    emergence_gains,
-    emergence_verdicts,
     find_runs,
     measure_checkpoints,
     read_runs,
     training_histories,
 )
+from bindkit.analysis.emergence import emergence_gains, emergence_verdicts
 from bindkit.errors import BackboneError, InvalidParameterError, LayerError
 from bindkit.pretraining import TRAINING_SEED, TrainingScenes, checkpoints_of, pretrain
 from bindkit.probes.fitting import fit_probe, fit_probes

@@ -15,8 +15,7 @@ from bindkit.probes.judging import fold_roles, judge_probe, judging, scenes_of
 from bindkit.probes.protocols import STRICT
 from bindkit.probes.saving import load_folds
 from bindkit.results.breakdowns import breakdown
-from bindkit.results.gains import with_gain_intervals
-from bindkit.results.model_table import model_table
+from bindkit.results.model_table import model_table, with_gain_intervals
 from bindkit.results.sweeping import probe_directory, sweep
 from bindkit.scenes import split_scenes
 

@@ -18,7 +18,7 @@ from bindkit.probes.batches import SplitPatches
 from bindkit.probes.fitting import fit_probe
 from bindkit.probes.protocols import STRICT
 from bindkit.probes.resampling import interval
-from bindkit.results.calibration import fit_temperature
+from bindkit.results.breakdowns import fit_temperature
 from bindkit.views.figures import breakdown_figure, reliability_figure
 
 CPU = torch.device("cpu")

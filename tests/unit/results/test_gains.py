@@ -15,8 +15,7 @@ from bindkit.probes.judging import judging, same_class_pairs
 from bindkit.probes.metrics import JudgedPairs, auroc, left_out
 from bindkit.probes.protocols import PAPER, STRICT, protocol
 from bindkit.probes.resampling import interval
-from bindkit.results.gains import with_gain_intervals
-from bindkit.results.model_table import model_table
+from bindkit.results.model_table import model_table, with_gain_intervals
 from bindkit.results.sweeping import probe_directory, sweep
 
 BRIEF = replace(STRICT, epochs=2, min_steps=12, judged_patches=32)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 from test_scenes_masks import png
 
-from bindkit.affinities import image_pixels
+from bindkit.affinities.scoring import image_pixels
 from bindkit.errors import BrokenSceneError, InvalidParameterError, SceneSetError
 from bindkit.pipeline.choices import check_choices
 from bindkit.pipeline.running import absolute_scenes
