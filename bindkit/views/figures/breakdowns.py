@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from bindkit.arguments import CONTROL_PREFIX, control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.probes.folds import scenes_of
-from bindkit.views.figures.panels import panels
-from bindkit.views.figures.style import FAINT, GREYS, colour_of, small, subtitle_lines, titled, translucent, whiskers
+from bindkit.views.figures.panels import panels, small, subtitle_lines, titled
+from bindkit.views.figures.style import FAINT, GREYS, SILENT, Look, colour_of, curve, translucent, whiskers
 
 _PANELS = {
     "distance": ("distance", "between the two patches, in patches"),
@@ -38,25 +38,14 @@ _DASH = "more frequent answer"
 def breakdown_figure(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.Figure:
     """One panel for each way of breaking pairs down: the share of pairs judged right, a point for each group.
 
-    Whiskers are 95 % intervals. The faint dash behind each point is what the more frequent answer gives on the same
-    pairs; kinds of pair have none, as all pairs of a kind have one answer. Lines join bins for the eye.
-
-    Parameters
-    ----------
-    tables : pandas.DataFrame, or mapping of name to pandas.DataFrame
-        As `bindkit.breakdown` gives them; several are drawn side by side in one colour each, controls
-        (``control:...``) in greys.
-
-    Raises
-    ------
-    InvalidParameterError
-        Without rows.
-
-    Examples
-    --------
     ::
 
         breakdown_figure({fit.probe.fitted_on["backbone"]: bk.breakdown(fit.probe, cache) for fit, cache in fits})
+
+    Whiskers are 95 % intervals. The faint dash behind each point is what the more frequent answer gives on the same
+    pairs; kinds of pair have none, as all pairs of a kind have one answer. Lines join bins for the eye. Several tables,
+    as `bindkit.breakdown` gives them, are drawn side by side in one colour each, controls (``control:...``) in greys.
+    Raises InvalidParameterError without rows.
     """
     named = _named(tables, "by", "breakdown")
     rows = pd.concat(list(named.values()))
@@ -74,13 +63,16 @@ def breakdown_figure(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.Fi
             part = table[table["by"] == way]
             at = np.array([groups.index(group) for group in part["group"]])
             at = at + _DODGE * ((place + 0.5) / len(named) - 0.5)
-            if way != "negatives":
-                figure.add_trace(_dashes(part, at, _DODGE / len(named)), **where)
+            if way != "negatives":  # what the more frequent answer reaches, a dash behind each point
+                level, gap, half = part["majority_accuracy"], np.full(len(at), np.nan), _DODGE / len(named) * 0.5
+                ends, levels = np.stack([at - half, at + half, gap], axis=1), np.stack([level, level, gap], axis=1)
+                look = Look("#a3abb4", None, 2.5)
+                dashes = curve(ends.ravel(), levels.ravel(), look, name=_DASH, legendgroup=_DASH, **SILENT)
+                figure.add_trace(dashes, **where)
             name, colour = control_title(label), colours[label]
             if way in _BINNED and len(part) > 1:
-                line = {"color": translucent(colour, 0.45), "width": 2}
-                look = {"mode": "lines", "line": line, "name": name, "legendgroup": name, "showlegend": False}
-                figure.add_trace(go.Scatter(x=at, y=part["accuracy"], hoverinfo="skip", **look), **where)
+                look = Look(translucent(colour, 0.45), None, 2)
+                figure.add_trace(curve(at, part["accuracy"], look, name=name, legendgroup=name, **SILENT), **where)
             points = go.Scatter(
                 x=at,
                 y=part["accuracy"],
@@ -130,45 +122,32 @@ def breakdown_figure(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.Fi
 def reliability_figure(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.Figure:
     """Share of pairs on one object over the affinity that they were given; a calibrated probe lies on the diagonal.
 
-    Below, which share of pairs got such an affinity. The legend gives the expected calibration error (ECE).
-
-    Parameters
-    ----------
-    tables : pandas.DataFrame, or mapping of name to pandas.DataFrame
-        As `bindkit.reliability` gives them.
-
-    Raises
-    ------
-    InvalidParameterError
-        If there is nothing to draw.
-
-    Examples
-    --------
     ::
 
         scaled = bk.calibrated(probe, cache)
         reliability_figure({"as fitted": bk.reliability(probe, cache), "scaled": bk.reliability(scaled, cache)})
+
+    Below, which share of pairs got such an affinity. The legend gives the expected calibration error (ECE). Raises
+    InvalidParameterError if there is nothing to draw.
     """
     named = _named(tables, "mean_affinity", "reliability")
     figure = panels(2, 1, gap=(0, 0.04), shared_xaxes=True, row_heights=[0.8, 0.2]).figure
-    line = {"color": FAINT, "dash": "dash", "width": 1.5}
-    look = {"mode": "lines", "line": line, "name": "a probability", "legendrank": 2000, "hoverinfo": "skip"}
-    figure.add_trace(go.Scatter(x=[0, 1], y=[0, 1], **look), 1, 1)
+    diagonal = {"name": "a probability", "legendrank": 2000, "hoverinfo": "skip"}
+    figure.add_trace(curve([0, 1], [0, 1], Look(FAINT, "dash", 1.5), **diagonal), 1, 1)
     for label, colour in _colours(named).items():
         table = named[label]
         error = f"ECE {table.attrs['calibration_error']:.3f}, {table.attrs['loss']:.3f} nats a pair"
-        curve = go.Scatter(
-            x=table["mean_affinity"],
-            y=table["share_same"],
+        shares = curve(
+            table["mean_affinity"],
+            table["share_same"],
+            Look(colour, None, 2),
+            size=8,
             name=f"{control_title(label)}<br>{small(error)}",
-            mode="lines+markers",
-            line={"color": colour, "width": 2},
-            marker={"size": 8, "line": {"color": "white", "width": 1}},
             error_y=whiskers(table, "share_same", colour),
             customdata=table[["n_pairs"]],
             hovertemplate="affinity %{x:.3f}: %{y:.3f} on one object, of %{customdata[0]:,} pairs<extra></extra>",
         )
-        figure.add_trace(curve, 1, 1)
+        figure.add_trace(shares, 1, 1)
         bars = go.Bar(
             x=(table["low"] + table["high"]) / 2,
             y=table["n_pairs"] / table["n_pairs"].sum(),
@@ -190,15 +169,6 @@ def reliability_figure(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.
     height = 650 + more
     size = {"width": 780, "height": height, "margin": {"l": 76, "r": 260, "t": 84 + more, "b": 60}}
     return figure.update_layout(hovermode="closest", bargap=0.08, title_y=1 - 18 / height, **size)
-
-
-def _dashes(part: pd.DataFrame, at: np.ndarray, width: float) -> go.Scatter:
-    """What the more frequent answer reaches, a dash behind each point."""
-    level, gap = part["majority_accuracy"], np.full(len(at), np.nan)
-    ends = np.stack([at - width * 0.5, at + width * 0.5, gap], axis=1).ravel()
-    levels = np.stack([level, level, gap], axis=1).ravel()
-    look = {"mode": "lines", "line": {"color": "#a3abb4", "width": 2.5}, "name": _DASH, "legendgroup": _DASH}
-    return go.Scatter(x=ends, y=levels, showlegend=False, hoverinfo="skip", **look)
 
 
 def _named(tables: pd.DataFrame | Mapping[str, pd.DataFrame], column: str, maker: str) -> dict[str, pd.DataFrame]:

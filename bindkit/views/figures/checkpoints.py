@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,8 @@ from bindkit.arguments import control_title, is_control
 from bindkit.errors import InvalidParameterError
 from bindkit.results.tables import layer_of_best, require_one_kind
 from bindkit.views.figures.curves import CHANCE, LEAST_SPAN, METRICS, require_metric, whole_ticks
-from bindkit.views.figures.panels import framed, panels
-from bindkit.views.figures.style import FAINT, INK, LOWER_LEGEND, Look, colour_of, line_looks, titled, translucent
+from bindkit.views.figures.panels import LOWER_LEGEND, framed, panels, titled
+from bindkit.views.figures.style import FAINT, INK, SILENT, Look, colour_of, curve, line_looks, translucent
 
 _PANEL, _GAP = 176, 18
 """Width of a panel and space between two, in the figure's units."""
@@ -45,6 +46,11 @@ Where = dict[str, int]
 def emergence_figure(table: pd.DataFrame, metric: str | Sequence[str] = "auroc") -> go.Figure:
     """Draw one panel an objective, over the scenes seen in training, with one line a layer.
 
+    ::
+
+        table = bk.measure_checkpoints(["runs/mae", "runs/dino"], "synthetic:n=200,seed=0,size=80x80", "emergence")
+        emergence_figure(table, ["auroc", "twins_auroc"])
+
     Lines are means over training seeds (and seeds of probes). Bands are the standard error of that mean from three
     training seeds on, and the range of two; one seed has none. Grey: the controls, which need no model. Dashed: the
     best layer of the objective's own random init, and what one gets without looking. The horizontal scale begins at 0
@@ -62,13 +68,6 @@ def emergence_figure(table: pd.DataFrame, metric: str | Sequence[str] = "auroc")
     ------
     InvalidParameterError
         For an unknown metric, a table without checkpoints, or rows of several probes, tasks, protocols or splits.
-
-    Examples
-    --------
-    ::
-
-        table = bk.measure_checkpoints(["runs/mae", "runs/dino"], "synthetic:n=200,seed=0,size=80x80", "emergence")
-        emergence_figure(table, ["auroc", "twins_auroc"])
     """
     metrics = [metric] if isinstance(metric, str) else list(metric)
     trained, controls = _split_table(table, metrics)
@@ -99,15 +98,16 @@ def emergence_figure(table: pd.DataFrame, metric: str | Sequence[str] = "auroc")
             untrained = own[own["scenes_seen"] == 0]
             level = untrained[untrained["layer"] == layer_of_best(untrained, name)][name].mean()
             if pd.notna(level):
-                line = {"color": INK, "dash": _UNTRAINED_DASH, "width": 1.8}
-                _add_level(figure, float(level), "random init, best layer", line, scale.ends, where)
+                look = Look(INK, _UNTRAINED_DASH, 1.8)
+                _add_level(figure, float(level), "random init, best layer", look, scale.ends, where)
             for layer, colour in colours.items():
-                if (of_layer := own["layer"] == layer).any():
-                    spread = _over_seeds(own[of_layer], name).round(4)
-                    _add_layer(figure, spread, f"layer {layer:.0f}", scale, colour, len(colours) > _MOST_LINES, where)
+                of_layer = own[own["layer"] == layer]
+                if len(of_layer):
+                    _add_layer(figure, of_layer, name, scale, colour, len(colours) > _MOST_LINES, where)
             figure.update_yaxes(range=limits, **where)
             if where["col"] == 1:
-                text = _in_two_lines(METRICS[name]) if several else METRICS[name]
+                # Low panels have their axis title in two lines.
+                text = re.sub("(?<=,) | (?=on )", "<br>", METRICS[name], count=1) if several else METRICS[name]
                 figure.update_yaxes(title={"text": text, "font": {"size": 13.5}}, **where)
     figure.update_xaxes(tickvals=scale.ticks, ticktext=scale.tick_texts, range=list(scale.ends), tickangle=0)
     figure.update_xaxes(tickfont_size=12, title_standoff=4)
@@ -133,19 +133,7 @@ def training_slider(table: pd.DataFrame, metric: str = "auroc") -> go.Figure:
 
     It opens at the end of training, so that its picture shows the result. Thin and dashed: each objective before
     training. Where objectives were kept at different numbers of scenes, each shows its latest checkpoint up to that of
-    the slider.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        As `bindkit.measure_checkpoints` gives it.
-    metric : str
-        One of `bindkit.views.figures.curves.METRICS`.
-
-    Raises
-    ------
-    InvalidParameterError
-        As `emergence_figure`.
+    the slider. Takes and refuses what `emergence_figure` does, of one metric.
     """
     trained, controls = _split_table(table, [metric])
     by_label = {label: trained[trained["pretraining"] == label] for label in dict.fromkeys(trained["pretraining"])}
@@ -157,25 +145,15 @@ def training_slider(table: pd.DataFrame, metric: str = "auroc") -> go.Figure:
     from_start = moments[0] == 0
     figure = go.Figure()
     for number, label in enumerate(by_label if from_start else []):
-        line = {"color": colour_of(number), "dash": _UNTRAINED_DASH, "width": 1.4}
-        look = {"mode": "lines", "line": line, "legendgroup": label, "hoverinfo": "skip", "showlegend": False}
-        figure.add_trace(go.Scatter(**curves[0][number], name=f"{label}, random init", **look))
+        look, name = Look(colour_of(number), _UNTRAINED_DASH, 1.4), f"{label}, random init"
+        figure.add_trace(curve(**curves[0][number], look=look, name=name, legendgroup=label, **SILENT))
     _add_levels(figure, controls, metric, ends, {})
     moving = list(range(len(figure.data), len(figure.data) + len(by_label)))
     for number, label in enumerate(by_label):
-        figure.add_trace(
-            go.Scatter(
-                **curves[moments[-1]][number],
-                name=label,
-                legendgroup=label,
-                mode="lines+markers",
-                line={"color": colour_of(number), "width": 2.5},
-                marker={"size": 7, "line": {"color": "white", "width": 1}},
-                hovertemplate="layer %{x}: %{y:.3f}",
-            )
-        )
+        how = {"name": label, "legendgroup": label, "hovertemplate": "layer %{x}: %{y:.3f}"}
+        figure.add_trace(curve(**curves[moments[-1]][number], look=Look(colour_of(number), None), size=7, **how))
     figure.frames = [
-        go.Frame(name=f"{seen:.0f}", data=[{"type": "scatter", **curve} for curve in curves[seen]], traces=moving)
+        go.Frame(name=f"{seen:.0f}", data=[{"type": "scatter", **line} for line in curves[seen]], traces=moving)
         for seen in moments
     ]
     figure.update_xaxes(title_text="layer (transformer block, counted from 0)", range=ends, **whole_ticks(layers))
@@ -189,17 +167,8 @@ def training_slider(table: pd.DataFrame, metric: str = "auroc") -> go.Figure:
 def loss_curves(history: pd.DataFrame) -> go.Figure:
     """Draw the training loss of every objective over the scenes seen, one line a training seed.
 
-    Losses are in the objectives' own units and comparable only within a panel.
-
-    Parameters
-    ----------
-    history : pandas.DataFrame
-        As `bindkit.analysis.emergence.training_histories` gives it.
-
-    Raises
-    ------
-    InvalidParameterError
-        If there is no loss to draw.
+    Losses are in the objectives' own units and comparable only within a panel. `history` is what
+    `bindkit.analysis.emergence.training_histories` gives. Raises InvalidParameterError if there is no loss to draw.
     """
     if history.empty or not {"pretraining", "training_seed", "scenes_seen", "loss"} <= set(history):
         raise InvalidParameterError("there is no loss to draw; give what training_histories returned for finished runs")
@@ -210,14 +179,9 @@ def loss_curves(history: pd.DataFrame) -> go.Figure:
     figure.update_annotations(font={"size": 14, "color": INK})
     for number, label in enumerate(labels):
         for seed, own in history[history["pretraining"] == label].groupby("training_seed"):
-            line = go.Scatter(
-                x=list(own["scenes_seen"]),
-                y=list(own["loss"].round(4)),
-                name=f"seed {seed:.0f}",
-                mode="lines",
-                line={"color": translucent(colour_of(number), 0.75), "width": 1.6},
-                hovertemplate="%{x:,} scenes: %{y:.3f}",
-            )
+            look = Look(translucent(colour_of(number), 0.75), None, 1.6)
+            how = {"name": f"seed {seed:.0f}", "hovertemplate": "%{x:,} scenes: %{y:.3f}"}
+            line = curve(list(own["scenes_seen"]), list(own["loss"].round(4)), look, **how)
             figure.add_trace(line, **shown.place(number))
     figure.update_xaxes(nticks=4, tickfont_size=12, rangemode="tozero")
     figure.update_xaxes(title={"text": "scenes seen", "font": {"size": 13}, "standoff": 4})
@@ -287,15 +251,6 @@ def _panel_title(label: str) -> str:
     return f"<b>{name}</b>" + (f"<br><sub>{rest}</sub>" if comma else "")
 
 
-def _in_two_lines(title: str) -> str:
-    """An axis title for a low panel."""
-    for mark, kept in ((", ", ","), (" on ", "")):
-        if mark in title:
-            first, rest = title.split(mark, 1)
-            return f"{first}{kept}<br>{'' if kept else 'on '}{rest}"
-    return title
-
-
 def _short_count(seen: float) -> str:
     """Few letters for a number of scenes: 0, 512, 9k, 1.5M."""
     for unit, letter in ((1e6, "M"), (1e3, "k")):
@@ -317,22 +272,18 @@ def _add_levels(
     for name, look in line_looks(controls).items():
         level = controls.loc[controls["backbone"] == name, metric].mean()
         if pd.notna(level):
-            _add_level(figure, float(level), control_title(name), look.line, ends, where)
-    line, majority = Look(FAINT, "dash", 1.2).line, _majority(controls, metric)
+            _add_level(figure, float(level), control_title(name), look, ends, where)
+    look, majority = Look(FAINT, "dash", 1.2), _majority(controls, metric)
     if metric in CHANCE:
-        _add_level(figure, CHANCE[metric], "chance", line, ends, where)
+        _add_level(figure, CHANCE[metric], "chance", look, ends, where)
     elif len(majority):
-        _add_level(figure, float(majority.mean()), "more frequent answer", line, ends, where)
+        _add_level(figure, float(majority.mean()), "more frequent answer", look, ends, where)
 
 
-def _add_level(
-    figure: go.Figure, level: float, name: str, line: dict[str, Any], ends: tuple[float, float], where: Where
-) -> None:
+def _add_level(figure: go.Figure, level: float, name: str, look: Look, ends: tuple[float, float], where: Where) -> None:
     """One line across a panel."""
-    look = {"mode": "lines", "line": line, "hovertemplate": "%{y:.3f}", "showlegend": not _is_named(figure, name)}
-    level = round(level, 4)
-    trace = go.Scatter(x=list(ends), y=[level, level], name=name, legend="legend2", legendgroup=name, **look)
-    figure.add_trace(trace, **where)
+    how = {"legend": "legend2", "showlegend": not _is_named(figure, name), "hovertemplate": "%{y:.3f}"}
+    figure.add_trace(curve(list(ends), [round(level, 4)] * 2, look, name=name, legendgroup=name, **how), **where)
 
 
 def _is_named(figure: go.Figure, name: str) -> bool:
@@ -378,34 +329,32 @@ def _subtitle(trained: pd.DataFrame, bands: bool = True) -> str:
 
 
 def _add_layer(
-    figure: go.Figure,
-    spread: pd.DataFrame,
-    name: str,
-    scale: TrainingScale,
-    colour: str,
-    crowded: bool,
-    where: Where,
+    figure: go.Figure, own: pd.DataFrame, metric: str, scale: TrainingScale, colour: str, crowded: bool, where: Where
 ) -> None:
-    """One layer over training, with its spread over training seeds."""
-    x = [scale.at(seen) for seen in spread.index]
-    if not crowded and (spread["high"] > spread["low"]).any():
+    """One layer over training, with its spread over training seeds; seeds of probes are averaged before."""
+    name = f"layer {own['layer'].iloc[0]:.0f}"
+    by_seed = own.groupby(["scenes_seen", "training_seed"])[metric].mean().groupby("scenes_seen")
+    mean, error, few = by_seed.mean(), by_seed.std() / np.sqrt(by_seed.count()), by_seed.count() < 3
+    high = by_seed.max().where(few, mean + error).round(4)
+    low = by_seed.min().where(few, mean - error).round(4)
+    x = [scale.at(seen) for seen in mean.index]
+    if not crowded and (high > low).any():
         band = go.Scatter(
             x=[*x, *x[::-1]],
-            y=[*spread["high"], *spread["low"][::-1]],
+            y=[*high, *low[::-1]],
             fill="toself",
             fillcolor=translucent(colour, 0.17),
             mode="lines",
             line={"width": 0},
             legendgroup=name,
-            showlegend=False,
-            hoverinfo="skip",
+            **SILENT,
         )
         figure.add_trace(band, **where)
     size, outline = (5.5, 0.8) if len(x) <= 6 else (3.5, 0)
     line = go.Scatter(
         x=x,
-        y=list(spread["mean"]),
-        customdata=[_short_count(seen) for seen in spread.index],
+        y=list(mean.round(4)),
+        customdata=[_short_count(seen) for seen in mean.index],
         name=name,
         legendgroup=name,
         showlegend=not crowded and not _is_named(figure, name),
@@ -415,18 +364,6 @@ def _add_layer(
         hovertemplate="%{customdata} scenes: %{y:.3f}",
     )
     figure.add_trace(line, **where)
-
-
-def _over_seeds(own: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Mean, low and high over training seeds, by scenes seen; seeds of probes are averaged before."""
-    by_seed = own.groupby(["scenes_seen", "training_seed"])[metric].mean()
-    grouped = by_seed.groupby("scenes_seen")
-    spread = pd.DataFrame({"mean": grouped.mean(), "low": grouped.min(), "high": grouped.max()})
-    count, error = grouped.count(), grouped.std() / np.sqrt(grouped.count())
-    many = count >= 3
-    spread.loc[many, "low"] = (spread["mean"] - error)[many]
-    spread.loc[many, "high"] = (spread["mean"] + error)[many]
-    return spread
 
 
 def _layer_colours(layers: pd.Series) -> dict[float, str]:
@@ -448,16 +385,15 @@ def _add_colour_bar(figure: go.Figure, colours: Mapping[float, str]) -> None:
     }
     scale = [[step, colour] for step, colour in zip(np.linspace(0, 1, len(numbers)), colours.values(), strict=True)]
     marker = {"color": [numbers[0], numbers[-1]], "colorscale": scale, "opacity": 0, "colorbar": bar}
-    look = {"mode": "markers", "marker": marker, "showlegend": False, "hoverinfo": "skip"}
-    figure.add_trace(go.Scatter(x=[0, 0], y=[None, None], **look))
+    figure.add_trace(go.Scatter(x=[0, 0], y=[None, None], mode="markers", marker=marker, **SILENT))
 
 
 def _curve(own: pd.DataFrame, metric: str, seen: float) -> dict[str, list[float]]:
     """Layers (x) and the metric (y) at an objective's latest checkpoint up to a number of scenes."""
     moments = own["scenes_seen"].unique()
     latest = max((moment for moment in moments if moment <= seen), default=min(moments))
-    curve = own[own["scenes_seen"] == latest].groupby("layer")[metric].mean().sort_index()
-    return {"x": list(curve.index), "y": list(curve.round(4))}
+    by_layer = own[own["scenes_seen"] == latest].groupby("layer")[metric].mean().sort_index()
+    return {"x": list(by_layer.index), "y": list(by_layer.round(4))}
 
 
 def _player(moments: Sequence[float]) -> dict[str, Any]:

@@ -13,18 +13,8 @@ from bindkit.arguments import control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.probes.folds import scenes_of
 from bindkit.results.tables import AVERAGED, best_layers, require_one_kind
-from bindkit.views.figures.panels import panels
-from bindkit.views.figures.style import (
-    FAINT,
-    LOWER_LEGEND,
-    TEMPLATE,
-    Look,
-    colour_of,
-    line_looks,
-    subtitle_lines,
-    titled,
-    whiskers,
-)
+from bindkit.views.figures.panels import LOWER_LEGEND, panels, subtitle_lines, titled
+from bindkit.views.figures.style import FAINT, SILENT, TEMPLATE, Look, colour_of, curve, line_looks, whiskers
 
 METRICS = {
     "accuracy": "accuracy on pairs of patches",
@@ -85,13 +75,7 @@ def layer_curves(results: pd.DataFrame, metric: str = "accuracy", probe: str = "
 
 
 def probe_curves(results: pd.DataFrame, backbone: str, metric: str = "accuracy") -> go.Figure:
-    """One line a probe over the layers of one backbone; otherwise as `layer_curves`.
-
-    Raises
-    ------
-    InvalidParameterError
-        For an unknown metric, if the table has no row of that backbone, or rows of several tasks, protocols or splits.
-    """
+    """One line a probe over the layers of one backbone; otherwise, also in what it refuses, as `layer_curves`."""
     rows = _rows(results, metric, "backbone", backbone)
     figure = _curves(rows, metric, line_of="probe")
     return titled(figure, f"How much must a probe be able to do? {backbone}", _subtitle(rows, metric, []))
@@ -100,17 +84,8 @@ def probe_curves(results: pd.DataFrame, backbone: str, metric: str = "accuracy")
 def training_curves(history: Sequence[Mapping[str, Any]] | pd.DataFrame, title: str = "Training") -> go.Figure:
     """Loss of training and validation, and validation accuracy, over the epochs of one fit.
 
-    Parameters
-    ----------
-    history : sequence of dict, or pandas.DataFrame
-        ``fit.history``: epoch, train_loss, validation_loss and validation_accuracy (None without a validation split).
-    title : str
-        Which fit it is.
-
-    Raises
-    ------
-    InvalidParameterError
-        If there is no epoch, or no training loss.
+    `history` is ``fit.history``: epoch, train_loss, validation_loss and validation_accuracy (None without a validation
+    split); the title says which fit it is. Raises InvalidParameterError without an epoch or a training loss.
     """
     epochs = pd.DataFrame(history)
     if epochs.empty or "train_loss" not in epochs:
@@ -195,35 +170,24 @@ def _curves(rows: pd.DataFrame, metric: str, line_of: str) -> go.Figure:
     first, last = (float(layers.min()), float(layers.max())) if len(layers) else (0.0, 1.0)
     ends = [first, last] if first != last else [first - 0.5, last + 0.5]
 
-    def add_level(level: float, name: str, line: dict[str, Any], **how: str) -> None:
-        look = {"name": name, "mode": "lines", "line": line, "hovertemplate": "%{y:.3f}"}
-        figure.add_trace(go.Scatter(x=ends, y=[level, level], **look, **how))
+    def add_level(level: float, name: str, look: Look, **how: str) -> None:
+        figure.add_trace(curve(ends, [level, level], look, name=name, hovertemplate="%{y:.3f}", **how))
 
     for name, look in looks.items():
         own = rows[rows[line_of] == name]
         require_one_kind(own, f"the line of {name}")
         by_layer = own.groupby("layer")[metric].mean().sort_index()
         if len(by_layer):
-            figure.add_trace(
-                go.Scatter(
-                    x=by_layer.index,
-                    y=by_layer,
-                    name=name,
-                    legendgroup=name,
-                    mode="lines+markers",
-                    line=look.line,
-                    marker={"size": 5 if look.recedes else 7, "line": {"color": "white", "width": 1}},
-                    hovertemplate="%{y:.3f}",
-                )
-            )
+            how = {"name": name, "legendgroup": name, "hovertemplate": "%{y:.3f}"}
+            figure.add_trace(curve(by_layer.index, by_layer, look, 5 if look.recedes else 7, **how))
         level = own[own["layer"].isna()][metric].mean()
         if pd.notna(level) and look.is_control:
-            add_level(float(level), control_title(name), look.line, **aside)
+            add_level(float(level), control_title(name), look, **aside)
         elif pd.notna(level):
-            add_level(float(level), name, {"color": look.colour, "dash": "dot", "width": 2})
+            add_level(float(level), name, Look(look.colour, "dot", 2))
     _add_whiskers(figure, rows, metric, line_of, {name: look for name, look in looks.items() if not look.recedes})
     for name, level in _baselines(rows, metric).items():
-        add_level(level, name, {"color": FAINT, "dash": "dash", "width": 1.5}, **aside)
+        add_level(level, name, Look(FAINT, "dash", 1.5), **aside)
     if aside:  # a figure of many lines grows for both legends
         entries = sum(trace.showlegend is not False for trace in figure.data)
         height = max(TEMPLATE.layout.height, 220 + 20 * entries)
@@ -252,20 +216,11 @@ def _add_whiskers(figure: go.Figure, rows: pd.DataFrame, metric: str, line_of: s
     for layer, here in best.groupby("layer"):
         for number, row in enumerate(here.to_dict("records")):
             colour, aside = looks[row[line_of]].colour, _WHISKER_GAP * span * (number - (len(here) - 1) / 2)
-            bars = whiskers(pd.DataFrame([row]), metric, colour) or {}
-            figure.add_trace(
-                go.Scatter(
-                    x=[layer + aside],
-                    y=[row[metric]],
-                    error_y=bars | {"thickness": 1.8, "width": 3.5},
-                    mode="markers",
-                    marker={"size": 1, "color": colour},
-                    name=f"{row[line_of]}, 95 % interval",
-                    legendgroup=row[line_of],
-                    showlegend=False,
-                    hoverinfo="skip",
-                )
-            )
+            bars = (whiskers(pd.DataFrame([row]), metric, colour) or {}) | {"thickness": 1.8, "width": 3.5}
+            name = f"{row[line_of]}, 95 % interval"
+            how = {"mode": "markers", "marker": {"size": 1, "color": colour}, "name": name, **SILENT}
+            trace = go.Scatter(x=[layer + aside], y=[row[metric]], error_y=bars, legendgroup=row[line_of], **how)
+            figure.add_trace(trace)
 
 
 def _has_bounds(rows: pd.DataFrame, metric: str) -> bool:

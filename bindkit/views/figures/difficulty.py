@@ -18,7 +18,7 @@ from bindkit.scenes.variations import Variation, scene_variations
 from bindkit.views.figures.curves import CHANCE, METRICS, axis_range, heights, require_metric
 from bindkit.views.figures.panels import framed, panels, show_whole, write_on
 from bindkit.views.figures.scenes import picture
-from bindkit.views.figures.style import FAINT, Look, line_looks, whiskers
+from bindkit.views.figures.style import FAINT, Look, curve, line_looks, whiskers
 
 _MEANINGS = {
     "objects": "how many in a scene",
@@ -49,6 +49,11 @@ def difficulty_figure(
 ) -> go.Figure:
     """Draw one panel an option with one line a backbone over the option's values, in the order of the table.
 
+    ::
+
+        table = bk.vary_scenes([backbone], "synthetic:n=200,seed=0", {"twins": [0.2, 0.5, 0.9]})
+        difficulty_figure(table, "twins_auroc")
+
     The grey band is the value that the base scenes have. Below each value stands the first scene of its set. Controls
     and untrained backbones are thin and dashed or grey, as in `layer_curves`; trained backbones have 95 % intervals
     where the metric is the accuracy. Dashed: chance, or always giving the more frequent answer. Figures are averaged
@@ -71,13 +76,6 @@ def difficulty_figure(
     InvalidParameterError
         For an unknown metric, a table without such rows, or rows that may not be averaged: of several layers, probes,
         tasks, protocols or splits.
-
-    Examples
-    --------
-    ::
-
-        table = bk.vary_scenes([backbone], "synthetic:n=200,seed=0", {"twins": [0.2, 0.5, 0.9]})
-        difficulty_figure(table, "twins_auroc")
     """
     rows = _rows(table, metric, probe_from)
     by_option = {option: rows[rows["option"] == option] for option in dict.fromkeys(rows["option"])}
@@ -190,14 +188,7 @@ def _rows(table: pd.DataFrame, metric: str, probe_from: str) -> pd.DataFrame:
             "probes of the base scenes"
         )
     for name, own in rows.groupby("backbone"):
-        require_one_kind(own, f"the line of {name}")
-        for column in ("layer", "probe"):
-            if own[column].nunique() > 1:
-                kinds = own[column].dropna().unique()
-                raise InvalidParameterError(
-                    f"the rows of {name} are of several {column}s ({', '.join(f'{kind}' for kind in kinds)}); draw one "
-                    f"of them, for example table[table[{column!r}] == {kinds[0]!r}]"
-                )
+        require_one_kind(own, f"the line of {name}", ("task", "protocol", "split", "layer", "probe"), table="table")
     return rows.assign(value=rows["value"].astype(str), **{metric: pd.to_numeric(rows[metric])})
 
 
@@ -213,19 +204,16 @@ def _draw_panel(
         band = {"fillcolor": "#eef1f4", "line_width": 0, "layer": "below", "exclude_empty_subplots": False}
         half = min(0.46, 0.14 * len(values))
         figure.add_vrect(at - half, at + half, **band, **where)
-    if baseline := _baseline(rows, metric, values):
-        ((name, levels),) = baseline.items()
-        trace = go.Scatter(
-            x=[-0.5, *range(len(values)), len(values) - 0.5],
-            y=[levels[0], *levels, levels[-1]],
-            name=name,
-            legendgroup=name,
-            legendrank=1004,
-            showlegend=is_first,
-            mode="lines",
-            line={"color": FAINT, "dash": "dash", "width": 1.3},
-            hoverinfo="skip",
-        )
+    baseline, levels = "", []
+    if metric in CHANCE:
+        baseline, levels = "chance", [CHANCE[metric]] * len(values)
+    elif metric == "accuracy" and "majority_accuracy" in rows:
+        baseline = "more frequent answer"
+        levels = list(rows.groupby("value")["majority_accuracy"].mean().reindex(values))
+    if baseline:
+        ends = [-0.5, *range(len(values)), len(values) - 0.5]
+        how = {"name": baseline, "legendgroup": baseline, "legendrank": 1004, "showlegend": is_first}
+        trace = curve(ends, [levels[0], *levels, levels[-1]], Look(FAINT, "dash", 1.3), hoverinfo="skip", **how)
         figure.add_trace(trace, **where)
     solid = [name for name, look in looks.items() if not look.recedes]
     bounds = ["accuracy_low", "accuracy_high"] if metric == "accuracy" else []
@@ -238,16 +226,15 @@ def _draw_panel(
         if with_bars and not look.recedes:
             shift = _DODGE * (solid.index(name) - (len(solid) - 1) / 2)
             bars["error_y"] = whiskers(drawn, metric, look.colour)
-        trace = go.Scatter(
-            x=positions + shift,
-            y=drawn[metric],
+        trace = curve(
+            positions + shift,
+            drawn[metric],
+            look,
+            size=5 if look.recedes else 8,
             name=control_title(name),
             legendgroup=name,
             legendrank=1000 + 2 * look.is_control + look.recedes,
             showlegend=is_first,
-            mode="lines+markers",
-            line=look.line,
-            marker={"size": 5 if look.recedes else 8, "line": {"color": "white", "width": 1}},
             customdata=values,
             hovertemplate="%{customdata}: %{y:.3f}",
             **bars,
@@ -264,15 +251,6 @@ def _draw_panel(
     )
     figure.update_xaxes(tickfont_size=12, tickangle=0, automargin=False, **where)
     figure.update_yaxes(showticklabels=where["col"] == 1, automargin=False, tickformat=".2f", **where)
-
-
-def _baseline(rows: pd.DataFrame, metric: str, values: list[str]) -> dict[str, list[float]]:
-    """What one gets without looking at every value, by its name."""
-    if metric in CHANCE:
-        return {"chance": [CHANCE[metric]] * len(values)}
-    if metric == "accuracy" and "majority_accuracy" in rows:
-        return {"more frequent answer": list(rows.groupby("value")["majority_accuracy"].mean().reindex(values))}
-    return {}
 
 
 def _subtitle(rows: pd.DataFrame, metric: str, probe_from: str) -> str:

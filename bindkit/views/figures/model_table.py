@@ -12,8 +12,8 @@ from bindkit.errors import InvalidParameterError
 from bindkit.probes.folds import scenes_of
 from bindkit.results.model_table import bounds_text, differences
 from bindkit.results.tables import OVER_CONTROLS, ranked_by, require_one_kind
-from bindkit.views.figures.panels import framed, panels
-from bindkit.views.figures.style import FAINT, GRID, INK, line_looks, small, subtitle_lines, translucent, whiskers
+from bindkit.views.figures.panels import framed, panels, small, subtitle_lines
+from bindkit.views.figures.style import FAINT, GRID, INK, SILENT, Look, curve, line_looks, translucent, whiskers
 
 _PANELS = {"accuracy": ("accuracy", "gain", "the more frequent answer")} | {
     figure: (title, OVER_CONTROLS[figure], "the strongest control")
@@ -42,15 +42,8 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
     figure says the same, with its interval where there is one. Bars are faint where nothing is added, or nothing that
     can be told from chance. Where there is no control, bars start at chance.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        As `bindkit.results.model_table.model_table` or `bindkit.results.gains.with_gain_intervals` gives it.
-
-    Raises
-    ------
-    InvalidParameterError
-        For an empty table, one without the columns needed, or rows of several protocols or splits.
+    The table is one of `bindkit.results.model_table.model_table` or `bindkit.results.gains.with_gain_intervals`. Raises
+    InvalidParameterError for an empty one, one without the columns needed, or rows of several protocols or splits.
     """
     metrics = ("accuracy", *ranked_by(table))
     missing = [name for name in ("kind", "backbone", "layer", *metrics) if name not in table]
@@ -110,8 +103,7 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
             text=[_digits(row, metric, added, level) for row, level in zip(records, start, strict=True)],
             textposition="middle left",
             textfont={"size": 12.5, "color": INK},
-            showlegend=False,
-            hoverinfo="skip",
+            **SILENT,
         )
         figure.add_trace(digits, **where)
         # Tenths, of many every second one: more would not fit between three panels.
@@ -155,8 +147,7 @@ def _level(start: list[float]) -> go.Scatter:
     """The line at which bars start, unbroken where neighbours start alike."""
     x = [value for level in start for value in (level, level, None)]
     y = [value for number in range(len(start)) for value in (number - 0.5, number + 0.5, None)]
-    look = {"line": {"color": FAINT, "width": 1.3}, "showlegend": False, "hoverinfo": "skip", "name": "start"}
-    return go.Scatter(x=x, y=y, mode="lines", **look)
+    return curve(x, y, Look(FAINT, None, 1.3), name="start", **SILENT)
 
 
 def _bar(row: dict, number: int, start: float, metric: str, added: str, colour: str) -> go.Scatter:
@@ -164,8 +155,8 @@ def _bar(row: dict, number: int, start: float, metric: str, added: str, colour: 
     low = row.get(f"{added}_low")
     is_added = row[metric] > start if low is None or pd.isna(low) else low > 0
     opacity = 0.45 if row["kind"] == "trained" and is_added else 0.18
-    look = {"line": {"color": translucent(colour, opacity), "width": 9}, "showlegend": False, "hoverinfo": "skip"}
-    return go.Scatter(x=[start, row[metric]], y=[number] * 2, mode="lines", name=f"added by {row['backbone']}", **look)
+    look = Look(translucent(colour, opacity), None, 9)
+    return curve([start, row[metric]], [number, number], look, name=f"added by {row['backbone']}", **SILENT)
 
 
 def _digits(row: dict, metric: str, added: str, start: float) -> str:

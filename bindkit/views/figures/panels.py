@@ -1,19 +1,26 @@
-"""Small multiples: panels of one size in a grid, their names, and the frame around them."""
+"""Small multiples in a grid, and what is written around them: names, titles and margins."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from bindkit.views.figures.style import INK, small, titled
+from bindkit.views.figures.style import FAINT, INK, TEMPLATE
+
+_SUBTITLE_LETTER, _SUBTITLE_MARGINS = 7.6, 32
+"""Pixels of a letter of a subtitle in the widest font of `_FONT`, DejaVu Sans, and left and right of the line."""
+
+LOWER_LEGEND = {"x": 1.01, "y": 0, "xanchor": "left", "yanchor": "bottom"}
+"""Place of a second legend, below the template's."""
 
 
 @dataclass(frozen=True)
 class Panels:
-    """A figure of `n` equal panels, counted from 0 along the rows; `inside` is width and height of all with their gaps."""
+    """A figure of `n` equal panels, counted from 0 along the rows; `inside` is width and height of them all."""
 
     figure: go.Figure
     n: int
@@ -71,3 +78,28 @@ def show_whole(figure: go.Figure, size: tuple[int, int], where: dict[str, int]) 
     """Axes of a panel that end at an image's border (height, width), so that panels of any shape stand flush."""
     figure.update_xaxes(range=[-0.5, size[1] - 0.5], visible=False, constrain="domain", **where)
     figure.update_yaxes(range=[size[0] - 0.5, -0.5], visible=False, **where)
+
+
+def titled(figure: go.Figure, title: str, subtitle: str = "") -> go.Figure:
+    """Give a figure the template, a title at the left and a smaller line below it; returns the figure."""
+    figure.update_layout(template=TEMPLATE, title={"text": title, "y": 0.96, "yanchor": "top"})
+    if subtitle:
+        figure.update_layout(title_subtitle={"text": subtitle, "font": {"size": 13.5, "color": FAINT}})
+    return figure
+
+
+def subtitle_lines(parts: Sequence[str], width: float) -> list[str]:
+    """Parts joined by dots, broken between parts where a line would be wider than a figure (pixels)."""
+    lines: list[str] = []
+    for part in parts:
+        longer = f"{lines[-1]} · {part}" if lines else ""
+        if lines and len(longer) * _SUBTITLE_LETTER <= width - _SUBTITLE_MARGINS:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return lines
+
+
+def small(words: str, size: int = 12) -> str:
+    """Words in faint small print, within a title or label."""
+    return f"<span style='color:{FAINT};font-size:{size}px'>{words}</span>"

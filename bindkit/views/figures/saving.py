@@ -103,18 +103,9 @@ browser = PictureBrowser()
 class SavedFigure:
     """Where a figure was saved; as the last line of a cell it shows itself.
 
-    A notebook shows the static picture where nothing else can be shown (on a code-hosting page) and the interactive
-    figure in JupyterLab.
-
-    Attributes
-    ----------
-    name : str
-    html : Path
-        The interactive page; it needs the ``plotly.min.js`` beside it and no network.
-    csv : Path or None
-        The data; None where a figure has no table.
-    png : Path or None
-        The picture; None where no Chromium was at hand.
+    ``html`` is the interactive page, which needs the ``plotly.min.js`` beside it and no network; ``csv`` the data, None
+    where a figure has no table; ``png`` the picture, None where no Chromium was at hand. A notebook shows the picture
+    where nothing else can be shown (on a code-hosting page) and the interactive figure in JupyterLab.
     """
 
     name: str
@@ -145,11 +136,9 @@ class SavedFigure:
 def save_figure(figure: go.Figure, name: str, directory: str | Path, data: pd.DataFrame | None = None) -> SavedFigure:
     """Save a figure as ``name.html``, ``name.csv`` and ``name.png``.
 
-    >>> import tempfile
-    >>> figure = go.Figure(go.Scatter(x=[0, 1], y=[0.7, 0.9], name="vit"))
-    >>> saved = save_figure(figure, "accuracy_by_layer", tempfile.mkdtemp())  # doctest: +SKIP
-    >>> saved.html.name, saved.csv.name  # doctest: +SKIP
-    ('accuracy_by_layer.html', 'accuracy_by_layer.csv')
+    ::
+
+        bk.save_figure(bk.figures.layer_curves(results), "accuracy_by_layer", "figures")
 
     Parameters
     ----------

@@ -16,8 +16,8 @@ from bindkit.affinities import Affinity
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes import Scene
 from bindkit.scenes.labels import PatchLabels
-from bindkit.views.figures.panels import panels, show_whole
-from bindkit.views.figures.style import INK, PALETTE, channels, titled
+from bindkit.views.figures.panels import panels, show_whole, titled
+from bindkit.views.figures.style import INK, PALETTE, channels
 
 _UNLABELLED = (236, 238, 240)
 _LONGEST = 560
@@ -83,12 +83,9 @@ def scene_figure(scene: Scene, class_names: Mapping[int, str], labels: PatchLabe
 def scene_table(scene: Scene, class_names: Mapping[int, str], labels: PatchLabels) -> pd.DataFrame:
     """Objects of a scene, one a row: the data behind `scene_figure`.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``object`` (instance id), ``class`` (id), ``name`` (of the class), ``pixels`` of the image, ``patches`` that
-        carry its label (of overlapping windows, all), and ``twins``: a letter that all objects of its class share, or
-        nothing if it is the only one.
+    ``object`` (instance id), ``class`` (id), ``name`` (of the class), ``pixels`` of the image, ``patches`` that carry
+    its label (of overlapping windows, all), and ``twins``: a letter that all objects of its class share, or nothing if
+    it is the only one.
     """
     objects = _objects(scene)
     patches = np.bincount(labels.instances, minlength=objects["object"].max() + 1 if len(objects) else 0)
@@ -108,17 +105,9 @@ def scene_table(scene: Scene, class_names: Mapping[int, str], labels: PatchLabel
 
 
 def scenes_figure(scenes: Sequence[Scene]) -> go.Figure:
-    """Show a few scenes, one a column: the image, and below it the objects in colours (grey: unlabelled).
+    """Show one to six scenes, one a column: the image, and below it the objects in colours (grey: unlabelled).
 
-    Parameters
-    ----------
-    scenes : sequence of Scene
-        One to six.
-
-    Raises
-    ------
-    InvalidParameterError
-        For none, or for more than fit side by side.
+    Raises InvalidParameterError for none, or for more than fit side by side.
     """
     if not 1 <= len(scenes) <= 6:
         raise InvalidParameterError(f"a gallery shows 1 to 6 scenes, got {len(scenes)}")
@@ -209,18 +198,10 @@ def affinity_figure(scene: Scene, views: Mapping[str, Affinity], patch: int | No
 
 
 def affinity_table(scene: Scene, views: Mapping[str, Affinity], patch: int | None = None) -> pd.DataFrame:
-    """The numbers of `affinity_figure`: one row a patch and view.
+    """The numbers of `affinity_figure`, which takes the same: one row a patch and view.
 
-    Parameters
-    ----------
-    scene, views, patch
-        As `affinity_figure` takes them.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``view`` (the title in one line), ``layer``, ``row`` and ``column`` of the patch (from 0), ``affinity`` to the
-        marked patch, and ``marked``, which is true for that one.
+    ``view`` (the title in one line), ``layer``, ``row`` and ``column`` of the patch (from 0), ``affinity`` to the
+    marked patch, and ``marked``, which is true for that one.
     """
     first = next(iter(views.values()))
     middle = _middle_of_patch(first, telling_patch(scene, first) if patch is None else patch)

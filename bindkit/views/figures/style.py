@@ -1,8 +1,7 @@
-"""The look of every figure: one template, colours that colour-blind readers can tell apart, and how lines are drawn."""
+"""The look of every figure: one template, colours that colour-blind readers can tell apart, and how lines look."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +18,6 @@ GREYS = ("#3d444d", "#8c959f", "#59636e")
 """Of the controls, one for every geometry."""
 
 _FONT = "Inter, Helvetica Neue, Helvetica, Arial, DejaVu Sans, sans-serif"
-_SUBTITLE_LETTER, _SUBTITLE_MARGINS = 7.6, 32
-"""Pixels of a letter of a subtitle in the widest font of `_FONT`, DejaVu Sans, and left and right of the line."""
 
 _AXIS = {
     "showgrid": True,
@@ -54,33 +51,8 @@ TEMPLATE = go.layout.Template(
     }
 )
 
-LOWER_LEGEND = {"x": 1.01, "y": 0, "xanchor": "left", "yanchor": "bottom"}
-"""Place of a second legend, at the right and below the template's."""
-
-
-def titled(figure: go.Figure, title: str, subtitle: str = "") -> go.Figure:
-    """Give a figure the template, a title at the left and a smaller line below it; returns the figure."""
-    figure.update_layout(template=TEMPLATE, title={"text": title, "y": 0.96, "yanchor": "top"})
-    if subtitle:
-        figure.update_layout(title_subtitle={"text": subtitle, "font": {"size": 13.5, "color": FAINT}})
-    return figure
-
-
-def subtitle_lines(parts: Sequence[str], width: float) -> list[str]:
-    """Parts joined by dots, broken between parts where a line would be wider than a figure (pixels)."""
-    lines: list[str] = []
-    for part in parts:
-        longer = f"{lines[-1]} · {part}" if lines else ""
-        if lines and len(longer) * _SUBTITLE_LETTER <= width - _SUBTITLE_MARGINS:
-            lines[-1] = longer
-        else:
-            lines.append(part)
-    return lines
-
-
-def small(words: str, size: int = 12) -> str:
-    """Words in faint small print, within a title or label."""
-    return f"<span style='color:{FAINT};font-size:{size}px'>{words}</span>"
+SILENT = {"showlegend": False, "hoverinfo": "skip"}
+"""Of traces that only stand behind others."""
 
 
 def colour_of(position: int) -> str:
@@ -113,19 +85,25 @@ class Look:
     """Colour, dash and width (pixels) of one line, and whether it is a control's."""
 
     colour: str
-    dash: str = "solid"
+    dash: str | None = "solid"
     width: float = 2.5
     is_control: bool = False
 
     @property
     def line(self) -> dict[str, str | float]:
         """As Plotly takes it."""
-        return {"color": self.colour, "dash": self.dash, "width": self.width}
+        return {"color": self.colour, "width": self.width} | ({"dash": self.dash} if self.dash else {})
 
     @property
     def recedes(self) -> bool:
         """Whether it is thin and without whiskers."""
         return self.width < 2.5
+
+
+def curve(x: Any, y: Any, look: Look, size: float = 0, **how: Any) -> go.Scatter:
+    """A line; with a size, also its points, each with a white outline."""
+    points = {"marker": {"size": size, "line": {"color": "white", "width": 1}}} if size else {}
+    return go.Scatter(x=x, y=y, mode="lines+markers" if size else "lines", line=look.line, **points, **how)
 
 
 _CONTROL_DASHES = {"position": "2px,3px", "raw-pixels": "8px,3px,2px,3px", "position+raw-pixels": "10px,3px"}
