@@ -58,8 +58,8 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
     colours = [looks[name].colour if name in looks else FAINT for name in rows["backbone"]]
     labels = [_label(row) for row in records]
     bounds = [f"{_PANELS[metric][1]}_low" for metric in metrics]
-    row_height, width, share = 40, 860, 0.27  # pixels; share of a panel that its column of numbers takes
-    if any(low in rows and rows[low].notna().any() for low in bounds):  # intervals of gains stand below these
+    row_height, width, share = 40, 860, 0.27  # share of a panel that its column of numbers takes
+    if any(low in rows and rows[low].notna().any() for low in bounds):  # intervals stand below the numbers
         row_height, width = 58, 1020
         letters = max(len(line) for label in labels for line in re.sub("<(?!br).*?>", "", label).split("<br>"))
         panel = (width - _RIGHT - _LETTER * letters) * (1 - 2 * _SPACING) / 3
@@ -72,7 +72,10 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
         where, (_, added, over) = shown.place(number), _PANELS[metric]
         start, is_known = _starts(rows, metric, added)
         titles[number] += small(f"line: {over if is_known else 'chance'}")
-        figure.add_trace(_level(start), **where)
+        # The line at which bars start, unbroken where neighbours start alike.
+        x = [value for level in start for value in (level, level, None)]
+        y = [value for position in range(len(rows)) for value in (position - 0.5, position + 0.5, None)]
+        figure.add_trace(curve(x, y, Look(FAINT, None, 1.3), name="start", **SILENT), **where)
         for position, row in enumerate(records):
             if row["kind"] in ("trained", "untrained") and pd.notna(row[metric]) and pd.notna(start[position]):
                 figure.add_trace(_bar(row, position, start[position], metric, added, colours[position]), **where)
@@ -121,11 +124,9 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
         if rows["kind"][number] != rows["kind"][number - 1]:
             figure.add_hline(y=number - 0.5, line={"color": GRID, "width": 1.2}, layer="below")
     lines = subtitle_lines(_measured(rows), width)
+    title, subtitle, inside = "What does binding add?", "<br>".join(lines), 18 + row_height * len(rows)
     margin: dict[str, float] = {"t": 118 + _LINE * (len(lines) - 1), "l": 20, "r": _RIGHT, "b": 44}
-    inside = 18 + row_height * len(rows)
-    return framed(
-        figure, "What does binding add?", "<br>".join(lines), width, inside, margin=margin, hovermode="closest"
-    )
+    return framed(figure, title, subtitle, width, inside, margin, hovermode="closest")
 
 
 def _starts(rows: pd.DataFrame, metric: str, added: str) -> tuple[list[float], bool]:
@@ -141,13 +142,6 @@ def _starts(rows: pd.DataFrame, metric: str, added: str) -> tuple[list[float], b
     if len(known) == 0:
         return [0.5] * len(rows), False
     return [float(value) for value in (starts.fillna(known[0]) if len(known) == 1 else starts)], True
-
-
-def _level(start: list[float]) -> go.Scatter:
-    """The line at which bars start, unbroken where neighbours start alike."""
-    x = [value for level in start for value in (level, level, None)]
-    y = [value for number in range(len(start)) for value in (number - 0.5, number + 0.5, None)]
-    return curve(x, y, Look(FAINT, None, 1.3), name="start", **SILENT)
 
 
 def _bar(row: dict, number: int, start: float, metric: str, added: str, colour: str) -> go.Scatter:

@@ -195,10 +195,8 @@ def _points(figure: go.Figure) -> pd.DataFrame | None:
     """Points of a figure's lines, one row each; neither bands nor whiskers that stand beside their point."""
     traces = [trace for trace in figure.data if trace.type == "scatter" and trace.x is not None and trace.fill is None]
     traces = [trace for trace in traces if (trace.mode, trace.hoverinfo) != ("markers", "skip")]
-    if not traces:
-        return None
     parts = [pd.DataFrame({"trace": trace.name or "", "x": list(trace.x), "y": list(trace.y)}) for trace in traces]
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else None
 
 
 def compact(png: bytes) -> bytes:

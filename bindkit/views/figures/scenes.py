@@ -261,7 +261,7 @@ def _objects(scene: Scene) -> pd.DataFrame:
     return found.assign(has_twin=found["class"].duplicated(keep=False) & (found["class"] > 0))
 
 
-def _colours(objects: Sequence[int]) -> Colours:
+def _colours(objects: pd.Series) -> Colours:
     """The palette's colours without black, then hues a golden angle apart."""
     colours = [channels(code) for code in PALETTE[:-1]]
     for position in range(len(colours), len(objects)):
