@@ -90,7 +90,7 @@ class Look:
     is_control: bool = False
 
     @property
-    def line(self) -> dict[str, str | float]:
+    def line(self) -> dict[str, Any]:
         """As Plotly takes it."""
         return {"color": self.colour, "width": self.width} | ({"dash": self.dash} if self.dash else {})
 
@@ -100,7 +100,7 @@ class Look:
         return self.width < 2.5
 
 
-def curve(x: Any, y: Any, look: Look, size: float = 0, **how: Any) -> go.Scatter:
+def curve(x: Any, y: Any, look: Look, size: Any = 0, **how: Any) -> go.Scatter:
     """A line; with a size, also its points, each with a white outline."""
     points = {"marker": {"size": size, "line": {"color": "white", "width": 1}}} if size else {}
     return go.Scatter(x=x, y=y, mode="lines+markers" if size else "lines", line=look.line, **points, **how)
