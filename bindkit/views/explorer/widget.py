@@ -23,8 +23,7 @@ from bindkit.views.explorer.screen import Screen
 from bindkit.views.explorer.session import Session
 from bindkit.views.explorer.sources import Probes
 from bindkit.views.explorer.state import LOCKS, MEASURES, patch_of, place_of
-from bindkit.views.figures.pictures import browser
-from bindkit.views.figures.saving import compact
+from bindkit.views.figures.saving import browser, compact
 
 _BESIDE = ("cosine", "attention", "pca")
 

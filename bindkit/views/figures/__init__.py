@@ -5,17 +5,13 @@
     bk.save_figure(bk.figures.layer_curves(results, "matched_auroc"), "layers", "figures")
 """
 
-from bindkit.views.figures.affinity import affinity_figure, affinity_table
 from bindkit.views.figures.breakdowns import breakdown_figure, reliability_figure
+from bindkit.views.figures.checkpoints import emergence_figure, loss_curves, training_slider
 from bindkit.views.figures.curves import layer_curves, probe_curves, training_curves
-from bindkit.views.figures.difficulty import difficulty_figure
-from bindkit.views.figures.emergence import emergence_figure
-from bindkit.views.figures.gallery import scenes_figure
+from bindkit.views.figures.difficulty import difficulty_figure, difficulty_scenes
 from bindkit.views.figures.model_table import model_table_figure
 from bindkit.views.figures.saving import SavedFigure, save_figure
-from bindkit.views.figures.scenes import scene_figure, scene_table
-from bindkit.views.figures.training import loss_curves, training_slider
-from bindkit.views.figures.variations import difficulty_scenes
+from bindkit.views.figures.scenes import affinity_figure, affinity_table, scene_figure, scene_table, scenes_figure
 
 __all__ = [
     "SavedFigure",

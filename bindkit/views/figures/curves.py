@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from bindkit.arguments import control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.probes.judging import scenes_of
 from bindkit.results.tables import AVERAGED, best_layers, require_one_kind
-from bindkit.views.figures.looks import Look, line_looks
-from bindkit.views.figures.style import FAINT, TEMPLATE, colour_of, subtitle_lines, titled, whiskers
+from bindkit.views.figures.panels import LOWER_LEGEND, panels, subtitle_lines, titled
+from bindkit.views.figures.style import FAINT, SILENT, TEMPLATE, Look, colour_of, curve, line_looks, whiskers
 
 METRICS = {
     "accuracy": "accuracy on pairs of patches",
@@ -29,6 +28,12 @@ METRICS = {
 }
 """Metrics that can be drawn, with the title of their axis."""
 
+CHANCE = dict.fromkeys(("balanced_accuracy", "auroc", "twins_auroc", "matched_auroc", "matched_twins_auroc"), 0.5)
+"""What metrics are without looking, of those that say it by themselves."""
+
+LEAST_SPAN = 0.12
+"""An axis shows at least so much, so that small differences look small."""
+
 _QUESTION = "Which layer knows what belongs together?"
 _QUESTIONS = {
     "twins_auroc": "Which layer tells apart objects that look alike?",
@@ -39,11 +44,6 @@ _QUESTIONS = {
 
 _WHISKER_GAP = 0.013
 """Share of the axis between two whiskers at one layer."""
-
-_LEAST_SPAN = 0.12
-"""An axis shows at least so much, so that small differences look small."""
-
-_CHANCE = {"balanced_accuracy": 0.5, "auroc": 0.5, "twins_auroc": 0.5, "matched_auroc": 0.5, "matched_twins_auroc": 0.5}
 
 
 def layer_curves(results: pd.DataFrame, metric: str = "accuracy", probe: str = "quadratic") -> go.Figure:
@@ -69,82 +69,89 @@ def layer_curves(results: pd.DataFrame, metric: str = "accuracy", probe: str = "
     InvalidParameterError
         For an unknown metric, if the table has no row of that probe, or rows of several tasks, protocols or splits.
     """
-    rows = _rows(results, metric, probe=probe)
+    rows = _rows(results, metric, "probe", probe)
     figure = _curves(rows, metric, line_of="backbone")
-    return titled(figure, _QUESTIONS.get(metric, _QUESTION), _subtitle(rows, f"{probe} probe", metric))
+    return titled(figure, _QUESTIONS.get(metric, _QUESTION), _subtitle(rows, metric, [f"{probe} probe"]))
 
 
 def probe_curves(results: pd.DataFrame, backbone: str, metric: str = "accuracy") -> go.Figure:
-    """One line a probe over the layers of one backbone; otherwise as `layer_curves`.
-
-    Raises
-    ------
-    InvalidParameterError
-        For an unknown metric, if the table has no row of that backbone, or rows of several tasks, protocols or splits.
-    """
-    rows = _rows(results, metric, backbone=backbone)
+    """One line a probe over the layers of one backbone; otherwise, also in what it refuses, as `layer_curves`."""
+    rows = _rows(results, metric, "backbone", backbone)
     figure = _curves(rows, metric, line_of="probe")
-    return titled(figure, f"How much must a probe be able to do? {backbone}", _subtitle(rows, "", metric))
+    return titled(figure, f"How much must a probe be able to do? {backbone}", _subtitle(rows, metric, []))
 
 
 def training_curves(history: Sequence[Mapping[str, Any]] | pd.DataFrame, title: str = "Training") -> go.Figure:
     """Loss of training and validation, and validation accuracy, over the epochs of one fit.
 
-    Parameters
-    ----------
-    history : sequence of dict, or pandas.DataFrame
-        ``fit.history``: epoch, train_loss, validation_loss and validation_accuracy (None without a validation split).
-    title : str
-        Which fit it is.
-
-    Raises
-    ------
-    InvalidParameterError
-        If there is no epoch, or no training loss.
+    `history` is ``fit.history``: epoch, train_loss, validation_loss and validation_accuracy (None without a validation
+    split); the title says which fit it is. Raises InvalidParameterError without an epoch or a training loss.
     """
     epochs = pd.DataFrame(history)
     if epochs.empty or "train_loss" not in epochs:
         raise InvalidParameterError("a training history needs at least one epoch with a 'train_loss'; give fit.history")
     number = epochs["epoch"] if "epoch" in epochs else pd.Series(range(len(epochs)))
-    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
-    lines = (
-        ("train_loss", "training loss", 1, 0, "solid"),
-        ("validation_loss", "validation loss", 1, 1, "solid"),
-        ("validation_accuracy", "validation accuracy", 2, 2, "solid"),
-    )
-    for column, name, panel, colour, dash in lines:
+    shown = panels(2, 2, gap=(0.12, 0))
+    figure = shown.figure
+    for colour, (column, panel) in enumerate((("train_loss", 0), ("validation_loss", 0), ("validation_accuracy", 1))):
         if column in epochs and epochs[column].notna().any():
-            line = {"color": colour_of(colour), "width": 2.5, "dash": dash}
-            trace = go.Scatter(
-                x=number,
-                y=pd.to_numeric(epochs[column]),
-                name=name,
-                mode="lines+markers",
-                line=line,
-                marker={"size": 6},
-            )
-            figure.add_trace(trace, row=1, col=panel)
+            name = column.replace("train_", "training_").replace("_", " ")
+            look = {"name": name, "mode": "lines+markers", "line": Look(colour_of(colour)).line, "marker": {"size": 6}}
+            figure.add_trace(go.Scatter(x=number, y=pd.to_numeric(epochs[column]), **look), **shown.place(panel))
     figure.update_xaxes(title_text="epoch", **whole_ticks(number))
     figure.update_yaxes(tickformat=".2f")
-    figure.update_yaxes(title_text="loss (nats a pair)", row=1, col=1)
-    figure.update_yaxes(title_text="accuracy on pairs", row=1, col=2)
+    figure.update_yaxes(title_text="loss (nats a pair)", **shown.place(0))
+    figure.update_yaxes(title_text="accuracy on pairs", **shown.place(1))
     titled(figure, title)
     return figure.update_layout(height=400, legend={"orientation": "h", "x": 0, "y": 1.16, "yanchor": "top"})
 
 
-def _rows(results: pd.DataFrame, metric: str, **wanted: str) -> pd.DataFrame:
-    """Rows that have the metric and the wanted values."""
+def require_metric(metric: str) -> None:
+    """Raises InvalidParameterError for one that cannot be drawn."""
     if metric not in METRICS:
         raise InvalidParameterError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
+
+
+def whole_ticks(numbers: pd.Series) -> dict[str, Any]:
+    """Ticks at whole numbers, at most about a dozen."""
+    if numbers.empty:
+        return {}
+    span = int(numbers.max() - numbers.min())
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, max(100, span)) if span / step <= 13)
+    return {"tick0": 0, "dtick": step}
+
+
+def heights(figure: go.Figure) -> list[float]:
+    """Every height that a line or point is drawn at, its whiskers' ends too."""
+    drawn: list[float] = []
+    for trace in figure.data:
+        middle = np.asarray(trace.y, dtype=float)
+        drawn += list(middle)
+        if trace.error_y.array is not None:
+            drawn += [*(middle + trace.error_y.array), *(middle - trace.error_y.arrayminus)]
+    return [float(value) for value in drawn if not np.isnan(value)]
+
+
+def axis_range(values: Iterable[float], metric: str, spare: float) -> list[float]:
+    """From chance to perfect, so that noise around chance is not stretched into a trend; else values and some room."""
+    drawn = list(values)
+    if metric in CHANCE:
+        return [min([0.45, *(value - 0.03 for value in drawn)]), 1.01]
+    low, high = (min(drawn), max(drawn)) if drawn else (0.0, 1.0)
+    spare = max(spare, (LEAST_SPAN - high + low) / 2)
+    return [low - spare, high + spare]
+
+
+def _rows(results: pd.DataFrame, metric: str, column: str, value: str) -> pd.DataFrame:
+    """Rows that have the metric and the wanted value of a column."""
+    require_metric(metric)
     missing = [name for name in (metric, "backbone", "layer", "probe") if name not in results.columns]
     if missing:
         raise InvalidParameterError(f"the table of results lacks the columns {', '.join(missing)}")
-    rows = results
-    for column, value in wanted.items():
-        rows = rows[rows[column] == value]
-        if rows.empty:
-            there = ", ".join(map(str, results[column].dropna().unique())) or "nothing"
-            raise InvalidParameterError(f"the table has no {column} {value!r}; it has {there}")
+    rows = results[results[column] == value]
+    if rows.empty:
+        there = ", ".join(map(str, results[column].dropna().unique())) or "nothing"
+        raise InvalidParameterError(f"the table has no {column} {value!r}; it has {there}")
     rows = rows.assign(layer=pd.to_numeric(rows["layer"]), **{metric: pd.to_numeric(rows[metric])})
     rows = rows[rows[metric].notna()]
     if rows.empty and metric == "accuracy":
@@ -159,43 +166,40 @@ def _curves(rows: pd.DataFrame, metric: str, line_of: str) -> go.Figure:
     figure = go.Figure()
     looks = line_looks(rows, line_of)
     aside = {"legend": "legend2"} if any(look.is_control for look in looks.values()) else {}
+    layers = rows["layer"].dropna()
+    first, last = (float(layers.min()), float(layers.max())) if len(layers) else (0.0, 1.0)
+    ends = [first, last] if first != last else [first - 0.5, last + 0.5]
+
+    def add_level(level: float, name: str, look: Look, **how: str) -> None:
+        figure.add_trace(curve(ends, [level, level], look, name=name, hovertemplate="%{y:.3f}", **how))
+
     for name, look in looks.items():
-        own, colour = rows[rows[line_of] == name], look.colour
+        own = rows[rows[line_of] == name]
         require_one_kind(own, f"the line of {name}")
         by_layer = own.groupby("layer")[metric].mean().sort_index()
         if len(by_layer):
-            figure.add_trace(
-                go.Scatter(
-                    x=by_layer.index,
-                    y=by_layer,
-                    name=name,
-                    legendgroup=name,
-                    mode="lines+markers",
-                    line=look.line,
-                    marker={"size": 5 if look.recedes else 7, "line": {"color": "white", "width": 1}},
-                    hovertemplate="%{y:.3f}",
-                )
-            )
+            how = {"name": name, "legendgroup": name, "hovertemplate": "%{y:.3f}"}
+            figure.add_trace(curve(by_layer.index, by_layer, look, 5 if look.recedes else 7, **how))
         level = own[own["layer"].isna()][metric].mean()
         if pd.notna(level) and look.is_control:
-            _add_level(figure, rows, float(level), control_title(name), look.line, aside)
+            add_level(float(level), control_title(name), look, **aside)
         elif pd.notna(level):
-            _add_level(figure, rows, float(level), name, {"color": colour, "dash": "dot", "width": 2})
+            add_level(float(level), name, Look(look.colour, "dot", 2))
     _add_whiskers(figure, rows, metric, line_of, {name: look for name, look in looks.items() if not look.recedes})
-    _add_baseline(figure, rows, metric, aside)
-    if aside:
-        _legend_aside(figure)
+    for name, level in _baselines(rows, metric).items():
+        add_level(level, name, Look(FAINT, "dash", 1.5), **aside)
+    if aside:  # a figure of many lines grows for both legends
+        entries = sum(trace.showlegend is not False for trace in figure.data)
+        height = max(TEMPLATE.layout.height, 220 + 20 * entries)
+        title = {"text": "without a model", "font": {"size": 13, "color": FAINT}}
+        below = {"title": title, "font": {"size": 13}, **LOWER_LEGEND}
+        figure.update_layout(legend={"tracegroupgap": 0}, legend2=below, height=height)
     # Levels without a model below those of models, whiskers between: later traces are drawn over earlier ones.
     figure.data = sorted(figure.data, key=lambda trace: (trace.legend != "legend2", trace.mode != "markers"))
-    figure.update_xaxes(title_text="layer (transformer block, counted from 0)", **whole_ticks(rows["layer"].dropna()))
+    figure.update_xaxes(title_text="layer (transformer block, counted from 0)", **whole_ticks(layers))
     figure.update_yaxes(title_text=METRICS[metric], tickformat=".2f")
-    drawn = [float(value) for trace in figure.data for value in _reach(trace)]
-    if metric in _CHANCE:
-        # From chance to perfect, so that noise around chance is not stretched into a trend.
-        figure.update_yaxes(range=[min([0.45, *(value - 0.03 for value in drawn)]), 1.01])
-    elif not rows.empty:
-        spare = max(0.01, (_LEAST_SPAN - max(drawn) + min(drawn)) / 2)
-        figure.update_yaxes(range=[min(drawn) - spare, max(drawn) + spare])
+    if metric in CHANCE or not rows.empty:
+        figure.update_yaxes(range=axis_range(heights(figure), metric, 0.01))
     if rows.empty:
         why = "no twins were judged" if "twins" in metric else "all judged pairs have one answer"
         figure.add_annotation(text=f"nothing to draw: {why}", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
@@ -212,20 +216,11 @@ def _add_whiskers(figure: go.Figure, rows: pd.DataFrame, metric: str, line_of: s
     for layer, here in best.groupby("layer"):
         for number, row in enumerate(here.to_dict("records")):
             colour, aside = looks[row[line_of]].colour, _WHISKER_GAP * span * (number - (len(here) - 1) / 2)
-            bars = whiskers(pd.DataFrame([row]), metric, colour) or {}
-            figure.add_trace(
-                go.Scatter(
-                    x=[layer + aside],
-                    y=[row[metric]],
-                    error_y=bars | {"thickness": 1.8, "width": 3.5},
-                    mode="markers",
-                    marker={"size": 1, "color": colour},
-                    name=f"{row[line_of]}, 95 % interval",
-                    legendgroup=row[line_of],
-                    showlegend=False,
-                    hoverinfo="skip",
-                )
-            )
+            bars = (whiskers(pd.DataFrame([row]), metric, colour) or {}) | {"thickness": 1.8, "width": 3.5}
+            name = f"{row[line_of]}, 95 % interval"
+            how = {"mode": "markers", "marker": {"size": 1, "color": colour}, "name": name, **SILENT}
+            trace = go.Scatter(x=[layer + aside], y=[row[metric]], error_y=bars, legendgroup=row[line_of], **how)
+            figure.add_trace(trace)
 
 
 def _has_bounds(rows: pd.DataFrame, metric: str) -> bool:
@@ -235,70 +230,22 @@ def _has_bounds(rows: pd.DataFrame, metric: str) -> bool:
     return bool(rows.loc[rows["layer"].notna(), f"{metric}_low"].notna().any())
 
 
-def _reach(trace: go.Scatter) -> list[float]:
-    """Every height that a trace is drawn at, its whiskers' ends too."""
-    if trace.error_y.array is None:
-        return list(trace.y)
-    middle = np.asarray(trace.y)
-    return [*(middle + trace.error_y.array), *(middle - trace.error_y.arrayminus)]
-
-
-def _add_baseline(figure: go.Figure, rows: pd.DataFrame, metric: str, aside: dict[str, str]) -> None:
-    """The dashed level that looking nowhere reaches."""
-    line = {"color": FAINT, "dash": "dash", "width": 1.5}
-    if metric in _CHANCE:
-        _add_level(figure, rows, _CHANCE[metric], "chance", line, aside)
-    elif metric == "accuracy" and "majority_accuracy" in rows and rows["majority_accuracy"].notna().any():
-        # Controls are judged on the pairs of a backbone that is there, so that they add no level of their own.
-        judged = rows[rows["layer"].notna()] if rows["layer"].notna().any() else rows
-        levels = judged.groupby("backbone", sort=False)["majority_accuracy"].mean().dropna()
-        if levels.max() - levels.min() < 0.002:
-            _add_level(figure, rows, float(levels.mean()), "more frequent answer", line, aside)
-        else:
-            for backbone, level in levels.items():
-                _add_level(figure, rows, float(level), f"more frequent answer, {backbone}", line, aside)
-
-
-def _legend_aside(figure: go.Figure) -> None:
-    """Give controls and baselines a legend below that of the backbones; a figure of many lines grows for both."""
-    title = {"text": "without a model", "font": {"size": 13, "color": FAINT}}
-    entries = sum(trace.showlegend is not False for trace in figure.data)
-    figure.update_layout(
-        legend={"tracegroupgap": 0},
-        legend2={"title": title, "font": {"size": 13}, "x": 1.01, "y": 0, "xanchor": "left", "yanchor": "bottom"},
-        height=max(TEMPLATE.layout.height, 220 + 20 * entries),
-    )
-
-
-def _add_level(
-    figure: go.Figure,
-    rows: pd.DataFrame,
-    level: float,
-    name: str,
-    line: dict[str, Any],
-    aside: dict[str, str] | None = None,
-) -> None:
-    """A horizontal line over all layers."""
-    layers = rows["layer"].dropna()
-    ends = [float(layers.min()), float(layers.max())] if len(layers) else [0.0, 1.0]
-    if ends[0] == ends[1]:
-        ends = [ends[0] - 0.5, ends[1] + 0.5]
-    look = {"name": name, "mode": "lines", "line": line, "hovertemplate": "%{y:.3f}"}
-    figure.add_trace(go.Scatter(x=ends, y=[level, level], **look, **(aside or {})))
-
-
-def whole_ticks(numbers: pd.Series) -> dict[str, Any]:
-    """Ticks at whole numbers, at most about a dozen."""
-    if numbers.empty:
+def _baselines(rows: pd.DataFrame, metric: str) -> dict[str, float]:
+    """Levels that looking nowhere reaches, by name: one, or one a backbone where these were judged on other pairs."""
+    if metric in CHANCE:
+        return {"chance": CHANCE[metric]}
+    if metric != "accuracy" or "majority_accuracy" not in rows or rows["majority_accuracy"].isna().all():
         return {}
-    span = int(numbers.max() - numbers.min())
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, max(100, span)) if span / step <= 13)
-    return {"tick0": 0, "dtick": step}
+    # Controls are judged on the pairs of a backbone that is there, so that they add no level of their own.
+    judged = rows[rows["layer"].notna()] if rows["layer"].notna().any() else rows
+    levels = judged.groupby("backbone", sort=False)["majority_accuracy"].mean().dropna()
+    if levels.max() - levels.min() < 0.002:
+        return {"more frequent answer": float(levels.mean())}
+    return {f"more frequent answer, {backbone}": float(level) for backbone, level in levels.items()}
 
 
-def _subtitle(rows: pd.DataFrame, probe: str, metric: str) -> str:
-    """What was measured on what, in one line."""
-    parts = [probe] if probe else []
+def _subtitle(rows: pd.DataFrame, metric: str, parts: list[str]) -> str:
+    """The parts, and what was measured on what."""
     protocols, splits = (list(rows[name].dropna().unique()) if name in rows else [] for name in ("protocol", "split"))
     parts += [f"{' and '.join(protocols)} protocol"] if protocols else []
     parts += [f"judged on {' and '.join(map(scenes_of, splits))}"] if splits else []

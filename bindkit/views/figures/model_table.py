@@ -6,15 +6,14 @@ import re
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from bindkit.arguments import SAME_CLASS, control_title
 from bindkit.errors import InvalidParameterError
-from bindkit.probes.judging import scenes_of
+from bindkit.probes.folds import scenes_of
 from bindkit.results.model_table import bounds_text, differences
 from bindkit.results.tables import OVER_CONTROLS, ranked_by, require_one_kind
-from bindkit.views.figures.looks import line_looks
-from bindkit.views.figures.style import FAINT, GRID, INK, subtitle_lines, titled, translucent, whiskers
+from bindkit.views.figures.panels import framed, panels, small, subtitle_lines
+from bindkit.views.figures.style import FAINT, GRID, INK, SILENT, Look, curve, line_looks, translucent, whiskers
 
 _PANELS = {"accuracy": ("accuracy", "gain", "the more frequent answer")} | {
     figure: (title, OVER_CONTROLS[figure], "the strongest control")
@@ -27,11 +26,6 @@ _PANELS = {"accuracy": ("accuracy", "gain", "the more frequent answer")} | {
 }
 """Title of each panel there may be, the column that says what is added, and to what."""
 
-_CHANCE = 0.5
-_ROW_HEIGHT, _WIDTH, _NUMBERS = 40, 860, 0.27
-"""Pixels of a row and of all; the share of a panel that its column of numbers takes."""
-_ROW_HEIGHT_BOUNDED, _WIDTH_BOUNDED = 58, 1020
-"""The same where gains have intervals, which stand below them."""
 _INTERVAL, _LETTER = 112, 7.2
 """Pixels that the text of an interval takes with some space before it, and a letter of a model's name."""
 _SPACING, _RIGHT, _LINE = 0.025, 16, 19
@@ -48,69 +42,91 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
     figure says the same, with its interval where there is one. Bars are faint where nothing is added, or nothing that
     can be told from chance. Where there is no control, bars start at chance.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        As `bindkit.results.model_table.model_table` or `bindkit.results.model_table.with_gain_intervals` gives it.
-
-    Raises
-    ------
-    InvalidParameterError
-        For an empty table, one without the columns needed, or rows of several protocols or splits.
+    The table is one of `bindkit.results.model_table.model_table` or `bindkit.results.gains.with_gain_intervals`. Raises
+    InvalidParameterError for an empty one, one without the columns needed, or rows of several protocols or splits.
     """
-    panels = {figure: _PANELS[figure] for figure in ("accuracy", *ranked_by(table))}
-    missing = [name for name in ("kind", "backbone", "layer", *panels) if name not in table]
+    metrics = ("accuracy", *ranked_by(table))
+    missing = [name for name in ("kind", "backbone", "layer", *metrics) if name not in table]
     if missing or table.empty:
         raise InvalidParameterError(
             f"nothing to draw: the table has no {', '.join(missing) or 'rows'}; give what model_table() returns"
         )
     require_one_kind(table, "the table", table="table")
     rows = table.reset_index(drop=True)
-    looks = line_looks(rows[rows["kind"] != "oracle"], "backbone")
+    records = rows.to_dict("records")
+    looks = line_looks(rows[rows["kind"] != "oracle"])
     colours = [looks[name].colour if name in looks else FAINT for name in rows["backbone"]]
-    bounded = any(f"{added}_low" in rows and rows[f"{added}_low"].notna().any() for _, added, _ in panels.values())
-    labels = [_label(row) for row in rows.to_dict("records")]
-    row_height, width, share = _ROW_HEIGHT, _WIDTH, _NUMBERS
-    if bounded:
-        row_height, width = _ROW_HEIGHT_BOUNDED, _WIDTH_BOUNDED
-        share = _share_of_intervals(labels)
-    titles = []
-    figure = make_subplots(rows=1, cols=3, shared_yaxes=True, horizontal_spacing=_SPACING, column_titles=[*panels])
-    for panel, (metric, (title, added, over)) in enumerate(panels.items(), 1):
-        start, known = _starts(rows, metric, added)
-        titles.append(
-            f"{title}<br><span style='color:{FAINT};font-size:12px'>line: {over if known else 'chance'}</span>"
+    labels = [_label(row) for row in records]
+    bounds = [f"{_PANELS[metric][1]}_low" for metric in metrics]
+    row_height, width, share = 40, 860, 0.27  # share of a panel that its column of numbers takes
+    if any(low in rows and rows[low].notna().any() for low in bounds):  # intervals stand below the numbers
+        row_height, width = 58, 1020
+        letters = max(len(line) for label in labels for line in re.sub("<(?!br).*?>", "", label).split("<br>"))
+        panel = (width - _RIGHT - _LETTER * letters) * (1 - 2 * _SPACING) / 3
+        share = min(0.7, _INTERVAL / panel) if panel > 0 else 0.7
+
+    titles = [f"{title}<br>" for title, *_ in (_PANELS[metric] for metric in metrics)]
+    shown = panels(3, 3, gap=(_SPACING, 0), shared_yaxes=True, column_titles=titles)
+    figure = shown.figure
+    for number, metric in enumerate(metrics):
+        where, (_, added, over) = shown.place(number), _PANELS[metric]
+        start, is_known = _starts(rows, metric, added)
+        titles[number] += small(f"line: {over if is_known else 'chance'}")
+        # The line at which bars start, unbroken where neighbours start alike.
+        x = [value for level in start for value in (level, level, None)]
+        y = [value for position in range(len(rows)) for value in (position - 0.5, position + 0.5, None)]
+        figure.add_trace(curve(x, y, Look(FAINT, None, 1.3), name="start", **SILENT), **where)
+        for position, row in enumerate(records):
+            if row["kind"] in ("trained", "untrained") and pd.notna(row[metric]) and pd.notna(start[position]):
+                figure.add_trace(_bar(row, position, start[position], metric, added, colours[position]), **where)
+        points = go.Scatter(
+            x=rows[metric],
+            y=list(rows.index),
+            mode="markers",
+            name=metric,
+            marker={
+                "size": 8,
+                "color": colours,
+                "symbol": [_SYMBOLS[kind] for kind in rows["kind"]],
+                "line": {"color": colours, "width": 1.6},
+            },
+            error_x=whiskers(rows, metric, INK),
+            showlegend=False,
+            customdata=[_told(row, metric) for row in records],
+            hovertemplate="%{customdata}<extra></extra>",
         )
-        place = {"row": 1, "col": panel}
-        figure.add_trace(_level(rows, start), **place)
-        for number, row in enumerate(rows.to_dict("records")):
-            if row["kind"] in ("trained", "untrained") and pd.notna(row[metric]) and pd.notna(start[number]):
-                figure.add_trace(_bar(row, number, start[number], metric, added, colours[number]), **place)
-        figure.add_trace(_points(rows, metric, colours), **place)
+        figure.add_trace(points, **where)
         low, high = _span(rows, metric, start)
-        # Numbers stand in a column of their own, right of all points.
-        edge = high + (high - low) * share / (1 - share)
-        figure.add_trace(_numbers(rows, metric, added, start, edge), **place)
-        figure.update_xaxes(range=[low, edge], tickvals=_ticks(low, high), tickformat=".1f", **place)
+        edge = high + (high - low) * share / (1 - share)  # numbers stand in a column of their own, right of all points
+        digits = go.Scatter(
+            x=[edge] * len(rows),
+            y=list(rows.index),
+            mode="text",
+            name=f"{metric} in digits",
+            text=[_digits(row, metric, added, level) for row, level in zip(records, start, strict=True)],
+            textposition="middle left",
+            textfont={"size": 12.5, "color": INK},
+            **SILENT,
+        )
+        figure.add_trace(digits, **where)
+        # Tenths, of many every second one: more would not fit between three panels.
+        ticks = [tenth / 10 for tenth in range(11) if low <= tenth / 10 <= high]
+        ticks = ticks if len(ticks) <= 5 else [tenth for tenth in ticks if round(10 * tenth) % 2 == 0]
+        figure.update_xaxes(range=[low, edge], tickvals=ticks, tickformat=".1f", **where)
     for annotation, text in zip(figure.layout.annotations, titles, strict=True):
         annotation.update(text=text, font={"size": 14, "color": INK})
     last = len(rows) - 0.4
     figure.update_yaxes(
         range=[last, -0.6], tickvals=[*range(len(rows))], ticktext=labels, showgrid=False, showline=False, ticks=""
     )
-    _separate_kinds(figure, rows)
-    lines = subtitle_lines(_subtitle(rows), width)
-    titled(figure, "What does binding add?", "<br>".join(lines))
-    top = 118 + _LINE * (len(lines) - 1)
-    height, margin = top + 62 + row_height * len(rows), {"t": top, "l": 20, "r": _RIGHT, "b": 44}
-    return figure.update_layout(width=width, height=height, title_y=1 - 18 / height, margin=margin, hovermode="closest")
-
-
-def _share_of_intervals(labels: list[str]) -> float:
-    """The share of a panel that an interval's text takes, so that no point and no line runs through it."""
-    letters = max(len(line) for label in labels for line in re.sub("<(?!br).*?>", "", label).split("<br>"))
-    panel = (_WIDTH_BOUNDED - _RIGHT - _LETTER * letters) * (1 - 2 * _SPACING) / 3
-    return min(0.7, _INTERVAL / panel) if panel > 0 else 0.7
+    # A thin line between models that were trained, those that were not, controls and the oracle.
+    for number in range(1, len(rows)):
+        if rows["kind"][number] != rows["kind"][number - 1]:
+            figure.add_hline(y=number - 0.5, line={"color": GRID, "width": 1.2}, layer="below")
+    lines = subtitle_lines(_measured(rows), width)
+    title, subtitle, inside = "What does binding add?", "<br>".join(lines), 18 + row_height * len(rows)
+    margin: dict[str, float] = {"t": 118 + _LINE * (len(lines) - 1), "l": 20, "r": _RIGHT, "b": 44}
+    return framed(figure, title, subtitle, width, inside, margin, hovermode="closest")
 
 
 def _starts(rows: pd.DataFrame, metric: str, added: str) -> tuple[list[float], bool]:
@@ -124,17 +140,8 @@ def _starts(rows: pd.DataFrame, metric: str, added: str) -> tuple[list[float], b
     starts = (rows[metric] - rows[added]) if added in rows else pd.Series(float("nan"), rows.index)
     known = starts.dropna().round(9).unique()
     if len(known) == 0:
-        return [_CHANCE] * len(rows), False
+        return [0.5] * len(rows), False
     return [float(value) for value in (starts.fillna(known[0]) if len(known) == 1 else starts)], True
-
-
-def _level(rows: pd.DataFrame, start: list[float]) -> go.Scatter:
-    """The line at which bars start, unbroken where neighbours start alike."""
-    x = [value for level in start for value in (level, level, None)]
-    y = [value for number in range(len(rows)) for value in (number - 0.5, number + 0.5, None)]
-    return go.Scatter(
-        x=x, y=y, mode="lines", line={"color": FAINT, "width": 1.3}, showlegend=False, hoverinfo="skip", name="start"
-    )
 
 
 def _bar(row: dict, number: int, start: float, metric: str, added: str, colour: str) -> go.Scatter:
@@ -142,57 +149,19 @@ def _bar(row: dict, number: int, start: float, metric: str, added: str, colour: 
     low = row.get(f"{added}_low")
     is_added = row[metric] > start if low is None or pd.isna(low) else low > 0
     opacity = 0.45 if row["kind"] == "trained" and is_added else 0.18
-    return go.Scatter(
-        x=[start, row[metric]],
-        y=[number, number],
-        mode="lines",
-        line={"color": translucent(colour, opacity), "width": 9},
-        showlegend=False,
-        hoverinfo="skip",
-        name=f"added by {row['backbone']}",
-    )
+    look = Look(translucent(colour, opacity), None, 9)
+    return curve([start, row[metric]], [number, number], look, name=f"added by {row['backbone']}", **SILENT)
 
 
-def _points(rows: pd.DataFrame, metric: str, colours: list[str]) -> go.Scatter:
-    return go.Scatter(
-        x=rows[metric],
-        y=list(rows.index),
-        mode="markers",
-        name=metric,
-        marker={
-            "size": 8,
-            "color": colours,
-            "symbol": [_SYMBOLS[kind] for kind in rows["kind"]],
-            "line": {"color": colours, "width": 1.6},
-        },
-        error_x=whiskers(rows, metric, INK),
-        showlegend=False,
-        customdata=[_told(row, metric) for row in rows.to_dict("records")],
-        hovertemplate="%{customdata}<extra></extra>",
-    )
-
-
-def _numbers(rows: pd.DataFrame, metric: str, added: str, start: list[float], edge: float) -> go.Scatter:
-    """The figure and, of models, what it adds, in digits and with its interval."""
-    texts = []
-    for row, level in zip(rows.to_dict("records"), start, strict=True):
-        value = row[metric]
-        text = "" if pd.isna(value) else f"{value:.3f}"
-        if text and row["kind"] in ("trained", "untrained") and pd.notna(level):
-            lines = [f"{value - level:+.3f}".replace("-", "−"), bounds_text(row, added, "+")]
-            text += f"<br><span style='color:{FAINT};font-size:11px'>{'<br>'.join(filter(None, lines))}</span>"
-        texts.append(text)
-    return go.Scatter(
-        x=[edge] * len(rows),
-        y=list(rows.index),
-        mode="text",
-        name=f"{metric} in digits",
-        text=texts,
-        textposition="middle left",
-        textfont={"size": 12.5, "color": INK},
-        showlegend=False,
-        hoverinfo="skip",
-    )
+def _digits(row: dict, metric: str, added: str, start: float) -> str:
+    """The figure and, of models, what it adds, with its interval."""
+    if pd.isna(row[metric]):
+        return ""
+    text = f"{row[metric]:.3f}"
+    if row["kind"] in ("trained", "untrained") and pd.notna(start):
+        lines = [f"{row[metric] - start:+.3f}".replace("-", "−"), bounds_text(row, added, "+")]
+        text += f"<br>{small('<br>'.join(filter(None, lines)), 11)}"
+    return text
 
 
 def _span(rows: pd.DataFrame, metric: str, start: list[float]) -> tuple[float, float]:
@@ -206,32 +175,18 @@ def _span(rows: pd.DataFrame, metric: str, start: list[float]) -> tuple[float, f
     return low - spare, high + spare
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Tenths within the span, of many every second one: more would not fit between three panels."""
-    tenths = [tenth / 10 for tenth in range(11) if low <= tenth / 10 <= high]
-    return tenths if len(tenths) <= 5 else [tenth for tenth in tenths if round(10 * tenth) % 2 == 0]
-
-
-def _separate_kinds(figure: go.Figure, rows: pd.DataFrame) -> None:
-    """A thin line between models that were trained, those that were not, controls and the oracle."""
-    for number in range(1, len(rows)):
-        if rows["kind"][number] != rows["kind"][number - 1]:
-            figure.add_hline(y=number - 0.5, line={"color": GRID, "width": 1.2}, layer="below")
-
-
 def _label(row: dict) -> str:
+    """A row's name, and below it what it is."""
+    name, objective = row["backbone"], row.get("objective")
     if row["kind"] == "oracle":
-        title = "knows every class" + str(row["backbone"]).removeprefix(SAME_CLASS).replace("@", " at ")
-        return _two_lines(title, "oracle: all that similarity tells")
-    if row["kind"] == "control":
-        return _two_lines(control_title(row["backbone"]), "control")
-    objective = row.get("objective")
-    what = "untrained" if row["kind"] == "untrained" else objective if isinstance(objective, str) else ""
-    return _two_lines(row["backbone"], " · ".join(filter(None, [what, f"layer {row['layer']:.0f}"])))
-
-
-def _two_lines(name: str, what: str) -> str:
-    return f"{name}  <br><span style='color:{FAINT};font-size:11px'>{what}</span>  "
+        name = "knows every class" + name.removeprefix(SAME_CLASS).replace("@", " at ")
+        what = "oracle: all that similarity tells"
+    elif row["kind"] == "control":
+        name, what = control_title(name), "control"
+    else:
+        what = "untrained" if row["kind"] == "untrained" else objective if isinstance(objective, str) else ""
+        what = " · ".join(filter(None, [what, f"layer {row['layer']:.0f}"]))
+    return f"{name}  <br>{small(what, 11)}  "
 
 
 def _told(row: dict, metric: str) -> str:
@@ -251,8 +206,8 @@ def _told(row: dict, metric: str) -> str:
     return "<br>".join(lines)
 
 
-def _subtitle(rows: pd.DataFrame) -> list[str]:
-    """What was measured on what, in parts."""
+def _measured(rows: pd.DataFrame) -> list[str]:
+    """What was measured on what: parts of a subtitle."""
     probes = rows.loc[rows["kind"] != "oracle", "probe"].dropna() if "probe" in rows else pd.Series(dtype=object)
     parts = [f"{probes.iloc[0]} probe"] if len(probes) else []
     models = rows[rows["layer"].notna()]

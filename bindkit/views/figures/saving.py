@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import base64
+import contextlib
 import html
 import io
 import json
+import logging
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,33 +23,89 @@ from plotly.offline import get_plotlyjs
 from bindkit.arguments import read_path, require_kind
 from bindkit.errors import InvalidParameterError
 from bindkit.files import slug, write_bytes
-from bindkit.views.figures.pictures import browser
 
-LIBRARY = "plotly.min.js"
+logger = logging.getLogger(__name__)
+
 INLINE_BYTES = 40_000
 """A figure larger than this is shown in a notebook by its picture only, so that the notebook stays small."""
-
-
 INLINE_PICTURE_BYTES = 36_000
 """A picture larger than this is shown in a notebook with fewer pixels, at least half of them a side, then coarser."""
+
+_SCALE, _SECONDS = 2, 60
+"""Pixels of a picture per unit of a figure's size, so that text is sharp; after so long a browser counts as broken."""
+_LEFT_OUT = (
+    "static pictures of figures are left out (%s); install Chromium, or name its program in BROWSER_PATH, or run "
+    "plotly_get_chrome"
+)
+
+
+class PictureBrowser:
+    """One Chromium, driven from a thread of its own; opened at the first picture, closed when Python ends.
+
+    Starting it takes seconds, drawing a picture a fraction of one.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._kaleido: Any = None
+        self._broken = False
+        self._lock = threading.Lock()
+
+    def draw(self, figure: go.Figure, kind: str = "png") -> bytes | None:
+        """Draw a figure as "png" or "svg". Without a usable Chromium it is None, which is said once."""
+        with self._lock:
+            if self._broken:
+                return None
+            try:
+                if self._kaleido is None:
+                    self._open()
+                own, usual = figure.layout, figure.layout.template.layout
+                size = {"width": own.width or usual.width or 860, "height": own.height or usual.height or 460}
+                options = {"format": kind, "scale": _SCALE, **size}
+                drawing = self._kaleido.calc_fig(figure.to_plotly_json(), opts=options)
+                return bytes(self._await(drawing, _SECONDS))
+            except Exception as error:  # no browser, one that does not start, one that died: never a reason to stop
+                logger.info(_LEFT_OUT, str(error).strip().split(". ")[0].split("\n")[0] or type(error).__name__)
+                self._broken = True
+                return None
+
+    def close(self) -> None:
+        """Close Chromium; a later picture opens it again."""
+        with self._lock:
+            if self._loop is None:
+                return
+            with contextlib.suppress(Exception):  # it may have died, or Python may be ending
+                self._await(self._kaleido.__aexit__(None, None, None), 10)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop = self._kaleido = None
+
+    def _open(self) -> None:
+        import kaleido
+
+        async def start() -> Any:  # without MathJax nothing is fetched from the network; no figure here needs it
+            return await kaleido.Kaleido(mathjax=False).__aenter__()
+
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True, name="bindkit pictures").start()
+        self._kaleido = self._await(start(), _SECONDS)
+        atexit.register(self.close)
+
+    def _await(self, work: Any, seconds: float) -> Any:
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=seconds)
+
+
+browser = PictureBrowser()
+"""The one that every figure shares."""
 
 
 @dataclass(frozen=True)
 class SavedFigure:
     """Where a figure was saved; as the last line of a cell it shows itself.
 
-    A notebook shows the static picture where nothing else can be shown (on a code-hosting page) and the interactive
-    figure in JupyterLab.
-
-    Attributes
-    ----------
-    name : str
-    html : Path
-        The interactive page; it needs the ``plotly.min.js`` beside it and no network.
-    csv : Path or None
-        The data; None where a figure has no table.
-    png : Path or None
-        The picture; None where no Chromium was at hand.
+    ``html`` is the interactive page, which needs the ``plotly.min.js`` beside it and no network; ``csv`` the data, None
+    where a figure has no table; ``png`` the picture, None where no Chromium was at hand. A notebook shows the picture
+    where nothing else can be shown (on a code-hosting page) and the interactive figure in JupyterLab.
     """
 
     name: str
@@ -75,11 +136,9 @@ class SavedFigure:
 def save_figure(figure: go.Figure, name: str, directory: str | Path, data: pd.DataFrame | None = None) -> SavedFigure:
     """Save a figure as ``name.html``, ``name.csv`` and ``name.png``.
 
-    >>> import tempfile
-    >>> figure = go.Figure(go.Scatter(x=[0, 1], y=[0.7, 0.9], name="vit"))
-    >>> saved = save_figure(figure, "accuracy_by_layer", tempfile.mkdtemp())  # doctest: +SKIP
-    >>> saved.html.name, saved.csv.name  # doctest: +SKIP
-    ('accuracy_by_layer.html', 'accuracy_by_layer.csv')
+    ::
+
+        bk.save_figure(bk.figures.layer_curves(results), "accuracy_by_layer", "figures")
 
     Parameters
     ----------
@@ -110,7 +169,9 @@ def save_figure(figure: go.Figure, name: str, directory: str | Path, data: pd.Da
         )
     place = read_path(directory, "the figures' directory")
     place.mkdir(parents=True, exist_ok=True)
-    _write_library(place)
+    library, code = place / "plotly.min.js", get_plotlyjs().encode()
+    if not library.exists() or library.stat().st_size != len(code):  # once, and anew after an update of Plotly
+        write_bytes(library, code)
     config = {"displaylogo": False, "responsive": False}
     page = figure.to_html(include_plotlyjs="directory", div_id=name, config=config, auto_play=False)
     page = page.replace("<head>", f"<head><title>{html.escape(name)}</title>", 1)
@@ -121,8 +182,8 @@ def save_figure(figure: go.Figure, name: str, directory: str | Path, data: pd.Da
     if csv is not None and table is not None:
         write_bytes(csv, table.to_csv(index=False, lineterminator="\n").encode())
 
-    picture = browser.draw(figure)
     png = place / f"{name}.png"
+    picture = browser.draw(figure)
     if picture is not None:
         write_bytes(png, picture)
     else:
@@ -130,22 +191,12 @@ def save_figure(figure: go.Figure, name: str, directory: str | Path, data: pd.Da
     return SavedFigure(name, place / f"{name}.html", csv, png if picture is not None else None, figure)
 
 
-def _write_library(directory: Path) -> None:
-    """Put Plotly's own code beside the pages, once, and anew after an update of Plotly."""
-    code = get_plotlyjs().encode()
-    library = directory / LIBRARY
-    if not library.exists() or library.stat().st_size != len(code):
-        write_bytes(library, code)
-
-
 def _points(figure: go.Figure) -> pd.DataFrame | None:
     """Points of a figure's lines, one row each; neither bands nor whiskers that stand beside their point."""
     traces = [trace for trace in figure.data if trace.type == "scatter" and trace.x is not None and trace.fill is None]
     traces = [trace for trace in traces if (trace.mode, trace.hoverinfo) != ("markers", "skip")]
-    if not traces:
-        return None
     parts = [pd.DataFrame({"trace": trace.name or "", "x": list(trace.x), "y": list(trace.y)}) for trace in traces]
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else None
 
 
 def compact(png: bytes) -> bytes:

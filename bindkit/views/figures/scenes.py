@@ -1,23 +1,33 @@
-"""One scene as bindkit sees it: the image, its objects, and the labels of its patches, side by side."""
+"""Scenes as pictures: their objects, the labels of their patches, and what one patch's affinity to all others is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+import colorsys
+import io
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
+from PIL import Image
 
+from bindkit.affinities import Affinity
+from bindkit.errors import InvalidParameterError
 from bindkit.scenes import Scene
 from bindkit.scenes.labels import PatchLabels
-from bindkit.views.figures.painting import object_colour, paint_objects, paint_patches, picture
-from bindkit.views.figures.style import INK, titled
+from bindkit.views.figures.panels import panels, show_whole, titled
+from bindkit.views.figures.style import INK, PALETTE, channels
 
-_PANEL = 280
-"""Width of a panel in the figure's units."""
+_UNLABELLED = (236, 238, 240)
+_LONGEST = 560
+"""Pixels that the longer side of an embedded picture has at most."""
 _LETTERED = 0.004
 """Share of the image that a twin must cover to have its letter written on it."""
+_CLICKED = PALETTE[1]
+
+Colours = Mapping[int, tuple[int, int, int]]
+"""Instance id -> red, green, blue."""
 
 
 def scene_figure(scene: Scene, class_names: Mapping[int, str], labels: PatchLabels) -> go.Figure:
@@ -37,66 +47,259 @@ def scene_figure(scene: Scene, class_names: Mapping[int, str], labels: PatchLabe
     """
     height, width = scene.size
     objects = scene_table(scene, class_names, labels)
-    colours = {int(value): object_colour(position) for position, value in enumerate(objects["object"])}
+    colours = _colours(objects["object"])
     plan = labels.plan
     windows = f"{plan.n_windows} window{'s' if plan.n_windows > 1 else ''}"
     grid = f"{plan.grid.rows} × {plan.grid.cols} patches"
     titles = ["image", f"{len(objects)} object{'s' if len(objects) != 1 else ''}", f"patch labels: {windows} of {grid}"]
-    figure = make_subplots(rows=1, cols=3, horizontal_spacing=0.02, subplot_titles=titles)
-    panels = [scene.image, paint_objects(scene, colours), paint_patches(labels, colours)]
-    for panel, pixels in enumerate(panels, 1):
-        figure.add_trace(picture(pixels, scene.size, lossy=panel == 1), row=1, col=panel)
-        # An axis that ends at the picture's border, so that panels of any shape stand flush.
-        figure.update_xaxes(range=[-0.5, width - 0.5], visible=False, constrain="domain", row=1, col=panel)
-        figure.update_yaxes(range=[height - 0.5, -0.5], visible=False, row=1, col=panel)
-    for panel in (2, 3):
-        figure.add_trace(_marks(scene, objects), row=1, col=panel)
-    _outline_windows(figure, labels)
+    shown = panels(3, 3, gap=(0.02, 0), subplot_titles=titles)
+    figure = shown.figure
+    for number, pixels in enumerate([scene.image, _painted_objects(scene, colours), _painted_patches(labels, colours)]):
+        figure.add_trace(picture(pixels, scene.size, lossy=number == 0), **shown.place(number))
+        show_whole(figure, scene.size, shown.place(number))
+    for number in (1, 2):
+        figure.add_trace(_marks(scene, objects), **shown.place(number))
+    if plan.n_windows > 1:
+        down, across = plan.original[0] / plan.resized[0], plan.original[1] / plan.resized[1]
+        for box in (window.box for window in plan.windows):
+            left, right, top, bottom = box.left * across, box.right * across, box.top * down, box.bottom * down
+            line = {"color": "white", "width": 1.5, "dash": "dot"}
+            ends = {"x0": left - 0.5, "x1": right - 0.5, "y0": top - 0.5, "y1": bottom - 0.5}
+            figure.add_shape(type="rect", **ends, line=line, **shown.place(0))
 
     twins = "same letter: twins, different objects of one class"
     note = twins if objects["twins"].any() else "no two objects of one class"
     titled(figure, f"Scene {scene.id}", f"{height} × {width} px · {note} · paler patches: mixed pixels")
     figure.update_annotations(font={"size": 14, "color": INK}, yshift=2)
-    drawn = round(_PANEL * min(1.6, height / width))
-    margin = {"l": 16, "r": 16, "t": 108, "b": 16}
     return figure.update_layout(
-        width=3 * _PANEL + 60, height=drawn + 124, margin=margin, showlegend=False, hovermode="closest"
+        width=3 * 280 + 60,
+        height=round(280 * min(1.6, height / width)) + 124,
+        margin={"l": 16, "r": 16, "t": 108, "b": 16},
+        showlegend=False,
+        hovermode="closest",
     )
 
 
 def scene_table(scene: Scene, class_names: Mapping[int, str], labels: PatchLabels) -> pd.DataFrame:
     """Objects of a scene, one a row: the data behind `scene_figure`.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``object`` (instance id), ``class`` (id), ``name`` (of the class), ``pixels`` of the image, ``patches`` that
-        carry its label (of overlapping windows, all), and ``twins``: a letter that all objects of its class share, or
-        nothing if it is the only one.
+    ``object`` (instance id), ``class`` (id), ``name`` (of the class), ``pixels`` of the image, ``patches`` that carry
+    its label (of overlapping windows, all), and ``twins``: a letter that all objects of its class share, or nothing if
+    it is the only one.
     """
-    pixels = np.bincount(scene.instances.ravel())
-    patches = np.bincount(labels.instances, minlength=len(pixels))
-    objects = [int(instance) for instance in np.flatnonzero(pixels) if instance]
-    classes = [int(np.bincount(scene.classes[scene.instances == instance]).argmax()) for instance in objects]
-    shared = sorted({value for value in classes if value and classes.count(value) > 1})
+    objects = _objects(scene)
+    patches = np.bincount(labels.instances, minlength=objects["object"].max() + 1 if len(objects) else 0)
+    shared = sorted(objects["class"][objects["has_twin"]].unique())
     letters = {value: chr(ord("A") + position % 26) for position, value in enumerate(shared)}
+    names = [class_names.get(value, f"class {value}") if value else "no class" for value in objects["class"]]
     return pd.DataFrame(
         {
-            "object": objects,
-            "class": classes,
-            "name": [class_names.get(value, f"class {value}") if value else "no class" for value in classes],
-            "pixels": [int(pixels[instance]) for instance in objects],
-            "patches": [int(patches[instance]) for instance in objects],
-            "twins": pd.Series([letters.get(value, "") for value in classes], dtype=object),
+            "object": objects["object"],
+            "class": objects["class"],
+            "name": names,
+            "pixels": objects["pixels"],
+            "patches": patches[objects["object"]],
+            "twins": pd.Series([letters.get(value, "") for value in objects["class"]], dtype=object),
         }
     )
+
+
+def scenes_figure(scenes: Sequence[Scene]) -> go.Figure:
+    """Show one to six scenes, one a column: the image, and below it the objects in colours (grey: unlabelled).
+
+    Raises InvalidParameterError for none, or for more than fit side by side.
+    """
+    if not 1 <= len(scenes) <= 6:
+        raise InvalidParameterError(f"a gallery shows 1 to 6 scenes, got {len(scenes)}")
+    found = [_objects(scene)["object"] for scene in scenes]
+    titles = [f"{scene.id}: {len(objects)} objects" for scene, objects in zip(scenes, found, strict=True)]
+    shown = panels(2 * len(scenes), len(scenes), gap=(0.015, 0.03), subplot_titles=titles)
+    for number, (scene, objects) in enumerate(zip(scenes, found, strict=True)):
+        for row, pixels in enumerate((scene.image, _painted_objects(scene, _colours(objects)))):
+            where = shown.place(number + row * len(scenes))
+            shown.figure.add_trace(picture(pixels, scene.size, lossy=row == 0), **where)
+            show_whole(shown.figure, scene.size, where)
+    titled(shown.figure, "What the scenes show", "above: image · below: its objects, unlabelled ground in grey")
+    shown.figure.update_annotations(font={"size": 13, "color": INK}, yshift=2)
+    tallest = max(min(1.6, scene.size[0] / scene.size[1]) for scene in scenes)
+    return shown.figure.update_layout(
+        width=len(scenes) * 240 + 40,
+        height=round(2 * 240 * tallest) + 140,
+        margin={"l": 16, "r": 16, "t": 112, "b": 16},
+        showlegend=False,
+    )
+
+
+def affinity_figure(scene: Scene, views: Mapping[str, Affinity], patch: int | None = None) -> go.Figure:
+    """The scene with one patch marked, and its affinity to every patch in each view.
+
+    Parameters
+    ----------
+    scene : Scene
+        What the views are of.
+    views : mapping of str to Affinity
+        Title -> what `bindkit.affinity` gave; one to eleven. ``<br>`` begins a new line.
+    patch : int, optional
+        Number of the patch in the first view's grid. Default: in the largest object that has a twin.
+
+    Raises
+    ------
+    InvalidParameterError
+        For no view, or more than fit; a scene without objects where no patch is named.
+    GeometryError
+        For a patch outside the grid.
+    """
+    if not 1 <= len(views) <= 11:
+        raise InvalidParameterError(f"the figure takes 1 to 11 views, got {len(views)}")
+    first = next(iter(views.values()))
+    patch = telling_patch(scene, first) if patch is None else patch
+    row, col = _middle_of_patch(first, patch)
+    height, width = scene.size
+    # Lines of titles are cut at their beginning, where paths have least to say.
+    titles = [
+        "<br>".join(line if len(line) <= 30 else f"…{line[-29:]}" for line in title.split("<br>")) for title in views
+    ]
+    n_cols = min(4, len(views) + 1)
+    n_rows = -(-(len(views) + 1) // n_cols)
+    shown = panels(len(views) + 1, n_cols, gap=(0.02, 0.12 / n_rows), subplot_titles=["the scene", *titles])
+    figure = shown.figure
+    figure.add_trace(picture(scene.image, scene.size, lossy=True), **shown.place(0))
+    for number, view in enumerate(views.values(), start=1):
+        asked = view.of(view.patch_at(row, col))
+        rows, cols = asked.shape
+        heatmap = go.Heatmap(
+            z=asked.round(3),
+            x0=width / cols / 2 - 0.5,
+            dx=width / cols,
+            y0=height / rows / 2 - 0.5,
+            dy=height / rows,
+            coloraxis="coloraxis",
+            hovertemplate="affinity %{z:.2f}<extra></extra>",
+        )
+        figure.add_trace(heatmap, **shown.place(number))
+    marker = {"symbol": "square-open", "size": 13, "line": {"width": 3}, "color": _CLICKED}
+    for number in range(shown.n):
+        where = shown.place(number)
+        show_whole(figure, scene.size, where)
+        figure.update_yaxes(scaleanchor=f"x{number + 1 if number else ''}", constrain="domain", **where)
+        figure.add_trace(go.Scatter(x=[col], y=[row], mode="markers", marker=marker, hoverinfo="skip"), **where)
+    at = first.grid.row_col(patch)
+    asked_of = f"affinity of the marked patch (row {at[0]}, column {at[1]}) to every patch of {scene.id}"
+    titled(figure, "Which patches does one patch belong with?", asked_of)
+    figure.update_annotations(font={"size": 12.5, "color": INK})
+    return figure.update_layout(
+        width=n_cols * 216 + 130,
+        height=round(n_rows * (216 * min(1.6, height / width) + 48)) + 120,
+        margin={"l": 16, "r": 16, "t": 124, "b": 16},
+        showlegend=False,
+        hovermode="closest",
+        coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": {"title": "affinity", "thickness": 14}},
+    )
+
+
+def affinity_table(scene: Scene, views: Mapping[str, Affinity], patch: int | None = None) -> pd.DataFrame:
+    """The numbers of `affinity_figure`, which takes the same: one row a patch and view.
+
+    ``view`` (the title in one line), ``layer``, ``row`` and ``column`` of the patch (from 0), ``affinity`` to the
+    marked patch, and ``marked``, which is true for that one.
+    """
+    first = next(iter(views.values()))
+    middle = _middle_of_patch(first, telling_patch(scene, first) if patch is None else patch)
+    parts = []
+    for title, view in views.items():
+        chosen = view.patch_at(*middle)
+        rows, columns = np.indices((view.grid.rows, view.grid.cols))
+        columns_of = {"row": rows.ravel(), "column": columns.ravel(), "affinity": view.scores[chosen]}
+        part = pd.DataFrame({"view": title.replace("<br>", " · "), "layer": view.layer, **columns_of})
+        parts.append(part.assign(marked=np.arange(len(part)) == chosen))
+    return pd.concat(parts, ignore_index=True)
+
+
+def telling_patch(scene: Scene, view: Affinity) -> int:
+    """A patch worth asking about: in the middle of the largest object that has a twin (else of the largest object).
+
+    Raises InvalidParameterError for a scene without objects.
+    """
+    objects = _objects(scene)
+    if objects.empty:
+        raise InvalidParameterError(f"{scene.id} has no labelled object; name a patch")
+    largest = objects.sort_values(["has_twin", "pixels"], ascending=False, kind="stable")["object"].iloc[0]
+    return view.patch_at(*map(int, _middle(scene.instances == largest)))
+
+
+def picture(pixels: np.ndarray, size: tuple[int, int], lossy: bool) -> go.Image:
+    """A picture in the coordinates of the original image; photographs are stored as JPEG."""
+    image = Image.fromarray(pixels)
+    if lossy and max(image.size) > _LONGEST:
+        image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
+    elif max(image.size) > 2 * _LONGEST:
+        image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.NEAREST)
+    elif not lossy and max(image.size) < _LONGEST // 2:
+        image = image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST)
+    out = io.BytesIO()
+    if lossy:
+        image.save(out, format="JPEG", quality=88)
+    else:
+        image.quantize(128).save(out, format="PNG", optimize=True)
+    code = base64.b64encode(out.getvalue()).decode()
+    across, down = size[1] / image.width, size[0] / image.height
+    return go.Image(
+        source=f"data:image/{'jpeg' if lossy else 'png'};base64,{code}",
+        x0=across / 2 - 0.5,
+        y0=down / 2 - 0.5,
+        dx=across,
+        dy=down,
+        hoverinfo="skip",
+    )
+
+
+def _objects(scene: Scene) -> pd.DataFrame:
+    """``object`` (instance id), ``class`` of most of its pixels, ``pixels``, and whether another has a twin's class."""
+    ids, pixels = np.unique(scene.instances[scene.instances > 0], return_counts=True)
+    classes = [np.bincount(scene.classes[scene.instances == value]).argmax() for value in ids]
+    found = pd.DataFrame({"object": ids, "class": classes, "pixels": pixels}, dtype=np.int64)
+    return found.assign(has_twin=found["class"].duplicated(keep=False) & (found["class"] > 0))
+
+
+def _colours(objects: pd.Series) -> Colours:
+    """The palette's colours without black, then hues a golden angle apart."""
+    colours = [channels(code) for code in PALETTE[:-1]]
+    for position in range(len(colours), len(objects)):
+        red, green, blue = colorsys.hls_to_rgb(position * 0.618034 % 1, (0.38, 0.55, 0.7)[position % 3], 0.6)
+        colours.append((round(red * 255), round(green * 255), round(blue * 255)))
+    return dict(zip(map(int, objects), colours, strict=False))
+
+
+def _painted_objects(scene: Scene, colours: Colours) -> np.ndarray:
+    """Objects in their colours over the faded image, each with a white outline."""
+    grey = scene.image.mean(axis=2, keepdims=True)
+    painted = np.broadcast_to(255 - (255 - grey) * 0.25, scene.image.shape).copy()
+    for instance, colour in colours.items():
+        inside = scene.instances == instance
+        painted[inside] = 0.72 * np.array(colour) + 0.28 * grey[inside]
+    mask = scene.instances
+    painted[:, 1:][mask[:, 1:] != mask[:, :-1]] = 255
+    painted[1:, :][mask[1:, :] != mask[:-1, :]] = 255
+    return painted.astype(np.uint8)
+
+
+def _painted_patches(labels: PatchLabels, colours: Colours) -> np.ndarray:
+    """Patches in their object's colour, paler where mixed, in pixels of the resized scene."""
+    side = labels.plan.grid.patch_size
+    gap = 1 if max(labels.plan.grid.rows, labels.plan.grid.cols) <= 24 else 0  # finer lines would only shimmer
+    painted = np.full((*labels.plan.resized, 3), 255, dtype=np.uint8)
+    for instance, purity, (top, left) in zip(labels.instances, labels.purity, labels.corners, strict=True):
+        strength = float(purity) ** 1.5 if instance else 1.0
+        colour = np.array(colours.get(int(instance), _UNLABELLED)) * strength + 255 * (1 - strength)
+        painted[top : top + side, left : left + side] = 255  # also what an overlapping window left there
+        painted[top : top + side - gap, left : left + side - gap] = colour.astype(np.uint8)
+    return painted
 
 
 def _marks(scene: Scene, objects: pd.DataFrame) -> go.Scatter:
     """A point in the middle of every object that tells its class; of large twins also the letter."""
     centres = [_middle(scene.instances == instance) for instance in objects["object"]]
-    large = objects["pixels"] >= _LETTERED * scene.instances.size
-    letters = objects["twins"].where(large, "")
+    letters = objects["twins"].where(objects["pixels"] >= _LETTERED * scene.instances.size, "")
     said = [f"object {row.object}: {row.name}<br>{row.patches} patches" for row in objects.itertuples(index=False)]
     return go.Scatter(
         name="objects",
@@ -118,21 +321,7 @@ def _middle(inside: np.ndarray) -> tuple[float, float]:
     return float(rows[nearest]), float(cols[nearest])
 
 
-def _outline_windows(figure: go.Figure, labels: PatchLabels) -> None:
-    """Dotted squares on the image, one a window, where there are several."""
-    plan = labels.plan
-    if plan.n_windows < 2:
-        return
-    down, across = plan.original[0] / plan.resized[0], plan.original[1] / plan.resized[1]
-    for window in plan.windows:
-        box = window.box
-        figure.add_shape(
-            type="rect",
-            x0=box.left * across - 0.5,
-            x1=box.right * across - 0.5,
-            y0=box.top * down - 0.5,
-            y1=box.bottom * down - 0.5,
-            line={"color": "white", "width": 1.5, "dash": "dot"},
-            row=1,
-            col=1,
-        )
+def _middle_of_patch(view: Affinity, patch: int) -> tuple[float, float]:
+    """Row and column in pixels of the image: the same place in grids of other patch sizes."""
+    box = view.box(patch)
+    return (box.top + box.bottom) / 2, (box.left + box.right) / 2

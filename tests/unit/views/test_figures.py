@@ -289,7 +289,7 @@ def test_without_a_browser_everything_but_the_picture_is_saved(tmp_path, results
 
 
 def test_a_missing_browser_is_said_once_and_never_raises(monkeypatch, caplog):
-    from bindkit.views.figures.pictures import PictureBrowser
+    from bindkit.views.figures.saving import PictureBrowser
 
     monkeypatch.setenv("BROWSER_PATH", "/nonexistent/chromium")
     caplog.set_level("INFO", logger="bindkit")
@@ -318,7 +318,7 @@ def test_a_name_that_is_no_file_name_is_refused(tmp_path, name):
 
 @pytest.mark.browser
 def test_chromium_draws_pictures(tmp_path, results, chromium, monkeypatch):
-    from bindkit.views.figures.pictures import PictureBrowser
+    from bindkit.views.figures.saving import PictureBrowser
 
     monkeypatch.setenv("BROWSER_PATH", chromium)
     browser = PictureBrowser()

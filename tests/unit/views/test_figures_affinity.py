@@ -8,7 +8,7 @@ from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.probes import make_probe
 from bindkit.scenes import Scene
 from bindkit.views.figures import affinity_figure, affinity_table
-from bindkit.views.figures.affinity import telling_patch
+from bindkit.views.figures.scenes import telling_patch
 from bindkit.views.viewer import spread
 
 

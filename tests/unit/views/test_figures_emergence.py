@@ -12,7 +12,7 @@ from planted_checkpoints import START, planted
 
 from bindkit.errors import InvalidParameterError
 from bindkit.views.figures import emergence_figure, loss_curves, save_figure, training_slider
-from bindkit.views.figures.emergence import TrainingScale
+from bindkit.views.figures.checkpoints import TrainingScale
 
 ENDS = [(0.90, 0.72), (0.94, 0.76), (0.92, 0.86)]
 
@@ -179,7 +179,7 @@ def test_a_picture_that_stands_alone_is_a_sharp_png(two, tmp_path, monkeypatch):
     stripes = np.zeros((900, 1600, 3), np.uint8)
     stripes[::7] = stripes[:, ::5] = 255
     Image.fromarray(stripes).save(out, "PNG")
-    monkeypatch.setattr("bindkit.views.figures.pictures.browser.draw", lambda figure: out.getvalue())
+    monkeypatch.setattr("bindkit.views.figures.saving.browser.draw", lambda figure: out.getvalue())
     figure = emergence_figure(two)
     beside = save_figure(figure, "beside", tmp_path)._repr_mimebundle_()[0]
     assert {"image/jpeg", "application/vnd.plotly.v1+json"} <= set(beside)
