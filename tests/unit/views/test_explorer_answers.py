@@ -8,7 +8,7 @@ import torch
 from test_explorer import backbones, probes, scenes  # noqa: F401
 
 import bindkit as bk
-from bindkit.views.explorer import answering
+from bindkit.views.explorer import session as answering
 
 
 def said(packed, patch):

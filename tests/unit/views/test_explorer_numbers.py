@@ -14,10 +14,8 @@ from bindkit.probes import PROBES, make_probe
 from bindkit.probes.maps import Map
 from bindkit.probes.protocols import protocol
 from bindkit.scenes.geometry import WindowGeometry
-from bindkit.views.explorer.comparisons import AttentionRows, PatchColours
-from bindkit.views.explorer.engine import Engine
-from bindkit.views.explorer.factors import TOLERANCE, Factors, rows_of
-from bindkit.views.explorer.keeping import KeptActivations, Store
+from bindkit.views.explorer.engine import Engine, KeptActivations, Store, bytes_of
+from bindkit.views.explorer.rows import TOLERANCE, AttentionRows, Factors, PatchColours, rows_of
 from bindkit.views.explorer.sources import shown_backbones, shown_images
 from bindkit.views.explorer.state import View, place_of
 
@@ -218,7 +216,7 @@ def test_kept_activations_are_exact_far_from_zero_too():
     steps = (x.amax(0) - x.amin(0)) / 65_535
     assert ((kept.restored() - x).abs() <= 0.5 * steps + 3e-4 * torch.tensor([0, 0, 0, 0.1, 1, 0]) + 1e-6).all()
     assert (x.half().float() - x).abs().max() > 100 * (kept.restored() - x).abs().max(), "float16 would do"
-    assert kept.n_bytes == 50 * 6 * 2 + 2 * 6 * 4
+    assert bytes_of(kept) == 50 * 6 * 2 + 2 * 6 * 4
 
 
 def test_the_store_forgets_what_was_used_longest_ago():
