@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -23,7 +23,7 @@ from bindkit.affinities.stitching import ImageGrid
 from bindkit.backbones.attention import attention_maps
 from bindkit.backbones.backbone import Backbone
 from bindkit.errors import GeometryError, LayerError, NonFiniteActivationsError, ProbeError
-from bindkit.views.explorer.rows import AttentionRows, CosineRows, PatchColours, Rows, rows_of
+from bindkit.views.explorer.rows import AttentionRows, CosineRows, Factors, PairwiseRows, PatchColours, rows_of
 from bindkit.views.explorer.sources import ShownBackbone, ShownImage
 from bindkit.views.explorer.state import View, patch_of
 
@@ -33,6 +33,8 @@ _A_PASS = 100_000_000
 """Bytes of float32 activations that one pass through a backbone may leave before they are kept in 16 bits."""
 _STEPS = 65_535
 """Steps between the least and the greatest value of a dimension."""
+
+Held = TypeVar("Held")
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,8 @@ class KeptActivations:
 
 def bytes_of(record: Any) -> int:
     """Memory of a record's tensors; one that has two names counts once."""
-    return sum(
-        part.nbytes for part in {id(part): part for part in vars(record).values()}.values() if torch.is_tensor(part)
-    )
+    tensors = {id(part): part for part in vars(record).values() if torch.is_tensor(part)}
+    return sum(part.nbytes for part in tensors.values())
 
 
 class Store:
@@ -81,7 +82,6 @@ class Store:
         self.limit = limit
         # Key -> when it was last used, and the record; in the order of use.
         self._held: dict[Hashable, tuple[int, Any]] = {}
-        self.n_bytes = 0
         self._all.add(self)
 
     def __contains__(self, key: Hashable) -> bool:
@@ -90,53 +90,53 @@ class Store:
     def __len__(self) -> int:
         return len(self._held)
 
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    @property
+    def n_bytes(self) -> int:
+        """Of all that is held."""
+        return sum(bytes_of(record) for _, record in self._held.values())
+
+    def get(self, key: Hashable, make: Callable[[], Held]) -> Held:
         """What is held under a key, made now if it is not held."""
         if key not in self._held:
             self.put(key, make())
-        _, found = self._held.pop(key)
+        found: Held = self._held.pop(key)[1]
         self._held[key] = next(self._clock), found
         return found
 
     def put(self, key: Hashable, record: Any) -> None:
         """Hold a record, and forget others, of any store, until all fit."""
-        self._drop(key)
+        self._held.pop(key, None)
         self._held[key] = next(self._clock), record
-        self.n_bytes += bytes_of(record)
         while sum(store.n_bytes for store in self._all) > self.limit:
-            oldest = min(
-                (store for store in self._all if store._held), key=lambda store: next(iter(store._held.values()))[0]
-            )
+            oldest = min(filter(len, self._all), key=lambda store: next(iter(store._held.values()))[0])
             if oldest is self and len(self._held) == 1:
                 break
-            oldest._drop(next(iter(oldest._held)))
-
-    def _drop(self, key: Hashable) -> None:
-        if key in self._held:
-            self.n_bytes -= bytes_of(self._held.pop(key)[1])
+            del oldest._held[next(iter(oldest._held))]
 
     def clear(self) -> None:
         """Forget everything."""
         self._held.clear()
-        self.n_bytes = 0
 
 
 @dataclass(frozen=True)
 class Map:
-    """One map over the patches of an image.
+    """One map over the patches of an image: float32 [rows, cols], or uint8 [rows, cols, 3] for colours.
 
-    Either values, float32 [rows, cols], or colours, uint8 [rows, cols, 3]; `low` and `high` are what the ends of the
-    colour map stand for, `patch` the row and column that were asked, where they lie in this image, and `note` what the
-    numbers are beyond the measure's name.
+    `low` and `high` are what the ends of the colour map stand for, `patch` the row and column that were asked, where
+    they lie in this image, and `note` what the numbers are beyond the measure's name.
     """
 
     grid: ImageGrid
-    values: np.ndarray | None
-    colours: np.ndarray | None
+    values: np.ndarray
     low: float
     high: float
     patch: tuple[int, int] | None
     note: str = ""
+
+    @property
+    def is_coloured(self) -> bool:
+        """Whether it has colours in the place of numbers."""
+        return self.values.ndim == 3
 
 
 class Engine:
@@ -185,13 +185,12 @@ class Engine:
         low: float = 0
         high: float = 1
         note = ""
+        values: Tensor
         with torch.inference_mode():
-            if view.measure == "pca":
-                found = self.colours(view.backbone, other, view.layer)
-                shades = found.colours.reshape(there.rows, there.cols, 3).numpy()
-                return Map(there, None, shades, low, high, marked, f"{found.explained:.0%} of the variance")
-            if view.measure == "attention":
-                rows = self.attention(view.backbone, own, view.layer)
+            rows = self.rows(view, other)
+            if isinstance(rows, PatchColours):
+                values, note = rows.colours, f"{rows.explained:.0%} of the variance"
+            elif isinstance(rows, AttentionRows):
                 n_heads = len(rows.queries)
                 if head is not None and head >= n_heads:
                     raise ProbeError(f"there is no attention head {head}; choose one of 0 to {n_heads - 1}")
@@ -199,14 +198,54 @@ class Engine:
                 high = float(values.max())
                 note = f"mean of {n_heads} heads" if head is None else f"head {head} of {n_heads}"
                 note += "" if rows.plan.n_windows == 1 else ", window by window"
-            elif view.measure == "cosine":
-                values = self.cosine(view.backbone, own, other, view.layer).cosine(patch)
+            elif isinstance(rows, CosineRows):
+                values = rows.cosine(patch)
                 low = float(values.min())
             else:
-                values = self.affinities(view.backbone, own, other, view.layer, view.probe).affinity(patch)
+                values = rows.affinity(patch)
         if values.isnan().any():
             raise NonFiniteActivationsError("this probe gives NaN for some pairs; fit it again")
-        return Map(there, values.float().reshape(there.rows, there.cols).numpy(), None, low, high, marked, note)
+        return Map(there, values.reshape(there.rows, there.cols, *values.shape[1:]).numpy(), low, high, marked, note)
+
+    def rows(self, view: View, other: int) -> Factors | PairwiseRows | CosineRows | AttentionRows | PatchColours:
+        """What maps of a view's measure are read from, whichever patch is asked; `other` is the image compared with.
+
+        Raises ProbeError without a probe for affinity; for attention also of a backbone that is no model, LayerError of
+        the last layer, and ContractError if the model's queries and keys cannot be read.
+        """
+        own, probe = self.images[view.image], view.probe if view.measure == "affinity" else None
+        key = (view.measure, view.backbone, own, self.images[other], view.layer, probe)
+        return self.store.get(key, lambda: self._made(view, other))
+
+    def _made(self, view: View, other: int) -> Factors | PairwiseRows | CosineRows | AttentionRows | PatchColours:
+        if view.measure == "attention":
+            return self._attention(view)
+        if view.measure == "pca":
+            return PatchColours.of(self.activations(view.backbone, other, view.layer))
+        probe = None
+        if view.measure == "affinity":
+            if view.probe is None:
+                raise ProbeError("affinity needs a fitted probe; choose one, or look at cosine similarity")
+            probe = self.backbones[view.backbone].shelf.probe(view.probe, view.layer)
+        first = self.activations(view.backbone, view.image, view.layer)
+        second = first if other == view.image else self.activations(view.backbone, other, view.layer)
+        return CosineRows.of(first, second) if probe is None else rows_of(probe, first, second)
+
+    def _attention(self, view: View) -> AttentionRows:
+        source, shown = self.backbones[view.backbone].source, self.images[view.image]
+        if not isinstance(source, Backbone):
+            raise ProbeError(f"{source.name} is no transformer, so it has no attention to show")
+        if view.layer == source.n_layers - 1:
+            raise LayerError(
+                f"layer {view.layer} is the last of {source.name}, so no layer attends to it; choose a lower one"
+            )
+        maps, plan = attention_maps(source, view.layer), source.geometry.plan(shown.size)
+        if plan.n_windows == 1:
+            return AttentionRows.of(maps, self.activations(view.backbone, view.image, view.layer)[None], plan)
+        # A block sees window by window; what is kept is stitched.
+        with self._telling(view.backbone, view.image, (view.layer,)):
+            windows = window_activations(source, shown.pixels, [view.layer])[view.layer]
+        return AttentionRows.of(maps, windows, plan)
 
     def activations(self, backbone: int, image: int, layer: int) -> Float[Tensor, "patch d_model"]:
         """Activations of an image at a layer, as exact as 16 bits allow.
@@ -228,61 +267,7 @@ class Engine:
                     self.store.put(("activations", backbone, shown, number), KeptActivations.of(found.pop(number)))
                 return KeptActivations.of(found[layer])  # the asked one is put in last: it stays
 
-        kept: KeptActivations = self.store.get(("activations", backbone, shown, layer), passed)
-        return kept.restored()
-
-    def affinities(self, backbone: int, first: int, second: int, layer: int, kind: str | None) -> Rows:
-        """Rows of affinities of one image's patches to another's (or its own). Raises ProbeError without a probe."""
-        if kind is None:
-            raise ProbeError("affinity needs a fitted probe; choose one, or look at cosine similarity")
-        shelf = self.backbones[backbone].shelf
-        key = ("affinity", backbone, self.images[first], self.images[second], layer, kind)
-        found: Rows = self.store.get(
-            key, lambda: rows_of(shelf.probe(kind, layer), *self._pair(backbone, first, second, layer))
-        )
-        return found
-
-    def cosine(self, backbone: int, first: int, second: int, layer: int) -> CosineRows:
-        """Rows of cosine similarities."""
-        key = ("cosine", backbone, self.images[first], self.images[second], layer)
-        found: CosineRows = self.store.get(key, lambda: CosineRows.of(*self._pair(backbone, first, second, layer)))
-        return found
-
-    def attention(self, backbone: int, image: int, layer: int) -> AttentionRows:
-        """Rows of the next layer's attention.
-
-        Raises ProbeError for a backbone that is no model, LayerError for the last layer, and ContractError if the
-        model's queries and keys cannot be read.
-        """
-        source, shown = self.backbones[backbone].source, self.images[image]
-        if not isinstance(source, Backbone):
-            raise ProbeError(f"{source.name} is no transformer, so it has no attention to show")
-        if layer == source.n_layers - 1:
-            raise LayerError(
-                f"layer {layer} is the last of {source.name}, so no layer attends to it; choose a lower one"
-            )
-        maps, plan = attention_maps(source, layer), source.geometry.plan(shown.size)
-
-        def make() -> AttentionRows:
-            if plan.n_windows == 1:
-                return AttentionRows.of(maps, self.activations(backbone, image, layer)[None], plan)
-            # A block sees window by window; what is kept is stitched.
-            with self._telling(backbone, image, (layer,)):
-                windows = window_activations(source, shown.pixels, [layer])[layer]
-            return AttentionRows.of(maps, windows, plan)
-
-        found: AttentionRows = self.store.get(("attention", backbone, shown, layer), make)
-        return found
-
-    def colours(self, backbone: int, image: int, layer: int) -> PatchColours:
-        """Three principal components as colours."""
-        key = ("pca", backbone, self.images[image], layer)
-        found: PatchColours = self.store.get(key, lambda: PatchColours.of(self.activations(backbone, image, layer)))
-        return found
-
-    def _pair(self, backbone: int, first: int, second: int, layer: int) -> tuple[Tensor, Tensor]:
-        x = self.activations(backbone, first, layer)
-        return x, x if second == first else self.activations(backbone, second, layer)
+        return self.store.get(("activations", backbone, shown, layer), passed).restored()
 
     @contextmanager
     def _telling(self, backbone: int, image: int, layers: Sequence[int]) -> Iterator[None]:

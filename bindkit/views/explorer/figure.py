@@ -10,6 +10,7 @@ import base64
 import io
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,25 +59,15 @@ def _traces_of(panel: Panel, state: State, axis: int) -> dict[str, dict[str, Any
     top: list[tuple[int, int]] = []
     # Where nothing is found all are sent all the same: else the figure would go on showing what was there before.
     if found is not None:
-        grid, values = found.grid, found.values
+        grid, values = found.grid, None if found.is_coloured else found.values
         names = image.names(grid)
         named = "" if names is None else "<br>%{text}"
         words = "" if values is None else f"{_HOVER[panel.view.measure]}<br>"
-        heat |= {
-            "z": np.zeros((grid.rows, grid.cols)) if values is None else values.astype(float).round(_DIGITS),
-            "x0": 0,
-            "dx": 1,
-            "y0": 0,
-            "dy": 1,
-            "zmin": found.low,
-            "zmax": found.high,
-            "colorscale": SCALES[state.colours],
-            "opacity": 0.0 if values is None else state.opacity,
-            "text": names,
-            "hovertemplate": f"{words}row %{{y}} · column %{{x}}{named}<extra></extra>",
-            "name": panel.view.measure,
-            "meta": panel.name,
-        }
+        heat["z"] = np.zeros((grid.rows, grid.cols)) if values is None else values.astype(float).round(_DIGITS)
+        heat |= {"x0": 0, "dx": 1, "y0": 0, "dy": 1, "zmin": found.low, "zmax": found.high}
+        heat |= {"colorscale": SCALES[state.colours], "opacity": 0.0 if values is None else state.opacity}
+        heat |= {"text": names, "hovertemplate": f"{words}row %{{y}} · column %{{x}}{named}<extra></extra>"}
+        heat |= {"name": panel.view.measure, "meta": panel.name}
         if values is not None:
             guess = patch_outline(values >= state.threshold) if panel.is_judged else NOTHING
             top = top_patches(values, state.top, found.patch, state.apart) if state.top else []
@@ -167,11 +158,11 @@ def _layout_of(
         place |= {"sizing": "stretch", "layer": "below", "xanchor": "left", "yanchor": "top"}
         if panel.image.is_read:
             images.append({"source": photo(panel.image), "opacity": 1.0, "name": "photo", **place})
-        if found is not None and found.colours is not None:
+        if found is not None and found.is_coloured:
             # Each patch is a square of many pixels, so that enlarging does not blur it.
-            side = max(4, 640 // max(found.colours.shape[:2]))
+            side = max(4, 640 // max(found.values.shape[:2]))
             content = io.BytesIO()
-            Image.fromarray(np.kron(found.colours, np.ones((side, side, 1), np.uint8))).save(content, "PNG")
+            Image.fromarray(np.kron(found.values, np.ones((side, side, 1), np.uint8))).save(content, "PNG")
             source = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
             # Plotly takes two pictures at the very same place for one.
             place["sizex"] = cols * (1 + 1e-9)
@@ -284,14 +275,11 @@ class LiveFigure:
         for (name, role), trace in zip(fresh, self.widget.data[before:], strict=True):
             self._traces[name, role], self._sent[name, role] = trace, fresh[name, role]
             if role == "heat":
-                trace.on_click(self._listener(name))
+                trace.on_click(partial(self._heard, name))
 
-    def _listener(self, name: str) -> Callable[..., None]:
-        def heard(trace: Any, points: Any, device: Any) -> None:
-            if points.xs:
-                self._clicked(name, int(points.ys[0]), int(points.xs[0]))
-
-        return heard
+    def _heard(self, name: str, trace: Any, points: Any, device: Any) -> None:
+        if points.xs:
+            self._clicked(name, int(points.ys[0]), int(points.xs[0]))
 
     def _photo(self, image: ShownImage, opacity: float) -> str:
         # In steps, since it is sent anew with each.
@@ -318,7 +306,7 @@ def picture_figure(panels: Sequence[Panel], state: State, caption: str) -> go.Fi
     layout = _layout_of(panels, state, across, lambda image: _faded(image, state.opacity))
     traces = [trace for at, panel in enumerate(panels, start=1) for trace in _traces_of(panel, state, at).values()]
     main = panels[0]
-    if main.found is not None and main.found.values is not None:
+    if main.found is not None and not main.found.is_coloured:
         scale = {"orientation": "h", "x": 0, "xanchor": "left", "len": min(1.0, 340 / across), "thickness": 9}
         scale |= {"y": 0, "yanchor": "top", "ypad": 12, "xpad": 0, "outlinewidth": 0, "tickfont": {"size": 11}}
         traces[0] |= {"showscale": True, "colorbar": scale}

@@ -119,10 +119,6 @@ class PairwiseRows:
         return (logits / self.probe.temperature).sigmoid()
 
 
-Rows = Factors | PairwiseRows
-"""One patch of the first image against all of the second."""
-
-
 def _fixed_rank(probe: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     left = x @ torch.cat([probe.first, probe.second]).T / (2 * math.sqrt(probe.d_model))
     return left, y @ torch.cat([probe.second, probe.first]).T
@@ -144,7 +140,9 @@ _FACTORS: dict[type[Probe], Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor
 """Exactly these classes: a subclass may judge pairs in another way."""
 
 
-def rows_of(probe: Any, first: Float[Tensor, "n d_model"], second: Float[Tensor, "m d_model"]) -> Rows:
+def rows_of(
+    probe: Any, first: Float[Tensor, "n d_model"], second: Float[Tensor, "m d_model"]
+) -> Factors | PairwiseRows:
     """A probe's affinities of each patch of one image to every patch of another (or of the same) image."""
     with torch.inference_mode():
         if type(probe) not in _FACTORS:

@@ -232,7 +232,7 @@ class Screen:
         for box in self.controls.beside.values():
             box.observe(lambda event: self._moved(self._set_beside), "value")
         for kind, button in self.controls.save.items():
-            button.on_click(lambda button, kind=kind: self._guarded(lambda: self._save_as(kind)))
+            button.on_click(lambda button, kind=kind: self.do(lambda: self._save_as(kind), refresh=False))
         pad.on_msg(lambda _, content, buffers: self._told(content))
 
     def refresh(self) -> None:
@@ -265,21 +265,14 @@ class Screen:
 
     # --- what somebody does -----------------------------------------------------------------------------
 
-    def do(self, act: Callable[[], Any]) -> None:
-        """Do what somebody asked for, and show what became of it."""
-
-        def acted() -> None:
+    def do(self, act: Callable[[], Any], refresh: bool = True) -> None:
+        """Do what somebody asked for, show what became of it, and say what went wrong: never leave a traceback."""
+        try:
             try:
                 act()
             finally:
-                self.refresh()
-
-        self._guarded(acted)
-
-    def _guarded(self, act: Callable[[], Any]) -> None:
-        """Do something, and say what went wrong instead of leaving a traceback."""
-        try:
-            act()
+                if refresh:
+                    self.refresh()
         except (BindkitError, OSError) as error:
             self._pad.say(str(error))
         except Exception as error:  # a fault of ours: say so, keep the kernel and the widget
@@ -334,7 +327,7 @@ class Screen:
         if "width" in content:
             self.live.width = float(content["width"])
             if session.panels:
-                self._guarded(lambda: self.live.show(session.panels, session.state))
+                self.do(lambda: self.live.show(session.panels, session.state), refresh=False)
         elif "panel" in content:
             # By its number in the figure, which may be gone by now.
             for panel in session.panels[content["panel"] - 1 : content["panel"]]:

@@ -288,7 +288,7 @@ class Session:
         parts = [f"Patch row {patch[0]}, column {patch[1]}"]
         if name := image.object_name(own):
             parts.append(name)
-        if found.values is None:
+        if found.is_coloured:
             parts.append(f"three principal components of layer {view.layer}: alike colours, alike activations")
             return " · ".join(parts)
         values, labels = found.values, image.labels(found.grid)
@@ -329,7 +329,7 @@ class Session:
             if panel.found is None or view.measure != "affinity":
                 continue
             other = self.state.second if panel.name == "second" and self.state.second is not None else view.image
-            factors = self.engine.affinities(view.backbone, view.image, other, view.layer, view.probe)
+            factors = self.engine.rows(view, other)
             if not isinstance(factors, Factors) or bytes_of(factors) > MOST_BYTES:
                 continue
             traces = dict(traces_of(panel.name))

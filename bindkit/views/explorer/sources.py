@@ -6,7 +6,7 @@ import html
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ MOST_IMAGES = 500
 """Images that the picker offers."""
 
 _BACKBONES_ARE = "a backbone is what bk.load_backbone gives, or a name"
+
+Found = TypeVar("Found")
 
 
 class Shelf:
@@ -196,18 +198,18 @@ class ShownImage:
         """Objects as `Subject.objects` gives them; none where there are no masks."""
         return self.subject.objects()
 
-    def _once(self, what: Hashable, make: Callable[[], Any]) -> Any:
+    def _once(self, what: Hashable, make: Callable[[], Found]) -> Found:
         if what not in self._found:
             self._found[what] = make()
-        return self._found[what]
+        found: Found = self._found[what]
+        return found
 
     def labels(self, grid: ImageGrid) -> np.ndarray:
         """Position in `objects` of the object that fills most of each patch, -1 where none does, int [rows, cols]."""
-        labels: np.ndarray = self._once(
+        return self._once(
             ("labels", grid),
             lambda: np.reshape(self.subject.labels(grid) or np.full(grid.n_patches, -1), (grid.rows, grid.cols)),
         )
-        return labels
 
     def names(self, grid: ImageGrid) -> np.ndarray | None:
         """Name of every patch's object, [rows, cols], safe inside a figure; None for an image without masks.
@@ -221,19 +223,17 @@ class ShownImage:
             words = [html.escape(self.object_name(k), quote=False) for k in range(-1, len(self.objects))]
             return np.array(words, dtype=object)[self.labels(grid) + 1]
 
-        names: np.ndarray = self._once(("names", grid), make)
-        return names
+        return self._once(("names", grid), make)
 
     def iou(self, chosen: np.ndarray, grid: ImageGrid, position: int) -> float:
         """Intersection over union of patches, bool [rows, cols], with an object, in pixels of the image."""
-        coverage: Coverage = self._once(("coverage", grid), lambda: Coverage(self._instances(), grid))
+        coverage = self._once(("coverage", grid), lambda: Coverage(self._instances(), grid))
         return coverage.iou(chosen.ravel(), self.objects[position]["id"])
 
     def outline(self, position: int, grid: ImageGrid) -> Line:
         """Outline of an object, in patches of a grid."""
         instance = self.objects[position]["id"]
-        line: Line = self._once(("outline", position, grid), lambda: mask_outline(self._instances() == instance, grid))
-        return line
+        return self._once(("outline", position, grid), lambda: mask_outline(self._instances() == instance, grid))
 
     def _instances(self) -> np.ndarray:
         scene = self.subject.scene

@@ -88,10 +88,7 @@ class AffinityExplorer(widgets.VBox):
     def scores(self) -> np.ndarray:
         """What the main map shows: float32 [rows, cols], of PCA colours uint8 [rows, cols, 3].
 
-        Raises
-        ------
-        InvalidParameterError
-            If nothing can be shown; says why.
+        Raises InvalidParameterError, which says why, if nothing can be shown.
         """
         return self.maps["main"]
 
@@ -100,9 +97,7 @@ class AffinityExplorer(widgets.VBox):
         """What every map shows, by panel: main, locked, cosine, attention, pca, second. Raises as `scores`."""
         if self._session.main is None:
             raise InvalidParameterError(self.message or "nothing is shown yet")
-        found = {panel.name: panel.found for panel in self._session.panels if panel.found is not None}
-        shown = {name: entry.colours if entry.values is None else entry.values for name, entry in found.items()}
-        return {name: entry for name, entry in shown.items() if entry is not None}
+        return {panel.name: panel.found.values for panel in self._session.panels if panel.found is not None}
 
     @property
     def status(self) -> str:

@@ -198,8 +198,8 @@ def test_pca_colours_are_the_three_strongest_directions(backbone):
         low, high = np.percentile(scores, [1, 99])
         expected[:, k] = np.clip((scores - low) / (high - low), 0, 1) * 255
     found = engine_of(backbone).map(View(layer=2, measure="pca"))
-    assert found.values is None
-    assert np.abs(found.colours.reshape(36, 3).astype(float) - expected).max() <= 1
+    assert found.is_coloured
+    assert np.abs(found.values.reshape(36, 3).astype(float) - expected).max() <= 1
     assert f"{(values[:3] ** 2).sum() / (values**2).sum():.0%}" in found.note
 
 
