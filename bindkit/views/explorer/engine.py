@@ -173,21 +173,20 @@ class Engine:
             )
         return grid
 
-    def map(self, view: View, second: int | None = None, head: int | None = None) -> Map:
-        """What a view shows, of another image's patches if there is a `second`; without a head attention's mean.
+    def map(self, view: View, head: int | None = None) -> Map:
+        """What a view shows; without a head attention's mean over heads.
 
         Raises BindkitError if it cannot be shown; the message says what to do.
         """
-        own, other = view.image, view.image if second is None else second
-        here, there = self.grid(view.backbone, own), self.grid(view.backbone, other)
+        here, there = self.grid(view.backbone, view.image), self.grid(view.backbone, view.shown)
         row, col = patch_of(view.place, here)
-        patch, marked = row * here.cols + col, (row, col) if second is None else None
+        patch, marked = row * here.cols + col, (row, col) if view.second is None else None
         low: float = 0
         high: float = 1
         note = ""
         values: Tensor
         with torch.inference_mode():
-            rows = self.rows(view, other)
+            rows = self.rows(view)
             if isinstance(rows, PatchColours):
                 values, note = rows.colours, f"{rows.explained:.0%} of the variance"
             elif isinstance(rows, AttentionRows):
@@ -207,28 +206,28 @@ class Engine:
             raise NonFiniteActivationsError("this probe gives NaN for some pairs; fit it again")
         return Map(there, values.reshape(there.rows, there.cols, *values.shape[1:]).numpy(), low, high, marked, note)
 
-    def rows(self, view: View, other: int) -> Factors | PairwiseRows | CosineRows | AttentionRows | PatchColours:
-        """What maps of a view's measure are read from, whichever patch is asked; `other` is the image compared with.
+    def rows(self, view: View) -> Factors | PairwiseRows | CosineRows | AttentionRows | PatchColours:
+        """What maps of a view's measure are read from, whichever patch is asked.
 
         Raises ProbeError without a probe for affinity; for attention also of a backbone that is no model, LayerError of
         the last layer, and ContractError if the model's queries and keys cannot be read.
         """
-        own, probe = self.images[view.image], view.probe if view.measure == "affinity" else None
-        key = (view.measure, view.backbone, own, self.images[other], view.layer, probe)
-        return self.store.get(key, lambda: self._made(view, other))
+        images = self.images[view.image], self.images[view.shown]
+        probe = view.probe if view.measure == "affinity" else None
+        return self.store.get((view.measure, view.backbone, images, view.layer, probe), lambda: self._made(view))
 
-    def _made(self, view: View, other: int) -> Factors | PairwiseRows | CosineRows | AttentionRows | PatchColours:
+    def _made(self, view: View) -> Factors | PairwiseRows | CosineRows | AttentionRows | PatchColours:
         if view.measure == "attention":
             return self._attention(view)
         if view.measure == "pca":
-            return PatchColours.of(self.activations(view.backbone, other, view.layer))
+            return PatchColours.of(self.activations(view.backbone, view.shown, view.layer))
         probe = None
         if view.measure == "affinity":
             if view.probe is None:
                 raise ProbeError("affinity needs a fitted probe; choose one, or look at cosine similarity")
             probe = self.backbones[view.backbone].shelf.probe(view.probe, view.layer)
         first = self.activations(view.backbone, view.image, view.layer)
-        second = first if other == view.image else self.activations(view.backbone, other, view.layer)
+        second = first if view.shown == view.image else self.activations(view.backbone, view.shown, view.layer)
         return CosineRows.of(first, second) if probe is None else rows_of(probe, first, second)
 
     def _attention(self, view: View) -> AttentionRows:

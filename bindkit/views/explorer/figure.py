@@ -26,11 +26,9 @@ from bindkit.views.explorer.state import State
 from bindkit.views.figures.style import INK, TEMPLATE
 from bindkit.views.viewer.subjects import picture
 
-SCALES = {"viridis": "Viridis", "magma": "Magma", "cividis": "Cividis"}
-"""Colour maps that colour-blind readers can order, by Plotly's names."""
-
 CONTRAST = {"viridis": "#ff4f79", "magma": "#2fe6f2", "cividis": "#ff4f79"}
-"""Of the line around patches above the threshold: stands out from every colour of the scale."""
+"""Plotly's colour maps that colour-blind readers can order, and of each a colour that stands out from all of its own:
+that of the line around patches above the threshold."""
 
 TRUTH, TWINS = "#ffffff", "#ffb545"
 _CASING = "rgba(0,0,0,0.6)"
@@ -65,7 +63,7 @@ def _traces_of(panel: Panel, state: State, axis: int) -> dict[str, dict[str, Any
         words = "" if values is None else f"{_HOVER[panel.view.measure]}<br>"
         heat["z"] = np.zeros((grid.rows, grid.cols)) if values is None else values.astype(float).round(_DIGITS)
         heat |= {"x0": 0, "dx": 1, "y0": 0, "dy": 1, "zmin": found.low, "zmax": found.high}
-        heat |= {"colorscale": SCALES[state.colours], "opacity": 0.0 if values is None else state.opacity}
+        heat |= {"colorscale": state.colours, "opacity": 0.0 if values is None else state.opacity}
         heat |= {"text": names, "hovertemplate": f"{words}row %{{y}} · column %{{x}}{named}<extra></extra>"}
         heat |= {"name": panel.view.measure, "meta": panel.name}
         if values is not None:

@@ -15,7 +15,7 @@ import traitlets
 from plotly.colors import get_colorscale
 
 from bindkit.errors import BindkitError
-from bindkit.views.explorer.figure import CONTRAST, SCALES, TRUTH, TWINS, LiveFigure
+from bindkit.views.explorer.figure import CONTRAST, TRUTH, TWINS, LiveFigure
 from bindkit.views.explorer.session import Answer, Session, number
 from bindkit.views.explorer.state import BESIDE, LOCKS, MEASURES, patch_of, place_of
 
@@ -90,7 +90,7 @@ class Controls:
             description="Threshold", min=0, max=1, step=0.01, value=0.5, readout_format=".2f"
         )
         self.opacity = widgets.FloatSlider(description="Opacity", min=0, max=1, step=0.05, readout_format=".2f")
-        self.colours = widgets.Dropdown(description="Colours", options=list(SCALES))
+        self.colours = widgets.Dropdown(description="Colours", options=list(CONTRAST))
         self.outlines = widgets.Checkbox(description="outline the true object", indent=False)
         self.top = widgets.IntSlider(description="Mark top", min=0, max=20)
         self.apart = widgets.IntSlider(description="Skip within", min=0, max=10)
@@ -188,7 +188,7 @@ class Controls:
 @cache
 def _stops(colours: str) -> str:
     """A colour map as CSS writes the stops of a gradient."""
-    return ", ".join(f"{colour} {100 * at:.1f}%" for at, colour in get_colorscale(SCALES[colours]))
+    return ", ".join(f"{colour} {100 * at:.1f}%" for at, colour in get_colorscale(colours))
 
 
 _SQUARE = '<rect x="7" y="0" width="10" height="10" fill="none"'

@@ -239,8 +239,7 @@ class Session:
                 self.problems.append(_NO_PROBES)
 
     def _panel(self, name: str, view: View) -> Panel:
-        second = self.state.second if name == "second" else None
-        image = self.images[view.image if second is None else second]
+        image = self.images[view.shown]
         title = MEASURES[view.measure]
         if name == "second":
             title = f"{title} across images · {image.name}"
@@ -248,7 +247,7 @@ class Session:
             held = "" if self.state.lock == "view" else LOCKS[self.state.lock].removeprefix("its")
             title = f"Locked{held}: {title.lower()}"
         try:
-            found = self.engine.map(view, second, self.state.head)
+            found = self.engine.map(view, self.state.head)
         except Exception as error:
             words = str(error)
             # Others are of a probe or a model of the user's own, or a fault of ours.
@@ -328,8 +327,7 @@ class Session:
             view = panel.view
             if panel.found is None or view.measure != "affinity":
                 continue
-            other = self.state.second if panel.name == "second" and self.state.second is not None else view.image
-            factors = self.engine.rows(view, other)
+            factors = self.engine.rows(view)
             if not isinstance(factors, Factors) or bytes_of(factors) > MOST_BYTES:
                 continue
             traces = dict(traces_of(panel.name))

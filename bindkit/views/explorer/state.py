@@ -43,7 +43,7 @@ class View:
 
     Image and backbone are positions in the explorer's lists; the probe is a kind, None where affinity is not asked for.
     The place of the chosen patch, (down, across) in the image, each in [0, 1), stays where it is when the patch grid
-    changes.
+    changes. Where there is a second image, its patches are compared with the chosen one.
     """
 
     image: int = 0
@@ -52,6 +52,12 @@ class View:
     layer: int = 0
     place: tuple[float, float] = (0.5, 0.5)
     measure: str = "affinity"
+    second: int | None = None
+
+    @property
+    def shown(self) -> int:
+        """The image whose patches have the values."""
+        return self.image if self.second is None else self.second
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class State:
         if self.second is not None:
             # Attention stays within one image, and colours say nothing of pairs.
             asked = self.view.measure if self.view.measure in JUDGED else "cosine"
-            shown.append(("second", replace(self.view, measure=asked)))
+            shown.append(("second", replace(self.view, measure=asked, second=self.second)))
         return shown
 
     def clicking(self, panel: str, place: tuple[float, float]) -> State:

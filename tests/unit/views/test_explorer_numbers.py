@@ -32,11 +32,11 @@ def engine_of(backbone, probes=None, images=None, **options):
     return Engine(shown_backbones(backbone, probes), found, **options)
 
 
-def everywhere(engine, view, second=None, head=None):
+def everywhere(engine, view, head=None):
     """Maps of all patches, one below the other."""
     grid = engine.grid(view.backbone, view.image)
     places = [place_of(row, col, grid) for row in range(grid.rows) for col in range(grid.cols)]
-    maps = [engine.map(View(**{**vars(view), "place": place}), second, head) for place in places]
+    maps = [engine.map(View(**{**vars(view), "place": place}), head) for place in places]
     return np.stack([found.values.ravel() for found in maps])
 
 
@@ -115,7 +115,7 @@ def test_affinity_across_images_is_the_probes_own(backbone):
     probe.temperature = 1.7
     x, y = (image_activations(backbone, pixels, [2])[1][2] for pixels in (first, second))
     engine = engine_of(backbone, probe)
-    found = engine.map(View(probe="quadratic", layer=2, place=place_of(2, 5, engine.grid(0, 0))), second=1)
+    found = engine.map(View(probe="quadratic", layer=2, place=place_of(2, 5, engine.grid(0, 0)), second=1))
     patch = 2 * 9 + 5
     expected = (probe.pairwise(x[patch : patch + 1], y)[0] / 1.7).sigmoid().numpy()
     assert found.values.shape == (engine.grid(0, 1).rows, engine.grid(0, 1).cols)
