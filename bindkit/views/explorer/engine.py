@@ -23,7 +23,7 @@ from bindkit.affinities.stitching import ImageGrid
 from bindkit.backbones.attention import attention_maps
 from bindkit.backbones.backbone import Backbone
 from bindkit.errors import GeometryError, LayerError, NonFiniteActivationsError, ProbeError
-from bindkit.views.explorer.rows import AttentionRows, CosineRows, Factors, PairwiseRows, PatchColours, rows_of
+from bindkit.views.explorer.rows import AttentionRows, CosineRows, PatchColours, Rows, rows_of
 from bindkit.views.explorer.sources import ShownBackbone, ShownImage
 from bindkit.views.explorer.state import View, patch_of
 
@@ -206,8 +206,8 @@ class Engine:
             raise NonFiniteActivationsError("this probe gives NaN for some pairs; fit it again")
         return Map(there, values.reshape(there.rows, there.cols, *values.shape[1:]).numpy(), low, high, marked, note)
 
-    def rows(self, view: View) -> Factors | PairwiseRows | CosineRows | AttentionRows | PatchColours:
-        """What maps of a view's measure are read from, whichever patch is asked.
+    def rows(self, view: View) -> Rows:
+        """What the maps of a view's measure are read from.
 
         Raises ProbeError without a probe for affinity; for attention also of a backbone that is no model, LayerError of
         the last layer, and ContractError if the model's queries and keys cannot be read.
@@ -216,7 +216,7 @@ class Engine:
         probe = view.probe if view.measure == "affinity" else None
         return self.store.get((view.measure, view.backbone, images, view.layer, probe), lambda: self._made(view))
 
-    def _made(self, view: View) -> Factors | PairwiseRows | CosineRows | AttentionRows | PatchColours:
+    def _made(self, view: View) -> Rows:
         if view.measure == "attention":
             return self._attention(view)
         if view.measure == "pca":

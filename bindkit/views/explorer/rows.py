@@ -240,3 +240,7 @@ class PatchColours:
         total = float(values.clamp(min=0).sum())
         explained = float(values[-3:].clamp(min=0).sum()) / total if total else 1.0
         return cls((255 * shades).round().to(torch.uint8), explained)
+
+
+Rows = Factors | PairwiseRows | CosineRows | AttentionRows | PatchColours
+"""What maps of one image, or of two, are read from, whichever patch is asked."""

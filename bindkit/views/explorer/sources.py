@@ -84,10 +84,11 @@ class Shelf:
         return tuple(sorted(self._by_kind.get(kind, {})))
 
     def best_layer(self, kind: str | None) -> int:
-        """Where a kind does best by the rule of the tables (`best_shown`); else two thirds up."""
+        """Where a kind does best by the rule of the tables (`best_shown`); without a kind `usual_start`."""
         layers = self.layers(kind)
-        best = None if kind is None else best_shown([self._by_kind[kind][layer] for layer in layers])[0]
-        return layers[usual_start(layers) if best is None else best]
+        if kind is None:
+            return layers[usual_start(len(layers))]
+        return layers[best_shown([self._by_kind[kind][layer] for layer in layers])[0]]
 
     def probe(self, kind: str, layer: int) -> Probe:
         """The probe of a kind that reads a layer.

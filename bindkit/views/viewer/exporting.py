@@ -26,7 +26,7 @@ from bindkit.files import progress, write_bytes
 from bindkit.probes import Probe, load_probe
 from bindkit.scenes.scene import SceneSet
 from bindkit.views.viewer.packing import ALPHABET, STEP, pack, to_text
-from bindkit.views.viewer.probe_choice import Probes, best_shown, find_probes, usual_start
+from bindkit.views.viewer.probe_choice import Probes, best_shown, find_probes
 from bindkit.views.viewer.subjects import Subject, backbone_title, check_list, subject_of
 
 logger = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ def _by_layer(backbone: ActivationSource, probes: Probes) -> tuple[dict[int, Pro
         by_layer[layer] = probe, place
     layers = sorted(by_layer)
     best, chosen_on = best_shown([by_layer[layer][1] for layer in layers])
-    return {layer: by_layer[layer][0] for layer in layers}, usual_start(layers) if best is None else best, chosen_on
+    return {layer: by_layer[layer][0] for layer in layers}, best, chosen_on
 
 
 def page_of(title: str, data: Mapping[str, Any], payloads: Mapping[str, str]) -> str:

@@ -91,15 +91,16 @@ def probes_by_kind(directory: Path, backbone: str, weights_digest: str | None) -
     return {kind: _one_a_layer(found, kind) for kind in sorted({entry.kind for entry in found}, key=by_capability)}
 
 
-def best_shown(probes: Sequence[Probe | Path]) -> tuple[int | None, str | None]:
+def best_shown(probes: Sequence[Probe | Path]) -> tuple[int, str | None]:
     """Position of the best of a backbone's probes, one a layer in ascending order, and the scenes that say so.
 
     Chosen as the tables do (`bindkit.probes.layer_choice.best_position`): of a fit that a sweep kept, all seeds count.
+    Where no scenes say which is the best (None), `usual_start`.
     """
     accuracies = [_accuracies(probe) for probe in probes]
     position, validated = best_position([one for one, _, _ in accuracies], [other for _, other, _ in accuracies])
     if position is None:
-        return None, None
+        return usual_start(len(probes)), None
     return position, "validation" if validated else accuracies[position][2] or "judged"
 
 
@@ -123,8 +124,8 @@ def spread_probes(probes: Sequence[Path], most: int) -> list[Path]:
     Raises ProbeError for fewer than one.
     """
     positions = spread(range(len(probes)), most)
-    best = best_shown(probes)[0]
-    if best is not None and best not in positions:
+    best, chosen_on = best_shown(probes)
+    if chosen_on is not None and best not in positions:
         nearest = min(positions, key=lambda position: abs(position - best))
         positions[positions.index(nearest)] = best
     return [probes[position] for position in positions]
@@ -145,9 +146,9 @@ def spread(layers: Iterable[float], most: int) -> list[int]:
     return [found[position * (len(found) - 1) // (most - 1)] for position in range(most)]
 
 
-def usual_start(layers: Sequence[int]) -> int:
+def usual_start(n_layers: int) -> int:
     """Position of the layer to begin with where no figures say which is the best: two thirds up."""
-    return (len(layers) - 1) * 2 // 3
+    return (n_layers - 1) * 2 // 3
 
 
 def _probes_of(place: Path, backbone: str | None, digest: str | None) -> list[_Saved]:
