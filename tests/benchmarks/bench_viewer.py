@@ -19,10 +19,9 @@ sys.path.append(str(Path(__file__).parents[1] / "unit"))
 
 from viewer_pages import full_rank, like_a_fitted_probe, photo
 
-from bindkit.views.viewer.packing import pack
-from bindkit.views.viewer.page import page_of
+from bindkit.views.viewer.exporting import page_of
+from bindkit.views.viewer.packing import pack, to_text
 from bindkit.views.viewer.subjects import Subject
-from bindkit.views.viewer.text_bytes import to_text
 
 CLICKS = """async () => {
   const stage = document.getElementById("stage"), took = [];

@@ -2,6 +2,7 @@
 
 import json
 import re
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,7 @@ from PIL import Image
 import bindkit as bk
 from bindkit.affinities.scoring import image_activations
 from bindkit.probes import make_probe
-from bindkit.views.viewer.packing import Packed
-from bindkit.views.viewer.text_bytes import to_bytes
+from bindkit.views.viewer.packing import ALPHABET, STEP, Packed
 
 BIG = 1369
 """Patches of an image of 518 x 518 pixels at 14 a patch."""
@@ -62,6 +62,35 @@ def read_page(path):
         n = grid["rows"] * grid["cols"]
         packs[backbone, image, layer] = Packed(n, about["rank"], about["symmetric"], *parts)
     return data, packs
+
+
+def to_bytes(text, length):
+    """Read back `length` bytes of what `to_text` wrote."""
+    table = np.zeros(128, np.int64)
+    table[np.frombuffer(ALPHABET.encode(), np.uint8)] = np.arange(85)
+    digits = table[np.frombuffer(text.encode(), np.uint8)].reshape(-1, 5)
+    return (digits * 85 ** np.arange(4, -1, -1)).sum(axis=1).astype(">u4").tobytes()[:length]
+
+
+def scores_of(packed):
+    """Affinities of all pairs as float64 [n, n], by the arithmetic of the page."""
+    n, rank = packed.n, packed.rank
+    body = np.frombuffer(zlib.decompress(packed.factors), np.uint8)
+    weights = body[: 4 * rank].view("<f4").astype(np.float64)
+    low, high = body[4 * rank :].reshape(2, rank, n)
+    factors = (low.astype(np.int16) | (high.astype(np.int16) << 8)).astype(np.float64)
+    pairs = np.tril_indices(n) if packed.symmetric else tuple(np.indices((n, n)).reshape(2, -1))
+    n_pairs = len(pairs[0])
+    body = np.frombuffer(zlib.decompress(packed.residuals), np.uint8)
+    held = body[: (n_pairs + 1) // 2]
+    halves = np.stack([held & 15, held >> 4], axis=1).ravel()[:n_pairs].astype(np.int16)
+    values = np.where(halves >= 8, halves - 16, halves)
+    values[halves == 8] = body[len(held) :].view(np.int8)
+    residuals = np.zeros((n, n))
+    residuals[pairs] = values
+    if packed.symmetric:
+        residuals[pairs[::-1]] = values
+    return np.clip(1 / (1 + np.exp(-(factors.T * weights) @ factors)) + STEP * residuals, 0, 1)
 
 
 def photo(height, width, seed=0):

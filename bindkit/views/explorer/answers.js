@@ -26,28 +26,12 @@ function affinities({ left, right, leftOffset, rightOffset, rank, scale, shown: 
 
 // Closed lines around the patches at or above the threshold, as one line with gaps. Few long pieces: each is drawn anew.
 function outline(lines, threshold) {
-  const wide = lines[0].length + 1, onwards = new Map(), inside = (row, col) => lines[row]?.[col] >= threshold;
-  const side = (top, left, bottom, right) => {
-    const from = top * wide + left;
-    onwards.set(from, [...(onwards.get(from) ?? []), bottom * wide + right]);
-  };
-  lines.forEach((line, row) => line.forEach((value, col) => {
-    if (!inside(row, col)) return;
-    if (!inside(row - 1, col)) side(row, col, row, col + 1);
-    if (!inside(row, col + 1)) side(row, col + 1, row + 1, col + 1);
-    if (!inside(row + 1, col)) side(row + 1, col + 1, row + 1, col);
-    if (!inside(row, col - 1)) side(row + 1, col, row, col);
-  }));
-  const x = [], y = [];
-  for (const [start, ends] of onwards) {
-    while (ends.length) {
-      if (x.length) { x.push(null); y.push(null); }
-      let corner = start;
-      do {
-        x.push(corner % wide - 0.5); y.push(Math.floor(corner / wide) - 0.5);
-        corner = onwards.get(corner).pop();
-      } while (corner !== start);
-      x.push(start % wide - 0.5); y.push(Math.floor(start / wide) - 0.5);
+  const rows = lines.length, cols = lines[0].length, x = [], y = [];
+  for (const points of loopsAround(rows, cols, (patch) => lines[Math.floor(patch / cols)][patch % cols] >= threshold)) {
+    if (x.length) { x.push(null); y.push(null); }
+    for (let i = 0; i <= points.length; i += 2) {
+      x.push(points[i % points.length] - 0.5);
+      y.push(points[i % points.length + 1] - 0.5);
     }
   }
   return { x, y };

@@ -1,26 +1,29 @@
 """What the maps are computed by: each image goes through a backbone when first needed, a click costs one row.
 
-Activations are kept in 16 bits, rows of affinities come from factors (`bindkit.views.explorer.factors`), and one store
+Activations are kept in 16 bits, rows of affinities come from factors (`bindkit.views.explorer.rows`), and one store
 holds both up to `MEMORY` bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
+from typing import Any, ClassVar, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int16
 from torch import Tensor
 
 from bindkit.affinities.scoring import MOST_PATCHES, image_activations, window_activations
 from bindkit.affinities.stitching import ImageGrid
+from bindkit.backbones.attention import attention_maps
+from bindkit.backbones.backbone import Backbone
 from bindkit.errors import GeometryError, LayerError, NonFiniteActivationsError, ProbeError
-from bindkit.views.explorer.comparisons import AttentionRows, CosineRows, PatchColours
-from bindkit.views.explorer.factors import Rows, rows_of
-from bindkit.views.explorer.keeping import KeptActivations, Store
+from bindkit.views.explorer.rows import AttentionRows, CosineRows, PatchColours, Rows, rows_of
 from bindkit.views.explorer.sources import ShownBackbone, ShownImage
 from bindkit.views.explorer.state import View, patch_of
 
@@ -28,48 +31,118 @@ MEMORY = 150_000_000
 """Bytes of activations and factors that are held, all images and backbones together."""
 _A_PASS = 100_000_000
 """Bytes of float32 activations that one pass through a backbone may leave before they are kept in 16 bits."""
+_STEPS = 65_535
+"""Steps between the least and the greatest value of a dimension."""
+
+Held = TypeVar("Held")
+
+
+@dataclass(frozen=True)
+class KeptActivations:
+    """Activations of one image and layer, each dimension in 65,535 steps between its extremes over the patches.
+
+    Half the bytes of float32, and unlike float16 no worse where a dimension is far from zero, as the massive
+    activations of large ViTs are: an entry is off by half a step at most. A value is ``middle + step * code``.
+    """
+
+    codes: Int16[Tensor, "patch d_model"]
+    middle: Float[Tensor, " d_model"]
+    step: Float[Tensor, " d_model"]
+
+    @classmethod
+    def of(cls, activations: Float[Tensor, "patch d_model"]) -> KeptActivations:
+        """Keep finite activations."""
+        low, high = activations.amin(0).double(), activations.amax(0).double()
+        middle, step = (low + high) / 2, (high - low) / _STEPS
+        codes = (activations - middle.float()) / step.clamp(min=torch.finfo(torch.float32).tiny).float()
+        return cls(codes.round().clamp(-32_768, 32_767).to(torch.int16), middle.float(), step.float())
+
+    def restored(self) -> Float[Tensor, "patch d_model"]:
+        """The activations as float32."""
+        return self.codes.float() * self.step + self.middle
+
+
+def bytes_of(record: Any) -> int:
+    """Memory of a record's tensors; one that has two names counts once."""
+    tensors = {id(part): part for part in vars(record).values() if torch.is_tensor(part)}
+    return sum(part.nbytes for part in tensors.values())
+
+
+class Store:
+    """Holds what was computed up to a number of bytes; what was used longest ago is forgotten first.
+
+    All stores of a process share that memory: ipywidgets keeps every explorer that was ever made, and the one in use
+    may take from those that are not. What was put in last stays even if it alone is larger.
+    """
+
+    _all: ClassVar[WeakSet[Store]] = WeakSet()
+    _clock: ClassVar[Iterator[int]] = count()
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        # Key -> when it was last used, and the record; in the order of use.
+        self._held: dict[Hashable, tuple[int, Any]] = {}
+        self._all.add(self)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._held
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all that is held."""
+        return sum(bytes_of(record) for _, record in self._held.values())
+
+    def get(self, key: Hashable, make: Callable[[], Held]) -> Held:
+        """What is held under a key, made now if it is not held."""
+        if key not in self._held:
+            self.put(key, make())
+        found: Held = self._held.pop(key)[1]
+        self._held[key] = next(self._clock), found
+        return found
+
+    def put(self, key: Hashable, record: Any) -> None:
+        """Hold a record, and forget others, of any store, until all fit."""
+        self._held.pop(key, None)
+        self._held[key] = next(self._clock), record
+        while sum(store.n_bytes for store in self._all) > self.limit:
+            oldest = min(filter(len, self._all), key=lambda store: next(iter(store._held.values()))[0])
+            if oldest is self and len(self._held) == 1:
+                break
+            del oldest._held[next(iter(oldest._held))]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._held.clear()
 
 
 @dataclass(frozen=True)
 class Map:
-    """One map over the patches of an image.
+    """One map over the patches of an image: float32 [rows, cols], or uint8 [rows, cols, 3] for colours.
 
-    Attributes
-    ----------
-    grid : ImageGrid
-        Of the image whose patches have the values.
-    values : float32 array of shape (rows, cols), or None
-        One number a patch; none where there are colours.
-    colours : uint8 array of shape (rows, cols, 3), or None
-    low, high : float
-        What the ends of the colour map stand for.
-    patch : (row, col) or None
-        The patch that was asked, where it lies in this image.
-    note : str
-        What the numbers are, beyond the measure's name.
+    `low` and `high` are what the ends of the colour map stand for, `patch` the row and column that were asked, where
+    they lie in this image, and `note` what the numbers are beyond the measure's name.
     """
 
     grid: ImageGrid
-    values: np.ndarray | None
-    colours: np.ndarray | None
+    values: np.ndarray
     low: float
     high: float
     patch: tuple[int, int] | None
     note: str = ""
 
+    @property
+    def is_coloured(self) -> bool:
+        """Whether it has colours in the place of numbers."""
+        return self.values.ndim == 3
+
 
 class Engine:
-    """Maps of views.
+    """Maps of views, of images whose list may grow; the limit is in bytes.
 
-    Parameters
-    ----------
-    backbones : sequence of ShownBackbone
-    images : list of ShownImage
-        May grow.
-    tell : callable
-        Is told in words what takes a while, and "" when it is done.
-    limit : int
-        Bytes to hold.
+    `tell` is told in words what takes a while, and "" when it is done.
     """
 
     def __init__(
@@ -87,12 +160,8 @@ class Engine:
     def grid(self, backbone: int, image: int) -> ImageGrid:
         """Patch grid of an image.
 
-        Raises
-        ------
-        BackboneError
-            If the backbone cannot be loaded.
-        BrokenSceneError, GeometryError
-            If the image cannot be read, or has more patches than are scored.
+        Raises BackboneError if the backbone cannot be loaded, BrokenSceneError or GeometryError if the image cannot be
+        read or has more patches than are scored.
         """
         size = self.images[image].size
         source = self.backbones[backbone].source
@@ -104,139 +173,100 @@ class Engine:
             )
         return grid
 
-    def map(self, view: View, second: int | None = None, head: int | None = None) -> Map:
-        """What a view shows.
+    def map(self, view: View, head: int | None = None) -> Map:
+        """What a view shows; without a head attention's mean over heads.
 
-        Parameters
-        ----------
-        view : View
-            What is asked of which patch.
-        second : int, optional
-            Another image, whose patches are compared with the chosen one.
-        head : int, optional
-            Of attention; without it the mean over heads.
-
-        Raises
-        ------
-        BindkitError
-            If it cannot be shown; the message says what to do.
+        Raises BindkitError if it cannot be shown; the message says what to do.
         """
-        own, other = view.image, view.image if second is None else second
-        here, there = self.grid(view.backbone, own), self.grid(view.backbone, other)
+        here, there = self.grid(view.backbone, view.image), self.grid(view.backbone, view.shown)
         row, col = patch_of(view.place, here)
-        patch, marked = row * here.cols + col, (row, col) if second is None else None
-        shape = (there.rows, there.cols)
+        patch, marked = row * here.cols + col, (row, col) if view.second is None else None
+        low: float = 0
+        high: float = 1
+        note = ""
+        values: Tensor
         with torch.inference_mode():
-            if view.measure == "pca":
-                found = self.colours(view.backbone, other, view.layer)
-                note = f"{found.explained:.0%} of the variance"
-                return Map(there, None, found.colours.reshape(*shape, 3).numpy(), 0, 1, marked, note)
-            if view.measure == "attention":
-                rows = self.attention(view.backbone, own, view.layer)
-                if head is not None and head >= rows.n_heads:
-                    raise ProbeError(f"there is no attention head {head}; choose one of 0 to {rows.n_heads - 1}")
+            rows = self.rows(view)
+            if isinstance(rows, PatchColours):
+                values, note = rows.colours, f"{rows.explained:.0%} of the variance"
+            elif isinstance(rows, AttentionRows):
+                n_heads = len(rows.queries)
+                if head is not None and head >= n_heads:
+                    raise ProbeError(f"there is no attention head {head}; choose one of 0 to {n_heads - 1}")
                 values = rows.shares(patch, head)
-                note = f"mean of {rows.n_heads} heads" if head is None else f"head {head} of {rows.n_heads}"
+                high = float(values.max())
+                note = f"mean of {n_heads} heads" if head is None else f"head {head} of {n_heads}"
                 note += "" if rows.plan.n_windows == 1 else ", window by window"
-                return Map(there, _grid_of(values, shape), None, 0, float(values.max()), marked, note)
-            if view.measure == "cosine":
-                cosine = self.cosine(view.backbone, own, other, view.layer).cosine(patch)
-                return Map(there, _grid_of(cosine, shape), None, float(cosine.min()), 1, marked)
-            found_rows = self.affinities(view.backbone, own, other, view.layer, view.probe)
-            return Map(there, _grid_of(found_rows.affinity(patch), shape), None, 0, 1, marked)
+            elif isinstance(rows, CosineRows):
+                values = rows.cosine(patch)
+                low = float(values.min())
+            else:
+                values = rows.affinity(patch)
+        if values.isnan().any():
+            raise NonFiniteActivationsError("this probe gives NaN for some pairs; fit it again")
+        return Map(there, values.reshape(there.rows, there.cols, *values.shape[1:]).numpy(), low, high, marked, note)
+
+    def rows(self, view: View) -> Rows:
+        """What the maps of a view's measure are read from.
+
+        Raises ProbeError without a probe for affinity; for attention also of a backbone that is no model, LayerError of
+        the last layer, and ContractError if the model's queries and keys cannot be read.
+        """
+        images = self.images[view.image], self.images[view.shown]
+        probe = view.probe if view.measure == "affinity" else None
+        return self.store.get((view.measure, view.backbone, images, view.layer, probe), lambda: self._made(view))
+
+    def _made(self, view: View) -> Rows:
+        if view.measure == "attention":
+            return self._attention(view)
+        if view.measure == "pca":
+            return PatchColours.of(self.activations(view.backbone, view.shown, view.layer))
+        probe = None
+        if view.measure == "affinity":
+            if view.probe is None:
+                raise ProbeError("affinity needs a fitted probe; choose one, or look at cosine similarity")
+            probe = self.backbones[view.backbone].shelf.probe(view.probe, view.layer)
+        first = self.activations(view.backbone, view.image, view.layer)
+        second = first if view.shown == view.image else self.activations(view.backbone, view.shown, view.layer)
+        return CosineRows.of(first, second) if probe is None else rows_of(probe, first, second)
+
+    def _attention(self, view: View) -> AttentionRows:
+        source, shown = self.backbones[view.backbone].source, self.images[view.image]
+        if not isinstance(source, Backbone):
+            raise ProbeError(f"{source.name} is no transformer, so it has no attention to show")
+        if view.layer == source.n_layers - 1:
+            raise LayerError(
+                f"layer {view.layer} is the last of {source.name}, so no layer attends to it; choose a lower one"
+            )
+        maps, plan = attention_maps(source, view.layer), source.geometry.plan(shown.size)
+        if plan.n_windows == 1:
+            return AttentionRows.of(maps, self.activations(view.backbone, view.image, view.layer)[None], plan)
+        # A block sees window by window; what is kept is stitched.
+        with self._telling(view.backbone, view.image, (view.layer,)):
+            windows = window_activations(source, shown.pixels, [view.layer])[view.layer]
+        return AttentionRows.of(maps, windows, plan)
 
     def activations(self, backbone: int, image: int, layer: int) -> Float[Tensor, "patch d_model"]:
         """Activations of an image at a layer, as exact as 16 bits allow.
 
         On the way layers around it are kept too, as many as one pass may leave.
         """
-        key = ("activations", backbone, self.images[image], layer)
-        if key not in self.store:
-            self._pass(backbone, image, layer)
-        return self.store.get(key, _gone).restored()
-
-    def affinities(self, backbone: int, first: int, second: int, layer: int, kind: str | None) -> Rows:
-        """Rows of affinities of one image's patches to another's (or its own).
-
-        Raises
-        ------
-        ProbeError
-            Without a probe.
-        """
-        if kind is None:
-            raise ProbeError("affinity needs a fitted probe; choose one, or look at cosine similarity")
-        shelf = self.backbones[backbone].shelf
-        key = ("affinity", backbone, self.images[first], self.images[second], layer, kind)
-
-        def make() -> Rows:
-            probe = shelf.probe(kind, layer)
-            return rows_of(probe, *self._pair(backbone, first, second, layer))
-
-        return self.store.get(key, make)
-
-    def cosine(self, backbone: int, first: int, second: int, layer: int) -> CosineRows:
-        """Rows of cosine similarities."""
-        key = ("cosine", backbone, self.images[first], self.images[second], layer)
-        return self.store.get(key, lambda: CosineRows.of(*self._pair(backbone, first, second, layer)))
-
-    def attention(self, backbone: int, image: int, layer: int) -> AttentionRows:
-        """Rows of the next layer's attention.
-
-        Raises
-        ------
-        ProbeError
-            For a backbone that is no model.
-        LayerError
-            For the last layer.
-        ContractError
-            If the model's queries and keys cannot be read.
-        """
-        from bindkit.backbones import Backbone
-        from bindkit.backbones.attention import attention_maps
-
-        source = self.backbones[backbone].source
-        if not isinstance(source, Backbone):
-            raise ProbeError(f"{source.name} is no transformer, so it has no attention to show")
-        if layer == source.n_layers - 1:
-            raise LayerError(
-                f"layer {layer} is the last of {source.name}, so no layer attends to it; choose a lower one"
-            )
-        maps = attention_maps(source, layer)
-        shown = self.images[image]
-        plan = source.geometry.plan(shown.size)
-
-        def make() -> AttentionRows:
-            if plan.n_windows == 1:
-                return AttentionRows.of(maps, self.activations(backbone, image, layer)[None], plan)
-            # A block sees window by window; what is kept is stitched.
-            with self._telling(backbone, image, (layer,)):
-                windows = window_activations(source, shown.pixels, [layer])[layer]
-            return AttentionRows.of(maps, windows, plan)
-
-        return self.store.get(("attention", backbone, shown, layer), make)
-
-    def colours(self, backbone: int, image: int, layer: int) -> PatchColours:
-        """Three principal components as colours."""
-        key = ("pca", backbone, self.images[image], layer)
-        return self.store.get(key, lambda: PatchColours.of(self.activations(backbone, image, layer)))
-
-    def _pair(self, backbone: int, first: int, second: int, layer: int) -> tuple[Tensor, Tensor]:
-        x = self.activations(backbone, first, layer)
-        return x, x if second == first else self.activations(backbone, second, layer)
-
-    def _pass(self, backbone: int, image: int, layer: int) -> None:
-        """Keep a layer of an image, and as many others around it as one pass may leave."""
         source, shown = self.backbones[backbone].source, self.images[image]
-        n_bytes = 4 * self.grid(backbone, image).n_patches * source.d_model
-        # Twice: the windows' own, and stitched. What is kept takes half of that, and should not push itself out.
-        room = max(1, min(_A_PASS // (2 * n_bytes), self.store.limit // n_bytes))
-        missing = [k for k in range(source.n_layers) if ("activations", backbone, shown, k) not in self.store]
-        nearest = sorted(missing, key=lambda candidate: (abs(candidate - layer), -candidate))[:room]
-        chosen = source.resolve_layers(sorted({layer, *nearest}))
-        with self._telling(backbone, image, chosen):
-            _, found = image_activations(source, shown.pixels, chosen)
-            for number in (*(k for k in chosen if k != layer), layer):  # the asked one last: it stays
-                self.store.put(("activations", backbone, shown, number), KeptActivations.of(found.pop(number)))
+
+        def passed() -> KeptActivations:
+            n_bytes = 4 * self.grid(backbone, image).n_patches * source.d_model
+            # Twice: the windows' own, and stitched. What is kept takes half of that, and should not push itself out.
+            room = max(1, min(_A_PASS // (2 * n_bytes), self.store.limit // n_bytes))
+            missing = [k for k in range(source.n_layers) if ("activations", backbone, shown, k) not in self.store]
+            nearest = sorted(missing, key=lambda candidate: (abs(candidate - layer), -candidate))[:room]
+            chosen = source.resolve_layers(sorted({layer, *nearest}))
+            with self._telling(backbone, image, chosen):
+                _, found = image_activations(source, shown.pixels, chosen)
+                for number in (k for k in chosen if k != layer):
+                    self.store.put(("activations", backbone, shown, number), KeptActivations.of(found.pop(number)))
+                return KeptActivations.of(found[layer])  # the asked one is put in last: it stays
+
+        return self.store.get(("activations", backbone, shown, layer), passed).restored()
 
     @contextmanager
     def _telling(self, backbone: int, image: int, layers: Sequence[int]) -> Iterator[None]:
@@ -247,13 +277,3 @@ class Engine:
             yield
         finally:
             self._tell("")
-
-
-def _grid_of(values: Tensor, shape: tuple[int, int]) -> np.ndarray:
-    if values.isnan().any():
-        raise NonFiniteActivationsError("this probe gives NaN for some pairs; fit it again")
-    return values.float().reshape(shape).numpy()
-
-
-def _gone() -> KeptActivations:
-    raise RuntimeError("activations were forgotten while they were read")

@@ -1,46 +1,219 @@
-"""The explorer's screen: what somebody does with mouse, keys and controls, and showing what became of it."""
+"""The explorer's screen: labelled controls in cards, keys and messages, and what somebody does with all of these."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import anywidget
 import ipywidgets as widgets
+import traitlets
+from plotly.colors import get_colorscale
 
 from bindkit.errors import BindkitError
-from bindkit.views.explorer.answering import Answer
-from bindkit.views.explorer.controls import Controls
-from bindkit.views.explorer.live import LiveFigure
-from bindkit.views.explorer.pad import Pad
-from bindkit.views.explorer.session import Session
-from bindkit.views.explorer.state import patch_of, place_of
+from bindkit.views.explorer.figure import CONTRAST, TRUTH, TWINS, LiveFigure
+from bindkit.views.explorer.session import Answer, Session, number
+from bindkit.views.explorer.state import BESIDE, LOCKS, MEASURES, patch_of, place_of
 
 logger = logging.getLogger(__name__)
 
+_VIEWS = files("bindkit.views")
+_NONE = "none"
+"""Stands for None in pickers, since ipywidgets take that for "nothing is chosen"."""
+
+
+class Pad(anywidget.AnyWidget):
+    """What Plotly has no event for: keys, the status line, messages, and the width of the maps' place.
+
+    Sends ``{"panel": number, "down": share, "across": share, "mark": number}`` for a place as soon as it is pressed or
+    dragged over, and for one that arrow keys came to rest at; the mark is to come back in `heard`. Sends
+    ``{"key": ...}`` for a key of another meaning, ``{"width": pixels}`` when the place of the maps has another width,
+    and ``{"refused": name, "bytes": size}`` for a picture too large to be sent.
+    """
+
+    _esm = "\n".join(
+        (_VIEWS / name).read_text(encoding="utf-8")
+        for name in ("viewer/loops.js", "explorer/answers.js", "explorer/pad.js")
+    )
+    _css = (_VIEWS / "explorer/explorer.css").read_text(encoding="utf-8")
+
+    patch = traitlets.List(traitlets.Int()).tag(sync=True)
+    """Row and column of the chosen patch, then rows and columns of its grid; empty where none is shown."""
+    heard = traitlets.Float(0).tag(sync=True)
+    """Mark of the last place that was heard and shown."""
+    status = traitlets.Unicode("").tag(sync=True)
+    message = traitlets.Unicode("").tag(sync=True)
+    good = traitlets.Bool(False).tag(sync=True)
+    busy = traitlets.Unicode("").tag(sync=True)
+    figure = traitlets.Unicode("").tag(sync=True)
+    """Model id of the figure that is redrawn."""
+    upload = traitlets.Unicode("").tag(sync=True)
+    """Model id of the button that opens files."""
+    answers = traitlets.List(traitlets.Dict()).tag(sync=True)
+    """What `Answer.packed` gives, one a map."""
+
+    def say(self, message: str, good: bool = False) -> None:
+        """Say what went wrong or should be known, or what went well; "" for nothing."""
+        self.message, self.good = message, good
+
+    def tell(self, busy: str) -> None:
+        """Say what takes a while, and "" when it is done."""
+        if busy:
+            logger.info(busy)
+        self.busy = busy
+
+
+class Controls:
+    """Every control by the name of its part of the state; `box` holds them in cards, `legend` stands below the maps."""
+
+    def __init__(self) -> None:
+        self.image = widgets.Dropdown(description="Image")
+        self.upload = widgets.FileUpload(
+            description="Open a picture of yours", accept="image/*", multiple=False, tooltip="A file of up to 10 MB"
+        )
+        self.second = widgets.Dropdown(description="Compare to", tooltip="Another image, compared with the patch")
+        self.backbone = widgets.Dropdown(description="Backbone")
+        self.probe = widgets.Dropdown(description="Probe")
+        self.measure = widgets.Dropdown(description="Map")
+        self.layer = widgets.SelectionSlider(description="Layer", options=[0], continuous_update=True)
+        self.beside = {
+            name: widgets.Checkbox(description=words, indent=False)
+            for name, words in zip(BESIDE, ("cosine", "attention", "PCA"), strict=True)
+        }
+        self.head = widgets.Dropdown(description="Head", options=[("mean of all", _NONE)])
+        self.lock = widgets.Dropdown(description="Lock", options=[(words, key) for key, words in LOCKS.items()])
+        self.threshold = widgets.FloatSlider(
+            description="Threshold", min=0, max=1, step=0.01, value=0.5, readout_format=".2f"
+        )
+        self.opacity = widgets.FloatSlider(description="Opacity", min=0, max=1, step=0.05, readout_format=".2f")
+        self.colours = widgets.Dropdown(description="Colours", options=list(CONTRAST))
+        self.outlines = widgets.Checkbox(description="outline the true object", indent=False)
+        self.top = widgets.IntSlider(description="Mark top", min=0, max=20)
+        self.apart = widgets.IntSlider(description="Skip within", min=0, max=10)
+        self.name = widgets.Text(description="File", value="view", placeholder="view")
+        self.save = {
+            kind: widgets.Button(description=words, tooltip=f"Save the view as {tip}", icon=icon)
+            for kind, words, tip, icon in (
+                ("png", "PNG", "a picture", "picture-o"),
+                ("svg", "SVG", "a drawing", "pencil"),
+                ("html", "Page", "one page to click through, with every layer", "file-o"),
+            )
+        }
+        self.legend = _classed(widgets.HTML(), "legend")
+        checks = _classed(widgets.HBox(list(self.beside.values())), "checks")
+        buttons = _classed(widgets.HBox(list(self.save.values())), "row")
+        cards = {
+            "What is shown": [self.backbone, self.probe, self.layer, self.measure],
+            "Image": [self.image, self.upload, self.outlines],
+            "Side by side": [checks, self.head, self.lock, self.second],
+            "Patches that stand out": [self.threshold, self.top, self.apart],
+            "Look": [self.opacity, self.colours],
+            "Save": [self.name, buttons],
+        }
+        boxes = [
+            _classed(widgets.VBox([_classed(widgets.HTML(f"<h4>{heading}</h4>"), "heading"), *controls]), "card")
+            for heading, controls in cards.items()
+        ]
+        self.box = _classed(widgets.VBox(boxes), "controls")
+
+    def show(self, session: Session) -> None:
+        """Set every control to what is shown, and explain it."""
+        state, view = session.state, session.state.view
+        shelf = session.shelf()
+        kinds = () if shelf is None else shelf.kinds
+        images: list[tuple[str, Any]] = [(image.name, position) for position, image in enumerate(session.images)]
+        choices: dict[str, list[tuple[str, Any]]] = {
+            "image": images,
+            "second": [("nothing", _NONE), *images],
+            "backbone": [(entry.title, position) for position, entry in enumerate(session.backbones)],
+            "probe": [(kind.replace("_", " "), kind) for kind in kinds] or [("none", _NONE)],
+            "measure": [(words, key) for key, words in MEASURES.items() if key != "affinity" or kinds or shelf is None],
+            "head": [("mean of all", _NONE), *((f"head {head}", head) for head in range(session.heads()))],
+        }
+        layers = session.layers()
+        for name, options in choices.items():
+            picker = getattr(self, name)
+            if list(picker.options) != options:
+                picker.options = options
+        if tuple(self.layer.options) != layers:
+            self.layer.options = layers
+        self.layer.disabled = len(layers) < 2
+        wanted = {
+            self.image: view.image if images else None,
+            self.second: _NONE if state.second is None else state.second,
+            self.backbone: view.backbone,
+            self.probe: view.probe if view.probe in kinds else next(iter(kinds), _NONE),
+            self.measure: view.measure,
+            self.layer: view.layer,
+            self.head: _NONE if state.head is None else state.head,
+        }
+        for name in ("lock", "threshold", "opacity", "colours", "outlines", "top", "apart"):
+            wanted[getattr(self, name)] = getattr(state, name)
+        for control, value in (wanted | {box: name in state.beside for name, box in self.beside.items()}).items():
+            if control.value != value:
+                control.value = value
+        # So that the same file can be opened again.
+        self.upload.value = ()
+        self.head.disabled = "attention" not in (view.measure, *state.beside)
+        self.legend.value = "" if session.main is None else self._legend(session)
+
+    def _legend(self, session: Session) -> str:
+        """What colours and lines mean, as HTML."""
+        panel, state = session.panels[0], session.state
+        assert panel.found is not None
+        measure, low, high = panel.view.measure, panel.found.low, panel.found.high
+        guess = CONTRAST[state.colours]
+        scale, marks = "", [_CHOSEN]
+        if measure != "pca":
+            at = 100 * (state.threshold - low) / (high - low) if high > low else 0
+            limit = f'<b style="left:{min(max(at, 0), 100):.1f}%;background:{guess}"></b>' if panel.is_judged else ""
+            bar = f'<i style="background:linear-gradient(90deg,{_stops(state.colours)})">{limit}</i>'
+            ends = f"{MEASURES[measure].lower()} {number(measure, low)}", number(measure, high)
+            scale = f'<div class="bk-scale"><span>{ends[0]}</span>{bar}<span>{ends[1]}</span></div>'
+        if panel.is_judged:
+            marks.append(_mark(f"{MEASURES[measure].lower()} {state.threshold:.2f} or more", guess, "#0000"))
+        if panel.own >= 0 and state.outlines:
+            marks.append(_mark("the true object", TRUTH, "#000a"))
+            if panel.image.objects[panel.own]["twins"]:
+                marks.append(_mark("its twins", TWINS, "#0000", ' stroke-dasharray="6 5"'))
+        if state.top and measure != "pca":
+            marks.append(f"<li><b>1–{state.top}</b> the highest that lie more than {state.apart} away</li>")
+        return f'{scale}<ul class="bk-marks" aria-label="Lines on the image">{"".join(marks)}</ul>'
+
+
+@cache
+def _stops(colours: str) -> str:
+    """A colour map as CSS writes the stops of a gradient."""
+    return ", ".join(f"{colour} {100 * at:.1f}%" for at, colour in get_colorscale(colours))
+
+
+_SQUARE = '<rect x="7" y="0" width="10" height="10" fill="none"'
+_CHOSEN = (
+    f'<li><svg viewBox="0 0 24 10" aria-hidden="true">{_SQUARE} stroke="#000" stroke-width="5"/>'
+    f'{_SQUARE} stroke="#fff" stroke-width="2.5"/></svg>chosen patch</li>'
+)
+
+
+def _mark(words: str, colour: str, casing: str, dash: str = "") -> str:
+    lines = f'<path d="M1 5H23" stroke="{casing}" stroke-width="5"/>'
+    lines += f'<path d="M1 5H23" stroke="{colour}" stroke-width="2.5"{dash}/>'
+    return f'<li><svg viewBox="0 0 24 10" aria-hidden="true">{lines}</svg>{words}</li>'
+
+
+def _classed(widget: Any, name: str) -> Any:
+    widget.add_class(f"bindkit-{name}")
+    return widget
+
 
 class Screen:
-    """Widgets of a session, which they change and show.
+    """Widgets of a session, which they change and show; `body` holds all of them.
 
-    Whatever goes wrong here is said in words, and the session goes on.
-
-    Parameters
-    ----------
-    session : Session
-        What is shown.
-    pad : Pad
-        Where it is said what is seen, and what went wrong.
-    save : callable
-        Saves the view under a name that ends in its kind, and gives the path.
-
-    Attributes
-    ----------
-    controls : Controls
-    live : LiveFigure
-    body : ipywidgets.Box
-        All of it.
+    Whatever goes wrong here is said in words, and the session goes on. `save` saves the view under a name that ends in
+    its kind, and gives the path.
     """
 
     def __init__(self, session: Session, pad: Pad, save: Callable[[str], Path]) -> None:
@@ -49,27 +222,22 @@ class Screen:
         self._setting = False
         self._answers: list[Answer] = []
         pad.upload = self.controls.upload.model_id
-        maps = widgets.VBox([self.live.widget])
-        stage = widgets.VBox([maps, self.controls.legend, pad])
-        self.body = widgets.Box([stage, self.controls.box])
-        for box, name in ((maps, "maps"), (stage, "stage"), (self.body, "body")):
-            box.add_class(f"bindkit-{name}")
-        self._listen()
-
-    def do(self, act: Callable[[], Any]) -> None:
-        """Do what somebody asked for, and show what became of it."""
-
-        def acted() -> None:
-            try:
-                act()
-            finally:
-                self.refresh()
-
-        self._guarded(acted)
+        maps = _classed(widgets.VBox([self.live.widget]), "maps")
+        stage = _classed(widgets.VBox([maps, self.controls.legend, pad]), "stage")
+        self.body = _classed(widgets.Box([stage, self.controls.box]), "body")
+        self._on(session.view, "image", "backbone", "probe", "measure", "layer")
+        self._on(session.change, "second", "head", "threshold", "opacity", "colours", "outlines", "top", "apart")
+        self._on(session.lock, "lock")
+        self._on(self._open, "upload")
+        for box in self.controls.beside.values():
+            box.observe(lambda event: self._moved(self._set_beside), "value")
+        for kind, button in self.controls.save.items():
+            button.on_click(lambda button, kind=kind: self.do(lambda: self._save_as(kind), refresh=False))
+        pad.on_msg(lambda _, content, buffers: self._told(content))
 
     def refresh(self) -> None:
         """Show what there is now: the maps first, then what is said of them."""
-        session = self._session
+        session, pad = self._session, self._pad
         session.look()
         if session.panels:
             self.live.show(session.panels, session.state)
@@ -79,11 +247,16 @@ class Screen:
         finally:
             self._setting = False
         main = session.main
-        with self._pad.hold_sync():
-            self._pad.patch = [*main.patch, main.grid.rows, main.grid.cols] if main and main.patch else []
-            self._pad.status = session.status
-            self._pad.say("\n".join(dict.fromkeys(session.problems)))
-        self._share(session.answers(self.live.numbers))
+        with pad.hold_sync():
+            pad.patch = [*main.patch, main.grid.rows, main.grid.cols] if main and main.patch else []
+            pad.status = session.status
+            pad.say("\n".join(dict.fromkeys(session.problems)))
+        answers = session.answers(self.live.numbers)
+        if answers != self._answers:  # else the browser has them already
+            self._answers = answers
+            with pad.hold_sync():
+                pad.figure = self.live.widget.model_id
+                pad.answers = [answer.packed() for answer in answers]
 
     def close(self) -> None:
         """Let go of everything that is held for showing it."""
@@ -92,46 +265,51 @@ class Screen:
 
     # --- what somebody does -----------------------------------------------------------------------------
 
-    def _listen(self) -> None:
-        controls = self.controls
-        for name in ("image", "backbone", "probe", "measure", "layer"):
-            self._on(name, partial(self._put, self._session.view, name))
-        for name in ("second", "head", "threshold", "opacity", "colours", "outlines", "top", "apart"):
-            self._on(name, partial(self._put, self._session.change, name))
-        self._on("lock", lambda lock: setattr(self._session, "state", self._session.state.locking(lock)))
-        self._on("upload", self._opened)
-        for box in controls.beside.values():
-            box.observe(lambda event: self._moved(self._beside_changed), "value")
-        for kind, button in controls.save.items():
-            button.on_click(partial(self._save_clicked, kind))
-        self._pad.on_msg(lambda _, content, buffers: self._told(content))
-
-    @staticmethod
-    def _put(change: Callable[..., None], name: str, value: Any) -> None:
-        change(**{name: value})
-
-    def _opened(self, files: Sequence[Mapping[str, Any]]) -> None:
-        for file in files:
-            self._session.open(file["name"], bytes(file["content"]))
-
-    def _on(self, name: str, act: Callable[[Any], Any]) -> None:
-        """What a control does when somebody moves it."""
-        control = getattr(self.controls, name)
-        control.observe(lambda event: self._moved(lambda: act(self.controls.meaning(event["new"]))), "value")
-
-    def _moved(self, act: Callable[[], Any]) -> None:
-        if not self._setting:
-            self.do(act)
-
-    def _guarded(self, act: Callable[[], Any]) -> None:
-        """Do something, and say what went wrong instead of leaving a traceback."""
+    def do(self, act: Callable[[], Any], refresh: bool = True) -> None:
+        """Do what somebody asked for, show what became of it, and say what went wrong: never leave a traceback."""
         try:
-            act()
+            try:
+                act()
+            finally:
+                if refresh:
+                    self.refresh()
         except (BindkitError, OSError) as error:
             self._pad.say(str(error))
         except Exception as error:  # a fault of ours: say so, keep the kernel and the widget
             logger.exception("the explorer failed")
             self._pad.say(f"This should not have happened ({type(error).__name__}: {error}). Details are in the log.")
+
+    def _on(self, act: Callable[..., Any], *names: str) -> None:
+        """What is done when somebody moves one of these controls: takes its value under its name."""
+
+        def moved(event: Mapping[str, Any], name: str) -> None:
+            value = None if event["new"] is _NONE else event["new"]
+            self._moved(lambda: act(**{name: value}))
+
+        for name in names:
+            getattr(self.controls, name).observe(partial(moved, name=name), "value")
+
+    def _moved(self, act: Callable[[], Any]) -> None:
+        if not self._setting:
+            self.do(act)
+
+    def _set_beside(self) -> None:
+        self._session.change(beside=tuple(name for name, box in self.controls.beside.items() if box.value))
+
+    def _open(self, upload: Sequence[Mapping[str, Any]]) -> None:
+        for file in upload:
+            self._session.open(file["name"], bytes(file["content"]))
+
+    def _save_as(self, kind: str) -> None:
+        name = self.controls.name.value.strip() or "view"
+        for known in self.controls.save:
+            name = name.removesuffix(f".{known}")
+        self._pad.tell("saving")
+        try:
+            replaced = ", in the place of what was there" if Path(f"{name}.{kind}").expanduser().exists() else ""
+            self._pad.say(f"Saved as {self._save(f'{name}.{kind}')}{replaced}", good=True)
+        finally:
+            self._pad.tell("")
 
     def _clicked(self, panel: str, row: int, col: int) -> None:
         """A patch of a panel was chosen."""
@@ -143,19 +321,18 @@ class Screen:
         if state != session.state:
             self.do(lambda: setattr(session, "state", state))
 
-    def _pressed(self, number: int, place: tuple[float, float]) -> None:
-        """The pointer was pressed at a place of a panel, by its number in the figure."""
-        found = self._session.panels[number].found if number < len(self._session.panels) else None
-        if found is not None:
-            self._clicked(self._session.panels[number].name, *patch_of(place, found.grid))
-
     def _told(self, content: Mapping[str, Any]) -> None:
         """A message of the pad."""
         session, key = self._session, content.get("key")
         if "width" in content:
-            self._guarded(lambda: self.live.widen(float(content["width"]), session.panels, session.state))
+            self.live.width = float(content["width"])
+            if session.panels:
+                self.do(lambda: self.live.show(session.panels, session.state), refresh=False)
         elif "panel" in content:
-            self._guarded(lambda: self._pressed(int(content["panel"]) - 1, (content["down"], content["across"])))
+            # By its number in the figure, which may be gone by now.
+            for panel in session.panels[content["panel"] - 1 : content["panel"]]:
+                if panel.found is not None:
+                    self._clicked(panel.name, *patch_of((content["down"], content["across"]), panel.found.grid))
             self._pad.heard = content.get("mark", 0)
         elif "refused" in content:
             self._pad.say(
@@ -166,29 +343,3 @@ class Screen:
             self.do(lambda: session.step_layer(1 if key == "]" else -1))
         elif key in (",", "."):
             self.do(lambda: session.step_image(1 if key == "." else -1))
-
-    def _beside_changed(self) -> None:
-        self._session.change(beside=tuple(name for name, box in self.controls.beside.items() if box.value))
-
-    def _save_clicked(self, kind: str, button: Any = None) -> None:
-        name = self.controls.name.value.strip() or "view"
-        for known in self.controls.save:
-            name = name.removesuffix(f".{known}")
-
-        def saved() -> None:
-            self._pad.tell("saving")
-            replaced = ", in the place of what was there" if Path(f"{name}.{kind}").expanduser().exists() else ""
-            try:
-                self._pad.say(f"Saved as {self._save(f'{name}.{kind}')}{replaced}", good=True)
-            finally:
-                self._pad.tell("")
-
-        self._guarded(saved)
-
-    def _share(self, answers: list[Answer]) -> None:
-        """Give the browser what it answers presses with, unless it has that already."""
-        if len(answers) != len(self._answers) or not all(map(Answer.is_same, answers, self._answers)):
-            self._answers = answers
-            with self._pad.hold_sync():
-                self._pad.figure = self.live.widget.model_id
-                self._pad.answers = [answer.packed() for answer in answers]

@@ -1,10 +1,10 @@
-"""The explorer without its widgets: what is open, what is shown, and what follows from a change."""
+"""The explorer without its widgets: what is open, what is shown, what follows from a change, and all of it in words."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,23 @@ from bindkit.cache.forward import ActivationSource
 from bindkit.errors import BindkitError, InvalidParameterError, ProbeError
 from bindkit.scenes import Scene
 from bindkit.scenes.scene import SceneSet
-from bindkit.views.explorer.answering import Answer, answers_of
-from bindkit.views.explorer.drawing import Panel
-from bindkit.views.explorer.engine import Engine, Map
-from bindkit.views.explorer.factors import Rows
-from bindkit.views.explorer.sources import Probes, Shelf, ShownImage, shown_backbones, shown_images, uploaded_image
-from bindkit.views.explorer.state import State, View, nearest_layer, patch_of, place_of
-from bindkit.views.explorer.words import note_of, status_of, title_of
+from bindkit.views.explorer.engine import Engine, Map, bytes_of
+from bindkit.views.explorer.outlines import INSET
+from bindkit.views.explorer.rows import Factors
+from bindkit.views.explorer.sources import Shelf, ShownImage, shown_backbones, shown_images, uploaded_image
+from bindkit.views.explorer.state import JUDGED, LOCKS, MEASURES, State, View, patch_of, place_of
 from bindkit.views.viewer.exporting import export_viewer
-from bindkit.views.viewer.probe_choice import spread
+from bindkit.views.viewer.probe_choice import Probes, spread
 
 logger = logging.getLogger(__name__)
 
+MOST_BYTES = 4_000_000
+"""Of the factors of one map that the browser is given; of larger ones the kernel answers presses alone."""
+
 _PAGE_LAYERS = 9
+
+_ELSEWHERE = (-1.0, -1.0)
+"""A place that no patch has."""
 
 _NO_PROBES = (
     "There is no fitted probe to show affinity with; cosine similarity, attention and PCA colours work without one. "
@@ -37,17 +41,65 @@ _NO_PROBES = (
 _NO_IMAGE = "There is no image yet. Open a picture of yours with the button, or give some: images=[...]."
 
 
-class Session:
-    """Backbones, images, and the state of what is shown of them.
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One map on the screen: main, locked, cosine, attention, pca or second.
 
-    Attributes
-    ----------
-    state : State
-        Set through `change` and `view`.
-    panels : list of Panel
-        What `look` found last.
-    problems : list of str
-        What is to be said of it.
+    Nothing is found where there is something wrong, and the note, the second line above the map, says what. `own` is
+    the position of the chosen patch's object in this image, -1 for none.
+    """
+
+    name: str
+    view: View
+    image: ShownImage
+    found: Map | None
+    title: str
+    note: str
+    own: int = -1
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it shows numbers of pairs, which a threshold judges."""
+        return self.view.measure in JUDGED
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One affinity map that the browser may redraw, which takes several times less than the way to the kernel and back.
+
+    A press on the panels, by number from 1, moves the patch, one of the grid `own`; values are of the patches of
+    `shown`; the figure's traces are by role.
+    """
+
+    panels: tuple[int, ...]
+    factors: Factors
+    own: ImageGrid
+    shown: ImageGrid
+    traces: Mapping[str, int]
+    threshold: float
+
+    def packed(self) -> dict[str, Any]:
+        """As `answers.js` reads it; numbers as little-endian float32."""
+        parts = {name: getattr(self.factors, name).numpy() for name in ("left", "right", "left_offset", "right_offset")}
+        return {
+            **{name: np.ascontiguousarray(part, "<f4").tobytes() for name, part in parts.items()},
+            "rank": self.factors.rank,
+            "scale": self.factors.scale,
+            "own": [self.own.rows, self.own.cols],
+            "shown": [self.shown.rows, self.shown.cols],
+            "panels": list(self.panels),
+            "heat": self.traces["heat"],
+            "guess": self.traces["guess"],
+            "marks": [self.traces[role] for role in ("mark casing", "mark") if role in self.traces],
+            "inset": INSET,
+            "threshold": self.threshold,
+        }
+
+
+class Session:
+    """Backbones, images, and the state of what is shown of them, set through `change` and `view`.
+
+    `panels` is what `look` found last, `problems` what is to be said of it.
     """
 
     def __init__(
@@ -60,9 +112,7 @@ class Session:
         memory: int,
     ) -> None:
         self.images, self._remarks = shown_images(images, class_names)
-        self.backbones = shown_backbones(backbone, probes)
-        for entry in self.backbones:
-            entry.tell = tell
+        self.backbones = shown_backbones(backbone, probes, tell)
         self.engine = Engine(self.backbones, self.images, tell, memory)
         self.state = State(View())
         self.panels: list[Panel] = []
@@ -77,7 +127,7 @@ class Session:
             shelf = self.backbones[view.backbone].shelf
             kind = shelf.kinds[0] if shelf.kinds else None
             view = replace(view, image=0, probe=kind, layer=shelf.best_layer(kind))
-        self.state = replace(self.state, view=self._telling(self._settled(view)))
+        self.change(view=self._telling(self._settled(view)))
 
     def view(self, **changes: Any) -> None:
         """Change the main view; what does not fit any more follows."""
@@ -87,11 +137,15 @@ class Session:
         view = self._settled(replace(old, **changes))
         if view.image != old.image and "place" not in changes:
             view = self._telling(view)
-        self.state = replace(self.state, view=view)
+        self.change(view=view)
 
     def change(self, **changes: Any) -> None:
-        """Change anything but the view."""
+        """Change the state as it is told."""
         self.state = replace(self.state, **changes)
+
+    def lock(self, lock: str) -> None:
+        """Hold a part of the view, by a key of `LOCKS`; ``""`` lets go."""
+        self.state = self.state.locking(lock)
 
     def step_layer(self, step: int) -> None:
         """Go so many layers on, among those that can be shown."""
@@ -141,21 +195,34 @@ class Session:
             shelf = self.backbones[view.backbone].shelf
         except (BindkitError, OSError):  # said where the map would be
             return view
-        kind = view.probe if view.probe in shelf.kinds else (shelf.kinds[0] if shelf.kinds else None)
+        kind = view.probe if view.probe in shelf.kinds else next(iter(shelf.kinds), None)
         measure = view.measure if kind is not None or view.measure != "affinity" else "cosine"
         # After a backbone without probes: back to affinity.
         if kind is not None and view.probe is None and measure == "cosine":
             measure = "affinity"
         view = replace(view, probe=kind, measure=measure)
-        return replace(view, layer=nearest_layer(view.layer, _layers(shelf, view)))
+        # The nearest layer; of two equally near the lower.
+        return replace(view, layer=min(_layers(shelf, view), key=lambda layer: (abs(layer - view.layer), layer)))
 
     def _telling(self, view: View) -> View:
-        """With a patch worth a first look, if the image can be read."""
+        """With a patch worth a first look, if the image can be read.
+
+        In the middle of the object of most patches that has a twin; without twins of the object of most patches, and
+        without objects of the image.
+        """
         try:
             image, grid = self.images[view.image], self.engine.grid(view.backbone, view.image)
         except (BindkitError, OSError, IndexError):
             return view
-        return replace(view, place=place_of(*telling_place(image, grid), grid))
+        labels = image.labels(grid)
+        sizes = [int((labels == position).sum()) for position in range(len(image.objects))]
+        with_twins = [size if entry["twins"] else 0 for size, entry in zip(sizes, image.objects, strict=True)]
+        sizes = with_twins if any(with_twins) else sizes
+        row, col = grid.rows // 2, grid.cols // 2
+        if any(sizes):
+            places = np.argwhere(labels == int(np.argmax(sizes)))
+            row, col = map(int, places[((places - places.mean(0)) ** 2).sum(1).argmin()])
+        return replace(view, place=place_of(row, col, grid))
 
     # --- what is seen -----------------------------------------------------------------------------------
 
@@ -171,6 +238,37 @@ class Session:
             if not shelf.kinds:
                 self.problems.append(_NO_PROBES)
 
+    def _panel(self, name: str, view: View) -> Panel:
+        image = self.images[view.shown]
+        title = MEASURES[view.measure]
+        if name == "second":
+            title = f"{title} across images · {image.name}"
+        if name == "locked":
+            held = "" if self.state.lock == "view" else LOCKS[self.state.lock].removeprefix("its")
+            title = f"Locked{held}: {title.lower()}"
+        try:
+            found = self.engine.map(view, self.state.head)
+        except Exception as error:
+            words = str(error)
+            # Others are of a probe or a model of the user's own, or a fault of ours.
+            if not isinstance(error, BindkitError | OSError):
+                logger.exception("the %s map failed", view.measure)
+                words = f"This map failed ({type(error).__name__}: {error}). Details are in the log."
+            self.problems.append(words)
+            return Panel(name, view, image, None, title, words)
+        parts = [f"layer {view.layer}"]
+        if view.measure == "affinity":
+            parts.append(f"{str(view.probe).replace('_', ' ')} probe")
+        if found.note:
+            parts.append(found.note)
+        if view.measure in ("attention", "cosine"):
+            parts.append(f"{number(view.measure, found.low)} to {number(view.measure, found.high)}")
+        if name == "locked" and found.patch is not None:
+            parts.append(f"patch {found.patch[0]}, {found.patch[1]}")
+        parts.append(self.backbones[view.backbone].title)
+        own = -1 if found.patch is None else int(image.labels(found.grid)[found.patch])
+        return Panel(name, view, image, found, title, " · ".join(parts), own)
+
     @property
     def main(self) -> Map | None:
         """The main map; None where nothing can be shown."""
@@ -178,55 +276,74 @@ class Session:
 
     @property
     def status(self) -> str:
-        """What is seen, in a line; "" where nothing is."""
+        """What is seen in the main map, in a line; "" where nothing is.
+
+        Means are over patches other than the chosen one. An image without masks has no objects to speak of.
+        """
         if self.main is None or self.main.patch is None:
             return ""
-        return status_of(self.state.view, self.main, self.panels[0].image, self.state.threshold)
+        found, patch, image, own = self.main, self.main.patch, self.panels[0].image, self.panels[0].own
+        view, threshold = self.state.view, self.state.threshold
+        parts = [f"Patch row {patch[0]}, column {patch[1]}"]
+        if name := image.object_name(own):
+            parts.append(name)
+        if found.is_coloured:
+            parts.append(f"three principal components of layer {view.layer}: alike colours, alike activations")
+            return " · ".join(parts)
+        values, labels = found.values, image.labels(found.grid)
+        parts.append(f"{view.measure} to itself {number(view.measure, float(values[patch]))}")
+        others = np.ones(values.shape, dtype=bool)
+        others[patch] = False
+        groups = [("all others", others)]
+        if own >= 0:
+            twins = np.isin(labels, image.objects[own]["twins"])
+            groups = [("its object", (labels == own) & others), ("its twins", twins & others)]
+            groups.append(("the rest", (labels != own) & ~twins & others))
+        means = [f"{what} {number(view.measure, float(values[which].mean()))}" for what, which in groups if which.any()]
+        if means:
+            parts.append(f"mean to {', '.join(means)}")
+        if view.measure in JUDGED:
+            above = values >= threshold
+            parts.append(f"{int(above.sum())} of {values.size} patches at {threshold:.2f} or more")
+            if own >= 0:
+                parts.append(f"threshold IoU with its object {image.iou(above, found.grid, own):.2f}")
+        return " · ".join(parts)
 
     def answers(self, traces_of: Callable[[str], Mapping[str, int]]) -> list[Answer]:
-        """What the browser may redraw by itself; `traces_of` gives the traces of a panel."""
+        """What the browser may redraw by itself: affinity maps of factors that are not too large.
+
+        `traces_of` gives the number of each role's trace of a panel in the figure.
+        """
         if self.main is None:
             return []
-
-        def rows_of(name: str, view: View) -> Rows:
-            other = self.state.second if name == "second" and self.state.second is not None else view.image
-            return self.engine.affinities(view.backbone, view.image, other, view.layer, view.probe)
-
-        def grid_of(view: View) -> ImageGrid:
-            return self.engine.grid(view.backbone, view.image)
-
-        return answers_of(self.state, self.panels, rows_of, grid_of, traces_of)
-
-    def _panel(self, name: str, view: View) -> Panel:
-        second = self.state.second if name == "second" else None
-        image = self.images[view.image if second is None else second]
-        title = title_of(name, view, self.state, image.name)
-        found = None
-        try:
-            found = self.engine.map(view, second, self.state.head)
-        except (BindkitError, OSError) as error:
-            words = str(error)
-        except Exception as error:  # of a probe or a model of the user's own, or a fault of ours
-            logger.exception("the %s map failed", view.measure)
-            words = f"This map failed ({type(error).__name__}: {error}). Details are in the log."
-        if found is None:
-            self.problems.append(words)
-            return Panel(name, view.measure, image, None, title, words)
-        note = note_of(view, self.backbones[view.backbone].title, found, of_patch=name == "locked")
-        own = -1 if found.patch is None else int(image.labels(found.grid)[found.patch])
-        return Panel(name, view.measure, image, found, title, note, own)
+        moved_by = {
+            panel.name: {
+                name for name, view in self.state.clicking(panel.name, _ELSEWHERE).panels() if view.place == _ELSEWHERE
+            }
+            for panel in self.panels
+        }
+        found = []
+        for panel in self.panels:
+            view = panel.view
+            if panel.found is None or view.measure != "affinity":
+                continue
+            factors = self.engine.rows(view)
+            if not isinstance(factors, Factors) or bytes_of(factors) > MOST_BYTES:
+                continue
+            traces = dict(traces_of(panel.name))
+            if panel.found.patch is None:  # the chosen patch lies in another image
+                traces = {role: at for role, at in traces.items() if not role.startswith("mark")}
+            movers = [at for at, mover in enumerate(self.panels, start=1) if panel.name in moved_by[mover.name]]
+            own = self.engine.grid(view.backbone, view.image)
+            found.append(Answer(tuple(movers), factors, own, panel.found.grid, traces, self.state.threshold))
+        return found
 
     # --- the page ---------------------------------------------------------------------------------------
 
     def save_page(self, place: Path) -> Path:
         """Write a page of the images and backbones that are shown, with up to nine layers and the shown one.
 
-        Raises
-        ------
-        ProbeError
-            Without a probe there is no affinity for a page.
-        BindkitError, OSError
-            As `bindkit.export_viewer`.
+        Raises ProbeError without a probe, as there is no affinity for a page then, and as `bindkit.export_viewer`.
         """
         views = [self.state.view, *filter(None, [self.state.locked_view()])]
         probes: dict[Any, list[Any]] = {}
@@ -239,38 +356,23 @@ class Session:
             probes.setdefault(entry.source, [entry.shelf.probe(view.probe, layer) for layer in sorted(shown)])
         numbers = [view.image for view in views] + [self.state.second]
         images = [self.images[number] for number in dict.fromkeys(numbers) if number is not None]
+        scenes = []
+        for image in images:
+            # A scene each, so that it keeps its name.
+            nothing = np.zeros(image.size, dtype=np.int32)
+            scenes.append(image.subject.scene or Scene(image.name, image.pixels, nothing, nothing))
         names = {key: name for image in images for key, name in image.subject.class_names.items()}
         view = self.state.view
         row, col = patch_of(view.place, self.grid())
         start = {name: getattr(self.state, name) for name in ("threshold", "opacity", "colours")}
         start |= {"backbone": self.backbones[view.backbone].title, "layer": view.layer, "patch": f"{row},{col}"}
-        scenes = [_as_scene(image) for image in images]
         return export_viewer(place, probes, images=scenes, class_names=names, start=start)
-
-
-def telling_place(image: ShownImage, grid: ImageGrid) -> tuple[int, int]:
-    """Row and column of a patch worth a first look: in the middle of the object of most patches that has a twin.
-
-    Without twins it is the object of most patches, without objects the image's middle.
-    """
-    labels = image.labels(grid)
-    sizes = [(int((labels == k).sum()) if entry["twins"] else 0) for k, entry in enumerate(image.objects)]
-    if not any(sizes):
-        sizes = [int((labels == k).sum()) for k in range(len(image.objects))]
-    if not any(sizes):
-        return grid.rows // 2, grid.cols // 2
-    places = np.argwhere(labels == int(np.argmax(sizes)))
-    row, col = places[((places - places.mean(0)) ** 2).sum(1).argmin()]
-    return int(row), int(col)
 
 
 def _layers(shelf: Shelf, view: View) -> tuple[int, ...]:
     return shelf.layers(view.probe if view.measure == "affinity" else None)
 
 
-def _as_scene(image: ShownImage) -> Scene:
-    """An image as a scene, so that it keeps its name on a page."""
-    if image.subject.scene is not None:
-        return image.subject.scene
-    nothing = np.zeros(image.size, dtype=np.int32)
-    return Scene(image.name, image.pixels, nothing, nothing)
+def number(measure: str, value: float) -> str:
+    """A value of a measure: ``0.71``, of attention ``0.32%``."""
+    return f"{value:.2%}" if measure == "attention" else f"{value:.2f}"

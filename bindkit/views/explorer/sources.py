@@ -3,70 +3,60 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from bindkit.affinities.scoring import Picture, layer_of
+from bindkit.affinities import Picture, image_pixels, layer_of
 from bindkit.affinities.stitching import ImageGrid
-from bindkit.arguments import control_title, each_of, require_kind
+from bindkit.arguments import each_of, require_kind
 from bindkit.cache.forward import ActivationSource
 from bindkit.errors import BindkitError, InvalidParameterError, LayerError, ProbeError
 from bindkit.probes import Probe, load_probe
-from bindkit.scenes import Scene
 from bindkit.scenes.decoding import read_image
 from bindkit.scenes.scene import SceneSet
 from bindkit.views.explorer.outlines import Coverage, Line, mask_outline
-from bindkit.views.viewer.probe_choice import best_shown, probes_by_kind, usual_start
-from bindkit.views.viewer.subjects import Subject, check_list, subject_name, subject_of
+from bindkit.views.viewer.probe_choice import Probes, best_shown, probes_by_kind, usual_start
+from bindkit.views.viewer.subjects import Subject, backbone_title, check_list, subject_name, subject_of
 
 MOST_IMAGES = 500
 """Images that the picker offers."""
 
-Probes = Probe | str | Path | Sequence[Probe | str | Path] | None
-"""Fitted probes, directories of fitted probes, or directories that hold such; None for none."""
-
 _BACKBONES_ARE = "a backbone is what bk.load_backbone gives, or a name"
+
+Found = TypeVar("Found")
 
 
 class Shelf:
     """Probes of one backbone by kind and layer; weights are read when a probe is first asked.
 
-    Attributes
-    ----------
-    problems : list of str
-        Why probes that were given are not here.
+    `problems` says why probes that were given are not here.
     """
 
     def __init__(self, backbone: ActivationSource, given: Probes) -> None:
         self._backbone = backbone
         self._by_kind: dict[str, dict[int, Probe | Path]] = {}
         self.problems: list[str] = []
-        if given is None:
-            entries: list[Probe | str | Path] = []
-        else:
-            entries = [given] if isinstance(given, Probe | str | Path) else list(given)
-        for entry in entries:
+        for entry in [given] if isinstance(given, Probe | str | Path) else given or ():
             try:
                 self._add(entry)
             except BindkitError as error:
                 self.problems.append(str(error))
 
     def _add(self, entry: Probe | str | Path) -> None:
-        if isinstance(entry, Probe):
-            self._put(entry.kind, entry.fitted_on.get("layer"), entry)
-            return
-        place = Path(entry).expanduser()
-        if (place / "probe.json").exists():
-            self._add(load_probe(place))
-            return
-        digest = self._backbone.describe().get("weights_digest")
-        for kind, by_layer in probes_by_kind(place, self._backbone.name, digest).items():
-            for layer, directory in by_layer.items():
-                self._put(kind, layer, directory)
+        if not isinstance(entry, Probe):
+            place = Path(entry).expanduser()
+            if not (place / "probe.json").exists():
+                digest = self._backbone.describe().get("weights_digest")
+                for kind, by_layer in probes_by_kind(place, self._backbone.name, digest).items():
+                    for layer, directory in by_layer.items():
+                        self._put(kind, layer, directory)
+                return
+            entry = load_probe(place)
+        self._put(entry.kind, entry.fitted_on.get("layer"), entry)
 
     def _put(self, kind: str, layer: int | None, probe: Probe | Path) -> None:
         """A probe that does not say which layer it was fitted on is offered at all of them."""
@@ -94,20 +84,17 @@ class Shelf:
         return tuple(sorted(self._by_kind.get(kind, {})))
 
     def best_layer(self, kind: str | None) -> int:
-        """Where a kind does best by the rule of the tables (`best_shown`); else two thirds up."""
+        """Where a kind does best by the rule of the tables (`best_shown`); without a kind `usual_start`."""
         layers = self.layers(kind)
-        best = best_shown(list(self.paths_or_probes(kind).values()))[0] if kind is not None else None
-        return layers[usual_start(layers) if best is None else best]
+        if kind is None:
+            return layers[usual_start(len(layers))]
+        return layers[best_shown([self._by_kind[kind][layer] for layer in layers])[0]]
 
     def probe(self, kind: str, layer: int) -> Probe:
         """The probe of a kind that reads a layer.
 
-        Raises
-        ------
-        LayerError
-            If there is none; says where there are some.
-        ProbeError, ProbeMismatchError
-            If it cannot be read, or is of another backbone.
+        Raises LayerError if there is none, and says where there are some; ProbeError or ProbeMismatchError if it cannot
+        be read, or is of another backbone.
         """
         found = self._by_kind.get(kind, {}).get(layer)
         if found is None:
@@ -119,31 +106,18 @@ class Shelf:
         layer_of(probe, self._backbone, layer)
         return probe
 
-    def paths_or_probes(self, kind: str) -> dict[int, Probe | Path]:
-        """Layer -> probe as it was given or found."""
-        return dict(sorted(self._by_kind[kind].items()))
-
 
 class ShownBackbone:
-    """A backbone of the picker; a name is loaded when it is first shown.
+    """A backbone of the picker; a name is loaded when it is first shown, which `tell` is told in words."""
 
-    Attributes
-    ----------
-    tell : callable
-        Is told in words what takes a while, and "" when it is done.
-    """
-
-    def __init__(self, given: ActivationSource | str, probes: Probes) -> None:
+    def __init__(
+        self, given: ActivationSource | str, probes: Probes, tell: Callable[[str], None] = lambda words: None
+    ) -> None:
         self.given = given
-        self.tell: Callable[[str], None] = lambda words: None
+        self.title = backbone_title(given if isinstance(given, str) else given.name)
         self._probes = probes
+        self._tell = tell
         self._failure: Exception | None = None
-
-    @property
-    def title(self) -> str:
-        """Its name for people: of a directory the last part."""
-        name = control_title(self.given if isinstance(self.given, str) else self.given.name)
-        return Path(name).name if Path(name).is_absolute() else name
 
     @cached_property
     def source(self) -> ActivationSource:
@@ -154,14 +128,14 @@ class ShownBackbone:
             raise self._failure
         from bindkit.backbones import load_backbone
 
-        self.tell(f"loading {self.title}")
+        self._tell(f"loading {self.title}")
         try:
             return load_backbone(self.given)
         except (BindkitError, OSError) as error:
             self._failure = error
             raise
         finally:
-            self.tell("")
+            self._tell("")
 
     def try_again(self) -> None:
         """Forget that it could not be loaded; until then that is not tried again, which may take long."""
@@ -169,57 +143,46 @@ class ShownBackbone:
 
     @cached_property
     def shelf(self) -> Shelf:
-        """Its probes."""
+        """Its probes. Raises as `source`."""
         return Shelf(self.source, self._probes)
 
 
 def shown_backbones(
-    backbone: ActivationSource | str | Sequence[ActivationSource | str] | Mapping[Any, Probes], probes: Probes
+    backbone: ActivationSource | str | Sequence[ActivationSource | str] | Mapping[Any, Probes],
+    probes: Probes,
+    tell: Callable[[str], None] = lambda words: None,
 ) -> list[ShownBackbone]:
-    """One entry for each backbone that was given.
-
-    Raises
-    ------
-    InvalidParameterError
-        For none, or something that is no backbone.
-    """
+    """One entry for each backbone. Raises InvalidParameterError for none, or something that is no backbone."""
     if isinstance(backbone, Mapping):
         if probes is not None:
             raise InvalidParameterError("several backbones bring their probes with them: leave out probes=")
         pairs = list(backbone.items())
     else:
-        several = each_of(backbone, ActivationSource | str, _BACKBONES_ARE)
-        pairs = [(entry, probes) for entry in several]
+        pairs = [(entry, probes) for entry in each_of(backbone, ActivationSource | str, _BACKBONES_ARE)]
     if not pairs:
         raise InvalidParameterError("give at least one backbone, such as bk.load_backbone(...) or its name")
     for entry, _ in pairs:
         require_kind(entry, ActivationSource | str, _BACKBONES_ARE)
-    return [ShownBackbone(*pair) for pair in pairs]
+    return [ShownBackbone(*pair, tell) for pair in pairs]
 
 
 class ShownImage:
-    """An image of the picker, read when it is first shown.
+    """An image of the picker by its name for people; `read` gives its `Subject` when it is first shown."""
 
-    Parameters
-    ----------
-    name : str
-        For people.
-    read : callable
-        Gives the `Subject`.
-    """
-
-    def __init__(self, name: str, read: Any) -> None:
+    def __init__(self, name: str, read: Callable[[], Subject]) -> None:
         self.name = name
         self._read = read
-        self._facts: dict[ImageGrid, tuple[np.ndarray, Coverage | None]] = {}
-        self._names: dict[ImageGrid, np.ndarray] = {}
-        self._outlines: dict[tuple[int, ImageGrid], Line] = {}
+        self._found: dict[Hashable, Any] = {}
 
     @cached_property
     def subject(self) -> Subject:
         """Pixels and masks. Raises BrokenSceneError, InvalidParameterError, GeometryError."""
-        found: Subject = self._read()
-        return found
+        return self._read()
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it was shown before and could be read."""
+        return "subject" in vars(self)
 
     @property
     def pixels(self) -> np.ndarray:
@@ -236,9 +199,18 @@ class ShownImage:
         """Objects as `Subject.objects` gives them; none where there are no masks."""
         return self.subject.objects()
 
+    def _once(self, what: Hashable, make: Callable[[], Found]) -> Found:
+        if what not in self._found:
+            self._found[what] = make()
+        found: Found = self._found[what]
+        return found
+
     def labels(self, grid: ImageGrid) -> np.ndarray:
         """Position in `objects` of the object that fills most of each patch, -1 where none does, int [rows, cols]."""
-        return self._facts_of(grid)[0]
+        return self._once(
+            ("labels", grid),
+            lambda: np.reshape(self.subject.labels(grid) or np.full(grid.n_patches, -1), (grid.rows, grid.cols)),
+        )
 
     def names(self, grid: ImageGrid) -> np.ndarray | None:
         """Name of every patch's object, [rows, cols], safe inside a figure; None for an image without masks.
@@ -247,27 +219,27 @@ class ShownImage:
         """
         if not self.objects:
             return None
-        if grid not in self._names:
-            words = np.array(
-                [html.escape(self.object_name(k), quote=False) for k in range(-1, len(self.objects))], dtype=object
-            )
-            self._names[grid] = words[self.labels(grid) + 1]
-        return self._names[grid]
+
+        def make() -> np.ndarray:
+            words = [html.escape(self.object_name(k), quote=False) for k in range(-1, len(self.objects))]
+            return np.array(words, dtype=object)[self.labels(grid) + 1]
+
+        return self._once(("names", grid), make)
 
     def iou(self, chosen: np.ndarray, grid: ImageGrid, position: int) -> float:
         """Intersection over union of patches, bool [rows, cols], with an object, in pixels of the image."""
-        coverage = self._facts_of(grid)[1]
-        assert coverage is not None
+        coverage = self._once(("coverage", grid), lambda: Coverage(self._instances(), grid))
         return coverage.iou(chosen.ravel(), self.objects[position]["id"])
 
     def outline(self, position: int, grid: ImageGrid) -> Line:
         """Outline of an object, in patches of a grid."""
-        key = (position, grid)
-        if key not in self._outlines:
-            scene = self.subject.scene
-            assert scene is not None
-            self._outlines[key] = mask_outline(scene.instances == self.objects[position]["id"], grid)
-        return self._outlines[key]
+        instance = self.objects[position]["id"]
+        return self._once(("outline", position, grid), lambda: mask_outline(self._instances() == instance, grid))
+
+    def _instances(self) -> np.ndarray:
+        scene = self.subject.scene
+        assert scene is not None
+        return scene.instances
 
     def object_name(self, position: int) -> str:
         """``cat (object 3)``; "unlabelled" where there is none, nothing for an image without masks."""
@@ -275,63 +247,34 @@ class ShownImage:
             return "unlabelled" if self.objects else ""
         return f"{self.objects[position]['name']} (object {self.objects[position]['id']})"
 
-    def _facts_of(self, grid: ImageGrid) -> tuple[np.ndarray, Coverage | None]:
-        if grid not in self._facts:
-            labels = self.subject.labels(grid) or np.full(grid.n_patches, -1)
-            scene = self.subject.scene
-            coverage = None if scene is None else Coverage(scene.instances, grid)
-            self._facts[grid] = (np.reshape(labels, (grid.rows, grid.cols)), coverage)
-        return self._facts[grid]
-
 
 def shown_images(
     images: SceneSet | Iterable[Picture], class_names: Mapping[int, str] | None
 ) -> tuple[list[ShownImage], list[str]]:
     """One entry for each image, none of them read yet, and what is to be said of them.
 
-    Raises
-    ------
-    InvalidParameterError
-        For one image where a list belongs.
+    Raises InvalidParameterError for one image where a list belongs.
     """
     check_list(images)
     names = dict(getattr(images, "class_names", {}) if class_names is None else class_names)
-    if isinstance(images, SceneSet):
-        total, kept = len(images), images.ids[:MOST_IMAGES]
-        found = [ShownImage(name, _scene_reader(images, position, names)) for position, name in enumerate(kept)]
+    given = images if isinstance(images, SceneSet) else list(images)
+    if isinstance(given, SceneSet):
+        titles = list(given.ids[:MOST_IMAGES])
     else:
-        given = list(images)
-        total = len(given)
-        found = [
-            ShownImage(subject_name(image, number), _reader(image, number, names))
-            for number, image in enumerate(given[:MOST_IMAGES], start=1)
-        ]
-    if total <= MOST_IMAGES:
+        titles = [subject_name(image, number) for number, image in enumerate(given[:MOST_IMAGES], start=1)]
+
+    def reader(position: int) -> Callable[[], Subject]:
+        return lambda: subject_of(given[position], position + 1, names)
+
+    found = [ShownImage(title, reader(position)) for position, title in enumerate(titles)]
+    if len(given) <= MOST_IMAGES:
         return found, []
-    return found, [f"{total} images are given, the first {MOST_IMAGES} are offered; give others with images=[...]"]
+    return found, [f"{len(given)} images are given, the first {MOST_IMAGES} are offered; give others with images=[...]"]
 
 
 def uploaded_image(name: str, content: bytes) -> ShownImage:
-    """An image that was sent as the bytes of a file; read at once.
-
-    Raises
-    ------
-    BrokenSceneError, GeometryError
-        If it cannot be read.
-    """
-    subject = subject_of(read_image(Path(name), content=content), 1, {})
-    shown = ShownImage(name, lambda: Subject(name, subject.pixels, None, {}))
+    """An image that was sent as the bytes of a file; read at once. Raises BrokenSceneError, GeometryError."""
+    subject = Subject(name, image_pixels(read_image(Path(name), content=content)), None, {})
+    shown = ShownImage(name, lambda: subject)
     _ = shown.subject
     return shown
-
-
-def _scene_reader(scenes: SceneSet, position: int, names: Mapping[int, str]) -> Any:
-    def read() -> Subject:
-        scene: Scene = scenes[position]
-        return subject_of(scene, position + 1, names)
-
-    return read
-
-
-def _reader(image: Picture, number: int, names: Mapping[int, str]) -> Any:
-    return lambda: subject_of(image, number, names)

@@ -1,10 +1,4 @@
-"""What the explorer shows, as plain values, and how it changes: pure functions, no widget, no model.
-
->>> view = View(layer=3)
->>> state = State(view).locking("layer")
->>> [(panel, shown.layer) for panel, shown in replace(state, view=replace(view, layer=5)).panels()]
-[('main', 5), ('locked', 3)]
-"""
+"""What the explorer shows, as plain values, and how it changes: pure functions, no widget, no model."""
 
 from __future__ import annotations
 
@@ -20,8 +14,11 @@ MEASURES = {
 }
 """What a map can show, with its name for people."""
 
-PANELS = ("main", "locked", "cosine", "attention", "pca", "second")
-"""Places of maps, in the order in which they stand."""
+JUDGED = ("affinity", "cosine")
+"""Measures of pairs, which a threshold judges."""
+
+BESIDE = ("cosine", "attention", "pca")
+"""Measures that can stand beside the main map, in the order in which they stand."""
 
 LOCKS = {
     "": "nothing",
@@ -44,18 +41,9 @@ _HELD = {
 class View:
     """One map: what is asked of which patch.
 
-    Attributes
-    ----------
-    image, backbone : int
-        Positions in the explorer's lists.
-    probe : str or None
-        Which of the backbone's kinds of probe; None where affinity is not asked for.
-    layer : int
-        0-based.
-    place : (down, across)
-        The chosen patch, as a place in the image in [0, 1): it stays where it is when the patch grid changes.
-    measure : str
-        A key of `MEASURES`.
+    Image and backbone are positions in the explorer's lists; the probe is a kind, None where affinity is not asked for.
+    The place of the chosen patch, (down, across) in the image, each in [0, 1), stays where it is when the patch grid
+    changes. Where there is a second image, its patches are compared with the chosen one.
     """
 
     image: int = 0
@@ -64,50 +52,39 @@ class View:
     layer: int = 0
     place: tuple[float, float] = (0.5, 0.5)
     measure: str = "affinity"
+    second: int | None = None
+
+    @property
+    def shown(self) -> int:
+        """The image whose patches have the values."""
+        return self.image if self.second is None else self.second
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything that the explorer shows.
-
-    Attributes
-    ----------
-    view : View
-        The one that clicks and controls change.
-    lock : str
-        A key of `LOCKS`: which part of `locked` stays while the rest follows the view.
-    locked : View or None
-        The view as it was when the lock was set.
-    beside : tuple of str
-        Further measures of the same patch.
-    second : int or None
-        Another image whose patches are compared with the chosen one.
-    head : int or None
-        Attention head; None is the mean over heads.
-    threshold : float
-        Affinity from which on a patch counts as of the object.
-    top, apart : int
-        So many highest patches are marked, none of them so near to the chosen one (in patches).
-    opacity : float
-        Of the colours over the image, in [0, 1].
-    colours : str
-        Name of the colour map.
-    outlines : bool
-        Whether the true object is outlined.
-    """
+    """Everything that the explorer shows."""
 
     view: View
+    """The one that clicks and controls change."""
     lock: str = ""
+    """Which part of `locked` stays while the rest follows the view: a key of `LOCKS`."""
     locked: View | None = None
+    """The view as it was when the lock was set."""
     beside: tuple[str, ...] = ()
     second: int | None = None
+    """Another image whose patches are compared with the chosen one."""
     head: int | None = None
+    """Attention head; None is the mean over heads."""
     threshold: float = 0.5
+    """From which on a patch counts as of the object."""
     top: int = 0
+    """So many highest patches are marked, none of them within `apart` patches of the chosen one."""
     apart: int = 1
     opacity: float = 0.7
+    """Of the colours over the image, in [0, 1]."""
     colours: str = "viridis"
     outlines: bool = True
+    """Whether the true object is outlined."""
 
     def locking(self, lock: str) -> State:
         """With the present view held, wholly or in part; ``""`` lets go."""
@@ -120,20 +97,16 @@ class State:
         return replace(self.view, **{name: getattr(self.locked, name) for name in _HELD[self.lock]})
 
     def panels(self) -> list[tuple[str, View]]:
-        """Maps to show: panel and view, in order."""
+        """Maps to show, in order: main, locked, those beside, second; each with its view."""
         shown = [("main", self.view)]
-        locked = self.locked_view()
-        if locked is not None:
+        if locked := self.locked_view():
             shown.append(("locked", locked))
-        shown += [
-            (measure, replace(self.view, measure=measure))
-            for measure in PANELS
-            if measure in self.beside and measure != self.view.measure
-        ]
+        beside = (measure for measure in BESIDE if measure in self.beside and measure != self.view.measure)
+        shown += [(measure, replace(self.view, measure=measure)) for measure in beside]
         if self.second is not None:
             # Attention stays within one image, and colours say nothing of pairs.
-            asked = self.view.measure if self.view.measure in ("affinity", "cosine") else "cosine"
-            shown.append(("second", replace(self.view, measure=asked)))
+            asked = self.view.measure if self.view.measure in JUDGED else "cosine"
+            shown.append(("second", replace(self.view, measure=asked, second=self.second)))
         return shown
 
     def clicking(self, panel: str, place: tuple[float, float]) -> State:
@@ -152,14 +125,5 @@ def patch_of(place: tuple[float, float], grid: ImageGrid) -> tuple[int, int]:
 
 
 def place_of(row: int, col: int, grid: ImageGrid) -> tuple[float, float]:
-    """Centre of a patch.
-
-    >>> place_of(1, 0, ImageGrid(2, 4, (80, 100), (40, 50)))
-    (0.75, 0.125)
-    """
+    """Centre of a patch."""
     return (row + 0.5) / grid.rows, (col + 0.5) / grid.cols
-
-
-def nearest_layer(layer: int, available: tuple[int, ...]) -> int:
-    """The available layer nearest to one; of two equally near the lower."""
-    return min(available, key=lambda candidate: (abs(candidate - layer), candidate))

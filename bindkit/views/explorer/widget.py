@@ -11,21 +11,19 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 
-from bindkit.affinities.scoring import Picture
+from bindkit.affinities import Picture
 from bindkit.cache.forward import ActivationSource
 from bindkit.errors import BindkitError, GeometryError, InvalidParameterError, LayerError, ProbeError
 from bindkit.files import write_bytes
 from bindkit.scenes.scene import SceneSet
 from bindkit.views.explorer.engine import MEMORY
-from bindkit.views.explorer.live import picture_figure
-from bindkit.views.explorer.pad import Pad
-from bindkit.views.explorer.screen import Screen
+from bindkit.views.explorer.figure import picture_figure
+from bindkit.views.explorer.screen import Pad, Screen
 from bindkit.views.explorer.session import Session
-from bindkit.views.explorer.sources import Probes
-from bindkit.views.explorer.state import LOCKS, MEASURES, patch_of, place_of
-from bindkit.views.figures.saving import browser, compact
-
-_BESIDE = ("cosine", "attention", "pca")
+from bindkit.views.explorer.state import BESIDE, LOCKS, MEASURES, patch_of, place_of
+from bindkit.views.figures.pictures import browser
+from bindkit.views.figures.saving import compact
+from bindkit.views.viewer.probe_choice import Probes
 
 
 class AffinityExplorer(widgets.VBox):
@@ -90,10 +88,7 @@ class AffinityExplorer(widgets.VBox):
     def scores(self) -> np.ndarray:
         """What the main map shows: float32 [rows, cols], of PCA colours uint8 [rows, cols, 3].
 
-        Raises
-        ------
-        InvalidParameterError
-            If nothing can be shown; says why.
+        Raises InvalidParameterError, which says why, if nothing can be shown.
         """
         return self.maps["main"]
 
@@ -102,9 +97,7 @@ class AffinityExplorer(widgets.VBox):
         """What every map shows, by panel: main, locked, cosine, attention, pca, second. Raises as `scores`."""
         if self._session.main is None:
             raise InvalidParameterError(self.message or "nothing is shown yet")
-        shown = {panel.name: panel.found for panel in self._session.panels if panel.found is not None}
-        found = {name: entry.values if entry.values is not None else entry.colours for name, entry in shown.items()}
-        return {name: entry for name, entry in found.items() if entry is not None}
+        return {panel.name: panel.found.values for panel in self._session.panels if panel.found is not None}
 
     @property
     def status(self) -> str:
@@ -147,7 +140,7 @@ class AffinityExplorer(widgets.VBox):
 
     @image.setter
     def image(self, chosen: str | int) -> None:
-        self._view(image=_position(chosen, [image.name for image in self._session.images], "image"))
+        self._view(image=self._image_at(chosen))
 
     @property
     def backbone(self) -> str:
@@ -178,7 +171,7 @@ class AffinityExplorer(widgets.VBox):
 
     @measure.setter
     def measure(self, measure: str) -> None:
-        self._view(measure=_one_of(measure, tuple(MEASURES), "measure"))
+        self._view(measure=_one_of(measure, MEASURES, "measure"))
 
     @property
     def threshold(self) -> float:
@@ -196,7 +189,7 @@ class AffinityExplorer(widgets.VBox):
 
     @beside.setter
     def beside(self, measures: Sequence[str]) -> None:
-        self._set(beside=tuple(_one_of(measure, _BESIDE, "map beside it") for measure in measures))
+        self._set(beside=tuple(_one_of(measure, BESIDE, "map beside it") for measure in measures))
 
     @property
     def second(self) -> str | None:
@@ -206,12 +199,11 @@ class AffinityExplorer(widgets.VBox):
 
     @second.setter
     def second(self, chosen: str | int | None) -> None:
-        names = [image.name for image in self._session.images]
-        self._set(second=None if chosen is None else _position(chosen, names, "image"))
+        self._set(second=None if chosen is None else self._image_at(chosen))
 
     def lock(self, held: str = "view") -> None:
         """Hold the present ``"view"``, or only its ``"patch"``, ``"layer"`` or ``"backbone"``; ``""`` lets go."""
-        self._session.state = self._session.state.locking(_one_of(held, tuple(LOCKS), "lock"))
+        self._session.lock(_one_of(held, LOCKS, "lock"))
         self._screen.refresh()
 
     @property
@@ -278,6 +270,9 @@ class AffinityExplorer(widgets.VBox):
             bundle["image/jpeg"] = base64.b64encode(compact(content)).decode()
         return bundle
 
+    def _image_at(self, chosen: str | int) -> int:
+        return _position(chosen, [image.name for image in self._session.images], "image")
+
     def _view(self, **changes: Any) -> None:
         self._session.view(**changes)
         self._screen.refresh()
@@ -299,7 +294,7 @@ def _position(chosen: str | int, names: Sequence[str], what: str) -> int:
     raise InvalidParameterError(f"there is no {what} {chosen!r}; there are {there or 'none'}, or give a position")
 
 
-def _one_of(chosen: str, there: Sequence[str], what: str) -> str:
+def _one_of(chosen: str, there: Iterable[str], what: str) -> str:
     if chosen not in there:
         raise InvalidParameterError(f"there is no {what} {chosen!r}; there are {', '.join(map(repr, there))}")
     return chosen

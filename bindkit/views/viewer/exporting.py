@@ -1,25 +1,33 @@
-"""`export_viewer`: from backbones, probes and images to the page."""
+"""`export_viewer`: from backbones, probes and images to one page of template, style, script and data.
+
+The page asks nothing of a network: a content security policy forbids it, and also forbids every script but the one that
+is named by its digest, so that no text of a user can ever run.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
+import json
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from bindkit import __version__
-from bindkit.affinities.scoring import Picture, image_activations, layer_of, pair_logits
-from bindkit.arguments import control_title, read_path, require_kind
+from bindkit.affinities import Picture, image_activations, layer_of, pair_logits
+from bindkit.arguments import read_path, require_kind
 from bindkit.cache.forward import ActivationSource
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.files import progress, write_bytes
 from bindkit.probes import Probe, load_probe
 from bindkit.scenes.scene import SceneSet
-from bindkit.views.viewer.packing import pack
-from bindkit.views.viewer.page import page_of
-from bindkit.views.viewer.probe_choice import best_shown, find_probes, usual_start
-from bindkit.views.viewer.subjects import Subject, check_list, subject_of
-from bindkit.views.viewer.text_bytes import to_text
+from bindkit.views.viewer.packing import ALPHABET, STEP, pack, to_text
+from bindkit.views.viewer.probe_choice import Probes, best_shown, find_probes
+from bindkit.views.viewer.subjects import Subject, backbone_title, check_list, subject_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +37,9 @@ MOST_PATCHES = 6_000
 LARGE_MEGABYTES = 60
 """Pages beyond this are written all the same, with a warning."""
 
-Probes = Probe | str | Path | Sequence[Probe | str | Path]
-"""Fitted probes, directories of fitted probes, or directories that hold such."""
-
 _START = ("image", "backbone", "layer", "patch", "threshold", "opacity", "colours")
 _SHOWN_METRICS = ("auroc", "twins_auroc", "accuracy", "n_scenes")
+_SCRIPTS = ("unpacking.js", "colours.js", "loops.js", "drawing.js", "page.js")
 
 
 def export_viewer(
@@ -105,19 +111,15 @@ def export_viewer(
     start = dict(start or {})
     if unknown := start.keys() - set(_START):
         raise InvalidParameterError(f"start says {', '.join(sorted(unknown))}; a page opens with {', '.join(_START)}")
-    subjects = _subjects(images, class_names)
-    described, payloads = [], {}
-    for number, (source, fitted) in enumerate(shown.items()):
-        assert fitted is not None
-        entry, texts = _backbone_part(number, source, fitted, subjects)
-        described.append(entry)
-        payloads.update(texts)
-    data = {
-        "version": __version__,
-        "images": [subject.describe() for subject in subjects],
-        "backbones": described,
-        "start": start,
-    }
+    check_list(images)
+    class_names = getattr(images, "class_names", {}) if class_names is None else class_names
+    subjects = [subject_of(image, number, class_names) for number, image in enumerate(images, start=1)]
+    if not subjects:
+        raise InvalidParameterError("a page needs at least one image")
+    payloads: dict[str, str] = {}
+    backbones = [_shown(n, source, fitted, subjects, payloads) for n, (source, fitted) in enumerate(shown.items())]
+    described = [subject.describe() for subject in subjects]
+    data = {"version": __version__, "images": described, "backbones": backbones, "start": start}
     content = page_of(title, data, payloads).encode()
     place.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(place, content)
@@ -128,27 +130,24 @@ def export_viewer(
     return place
 
 
-def _subjects(images: SceneSet | Iterable[Picture], class_names: Mapping[int, str] | None) -> list[Subject]:
-    if class_names is None:
-        class_names = getattr(images, "class_names", {})
-    check_list(images)
-    subjects = [subject_of(image, number, class_names) for number, image in enumerate(images, start=1)]
-    if not subjects:
-        raise InvalidParameterError("a page needs at least one image")
-    return subjects
-
-
-def _backbone_part(
-    number: int, source: ActivationSource | str, probes: Probes, subjects: Sequence[Subject]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Description of one backbone, and its payloads by element id."""
-    if isinstance(source, str):
+def _shown(
+    number: int, given: ActivationSource | str, probes: Probes, subjects: Sequence[Subject], payloads: dict[str, str]
+) -> dict[str, Any]:
+    """What the page says of one backbone; its packed maps are added to the payloads, by element id."""
+    if isinstance(given, str):
         from bindkit.backbones import load_backbone
 
-        source = load_backbone(source)
+        given = load_backbone(given)
+    source: ActivationSource = given
     about = source.describe()
     by_layer, best, chosen_on = _by_layer(source, probes)
-    grids, packs, payloads = [], [], {}
+    layers, grids, packs = [], [], []
+    for layer, probe in by_layer.items():
+        fitted = probe.fitted_on
+        metrics = fitted.get("metrics") or {}
+        known = {name: metrics[name] for name in _SHOWN_METRICS if metrics.get(name) is not None}
+        origin = {"protocol": fitted.get("protocol"), "split": fitted.get("split")}
+        layers.append({"layer": layer, "probe": probe.kind, **origin, "metrics": known})
     with progress(len(subjects) * len(by_layer), f"viewer: {source.name}", "map") as bar:
         for image, subject in enumerate(subjects):
             grid, activations = image_activations(source, subject.pixels, list(by_layer), MOST_PATCHES)
@@ -156,24 +155,21 @@ def _backbone_part(
             row = []
             for position, (layer, probe) in enumerate(by_layer.items()):
                 packed = pack(pair_logits(probe, activations.pop(layer)))
-                name = f"pack-{number}-{image}-{position}"
-                payloads[name] = f"{to_text(packed.factors)} {to_text(packed.residuals)}"
+                payloads[f"pack-{number}-{image}-{position}"] = f"{to_text(packed.factors)} {to_text(packed.residuals)}"
                 sizes = [len(packed.factors), len(packed.residuals)]
                 row.append({"rank": packed.rank, "symmetric": packed.symmetric, "bytes": sizes})
                 bar.update(1)
             packs.append(row)
-    name = control_title(source.name)
-    described = {
-        "name": Path(name).name if Path(name).is_absolute() else name,
+    return {
+        "name": backbone_title(source.name),
         "objective": about.get("objective") or "unknown",
         "depth": source.n_layers,
         "best": best,
         "chosen_on": chosen_on,
-        "layers": [_layer_entry(layer, probe) for layer, probe in by_layer.items()],
+        "layers": layers,
         "grids": grids,
         "packs": packs,
     }
-    return described, payloads
 
 
 def _by_layer(backbone: ActivationSource, probes: Probes) -> tuple[dict[int, Probe], int, str | None]:
@@ -181,42 +177,54 @@ def _by_layer(backbone: ActivationSource, probes: Probes) -> tuple[dict[int, Pro
 
     Raises InvalidParameterError for two probes of one layer.
     """
-    given = [probes] if isinstance(probes, Probe | str | Path) else list(probes)
     found: list[Probe | Path] = []
-    for entry in given:
+    for entry in [probes] if isinstance(probes, Probe | str | Path) else list(probes or ()):
         if isinstance(entry, Probe):
             found.append(entry)
         elif (Path(entry) / "probe.json").exists():
             found.append(Path(entry))
         else:
-            digest = backbone.describe().get("weights_digest")
-            found += find_probes(entry, backbone.name, weights_digest=digest)
+            found += find_probes(entry, backbone.name, weights_digest=backbone.describe().get("weights_digest"))
     if not found:
         raise ProbeError(f"no probe is given for {backbone.name}")
-    by_layer: dict[int, Probe] = {}
-    places: dict[int, Probe | Path] = {}
+    by_layer: dict[int, tuple[Probe, Probe | Path]] = {}
     for place in found:
         probe = place if isinstance(place, Probe) else load_probe(place)
         layer = layer_of(probe, backbone)
         if layer in by_layer:
             raise InvalidParameterError(
-                f"two probes of layer {layer} of {backbone.name} are given ({by_layer[layer].kind} and {probe.kind}); "
-                "the page shows one a layer, so give one of them"
+                f"two probes of layer {layer} of {backbone.name} are given ({by_layer[layer][0].kind} and "
+                f"{probe.kind}); the page shows one a layer, so give one of them"
             )
-        by_layer[layer], places[layer] = probe, place
+        by_layer[layer] = probe, place
     layers = sorted(by_layer)
-    best, chosen_on = best_shown([places[layer] for layer in layers])
-    return {layer: by_layer[layer] for layer in layers}, usual_start(layers) if best is None else best, chosen_on
+    best, chosen_on = best_shown([by_layer[layer][1] for layer in layers])
+    return {layer: by_layer[layer][0] for layer in layers}, best, chosen_on
 
 
-def _layer_entry(layer: int, probe: Probe) -> dict[str, Any]:
-    """What the page says of one layer's probe."""
-    fitted = probe.fitted_on
-    metrics = fitted.get("metrics") or {}
-    return {
-        "layer": layer,
-        "probe": probe.kind,
-        "protocol": fitted.get("protocol"),
-        "split": fitted.get("split"),
-        "metrics": {name: metrics[name] for name in _SHOWN_METRICS if metrics.get(name) is not None},
+def page_of(title: str, data: Mapping[str, Any], payloads: Mapping[str, str]) -> str:
+    """Write the page: any text as its title, data as JSON holds them, and element id -> text of packed bytes."""
+
+    def part(name: str) -> str:
+        return (files("bindkit.views.viewer") / name).read_text(encoding="utf-8")
+
+    def digest(content: str) -> str:
+        return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
+
+    constants = f"const STEP = {STEP!r}, ALPHABET = {json.dumps(ALPHABET)};\n"
+    script = '"use strict";\n(() => {\n' + constants + "\n".join(map(part, _SCRIPTS)) + "\n})();\n"
+    style = part("page.css")
+    # JSON that neither ends a script element nor breaks a line of one.
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    parts = {
+        "policy": f"default-src 'none'; img-src data:; style-src '{digest(style)}'; script-src '{digest(script)}'",
+        "title": html.escape(title),
+        "style": style,
+        "data": text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),
+        "payloads": "\n".join(
+            f'<script type="text/plain" id="{name}">{packed}</script>' for name, packed in payloads.items()
+        ),
+        "script": script,
     }
+    # In one pass, so that no text of a user is taken for a place to fill.
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], part("page.html"))

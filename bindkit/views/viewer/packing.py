@@ -1,16 +1,10 @@
-"""All affinities of one image and layer in few bytes, every one of them within 0.01.
+"""All affinities of one image and layer in few bytes, every one of them within 0.01, and these as text of a page.
 
 Logits are split into the leading eigenvectors of their matrix, stored as whole numbers, and what these leave of each
 affinity is stored as a whole number of steps. So the bound holds for every probe whatever its spectrum; the rank
 decides on the size alone and is chosen for the smallest. Decoding one patch's row takes ``rank * n`` products.
 
->>> import torch
->>> logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
->>> packed = pack(logits + logits.T)
->>> bool(np.abs(packed.scores() - (logits + logits.T).sigmoid().numpy()).max() < TOLERANCE)
-True
-
-What the page does, and `Packed.scores` in Python, for the affinity of patches i and j::
+What the page does (`unpacking.js`) for the affinity of patches i and j::
 
     logit    = sum over k of weight[k] * factors[k, i] * factors[k, j]
     affinity = clip(1 / (1 + exp(-logit)) + STEP * residual[i, j], 0, 1)
@@ -19,7 +13,7 @@ What the page does, and `Packed.scores` in Python, for the affinity of patches i
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +25,8 @@ TOLERANCE = 0.01
 """No affinity on the page is further than this from Python's."""
 STEP = 0.0198
 """Unit of residuals; half of it, and a little for rounding, stays below the tolerance."""
+ALPHABET = "".join(chr(code) for code in range(35, 127) if chr(code) not in "&'<>\\`")[:85]
+"""Base 85 without the characters that mean something to HTML or JavaScript; text in it cannot end a script."""
 
 _RANKS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 160, 192)
 _FINENESS = (1 / 30, 1 / 60, 1 / 100, 1 / 150, 1 / 220, 1 / 330)
@@ -44,14 +40,10 @@ _SYMMETRIC = 1e-3
 
 @dataclass(frozen=True)
 class Packed:
-    """Affinities of the pairs of `n` patches.
+    """Affinities of the pairs of `n` patches by `rank` eigenvectors.
 
     Attributes
     ----------
-    n : int
-        Patches.
-    rank : int
-        Eigenvectors kept.
     symmetric : bool
         Whether residuals are stored for pairs i >= j only.
     factors : bytes
@@ -66,77 +58,54 @@ class Packed:
     factors: bytes
     residuals: bytes
 
-    @property
-    def n_bytes(self) -> int:
-        """Size of both parts."""
-        return len(self.factors) + len(self.residuals)
-
-    def scores(self) -> np.ndarray:
-        """Affinities of all pairs as float64 [n, n], by the arithmetic of the page."""
-        body = np.frombuffer(zlib.decompress(self.factors), np.uint8)
-        weights = body[: 4 * self.rank].view("<f4").astype(np.float64)
-        low, high = body[4 * self.rank :].reshape(2, self.rank, self.n)
-        factors = (low.astype(np.int16) | (high.astype(np.int16) << 8)).astype(np.float64)
-        shape = np.tril_indices(self.n) if self.symmetric else tuple(np.indices((self.n, self.n)).reshape(2, -1))
-        n_pairs = len(shape[0])
-        body = np.frombuffer(zlib.decompress(self.residuals), np.uint8)
-        pairs = body[: (n_pairs + 1) // 2]
-        halves = np.stack([pairs & 15, pairs >> 4], axis=1).ravel()[:n_pairs].astype(np.int16)
-        values = np.where(halves >= _ESCAPE, halves - 16, halves)
-        values[halves == _ESCAPE] = body[len(pairs) :].view(np.int8)
-        residuals = np.zeros((self.n, self.n))
-        residuals[shape] = values
-        if self.symmetric:
-            residuals[shape[::-1]] = values
-        return np.clip(_sigmoid((factors.T * weights) @ factors) + STEP * residuals, 0, 1)
-
 
 def pack(logits: Float[Tensor, "patch patch"]) -> Packed:
-    """Pack the affinities of all pairs of patches.
+    """Pack the affinities of all pairs of patches; logits may be infinite, not NaN.
 
-    Parameters
-    ----------
-    logits : float tensor
-        Finite or infinite, not NaN. Nearly symmetric ones take half the space.
-
-    Returns
-    -------
-    Packed
-        Of 1,369 patches: 0.2 MB for a fitted quadratic probe, 0.6 MB at the worst (a random one).
+    Nearly symmetric ones take half the space: of 1,369 patches 0.2 MB for a fitted quadratic probe, 0.6 MB at the worst
+    (a random one).
     """
     # Beyond 30 an affinity is 0 or 1 to twelve digits; infinite logits would have no eigenvectors.
     clipped = logits.detach().cpu().double().clamp(-30, 30)
     n = len(clipped)
     symmetric = bool((clipped - clipped.T).abs().max() <= _SYMMETRIC)
-    spectrum, basis = _leading((clipped + clipped.T) / 2)
     wanted = _sigmoid(clipped.numpy())
-    weights, factors = _cheapest(wanted, spectrum, basis)
+    weights, factors = _cheapest(wanted, *_leading((clipped + clipped.T) / 2))
     predicted = _sigmoid((factors.T * weights.astype(np.float64)) @ factors)
     residuals = np.rint((wanted - predicted) / STEP).astype(np.int16)
     kept = residuals[np.tril_indices(n)] if symmetric else residuals.ravel()
     whole = factors.astype(np.int16)
     planes = (whole & 255).astype(np.uint8).tobytes() + (whole >> 8).astype(np.int8).tobytes()
-    return Packed(
-        n, len(weights), symmetric, _deflate(weights.astype("<f4").tobytes() + planes), _deflate(_half_bytes(kept))
-    )
+    # Two residuals a byte, which Huffman codes take to within a few per cent of their entropy; large ones behind.
+    large = np.abs(kept) >= _ESCAPE
+    halves = np.where(large, _ESCAPE, kept & 15).astype(np.uint8)
+    halves = np.append(halves, np.zeros(len(halves) % 2, np.uint8)).reshape(-1, 2)
+    pairs = (halves[:, 0] | (halves[:, 1] << 4)).tobytes() + kept[large].astype(np.int8).tobytes()
+    return Packed(n, len(weights), symmetric, _deflate(weights.astype("<f4").tobytes() + planes), _deflate(pairs))
+
+
+def leading_basis(product: Callable[[Tensor], Tensor], size: int, width: int, rounds: int) -> Tensor:
+    """Orthonormal directions [size, width] that a symmetric map stretches most, near enough.
+
+    Subspace iteration from a seeded start (Halko, Martinsson & Tropp, 2011), in a fraction of the time that all
+    directions of a large matrix take; `product` applies the map to the columns of a basis.
+    """
+    basis = torch.randn(size, width, generator=torch.Generator().manual_seed(0))
+    for _ in range(rounds):
+        basis = torch.linalg.qr(product(basis)).Q
+    return basis
 
 
 def _leading(form: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues [k] of largest size and their eigenvectors [k, n], near enough: residuals mend what they miss.
-
-    A few rounds of subspace iteration (Halko, Martinsson & Tropp, 2011) find them in a fraction of the time that all
-    of a large matrix take.
-    """
+    """Eigenvalues [k] of largest size and their eigenvectors [k, n]; residuals mend what they miss."""
     n, most = len(form), max(_RANKS)
     if n <= 2 * most:
         values, vectors = torch.linalg.eigh(form)
     else:
         single = form.float()
-        block = torch.randn(n, most + 16, generator=torch.Generator().manual_seed(0))
-        for _ in range(5):
-            block = torch.linalg.qr(single @ block).Q
-        values, inner = torch.linalg.eigh(block.T @ (single @ block))
-        vectors = block @ inner
+        basis = leading_basis(lambda columns: single @ columns, n, most + 16, rounds=5)
+        values, inner = torch.linalg.eigh(basis.T @ (single @ basis))
+        vectors = basis @ inner
     order = values.abs().argsort(descending=True)[:most]
     order = order[values[order].abs() > 1e-6 * max(1.0, float(values.abs().max()))]
     return values[order].double().numpy(), vectors[:, order].T.double().numpy()
@@ -160,31 +129,22 @@ def _cheapest(wanted: np.ndarray, spectrum: np.ndarray, basis: np.ndarray) -> tu
     n = len(wanted)
     rows = np.unique(np.linspace(0, n - 1, _SAMPLED_ROWS).astype(int))
     best = (np.inf, 0, _FINENESS[0])
-    rank = None
+    # The first pass finds the rank, the others the fineness that suits it.
+    ranks = [rank for rank in _RANKS if rank <= len(spectrum)]
     for fineness in (_FINENESS[3], *_FINENESS):
         weights, factors = _rounded(spectrum, basis, fineness)
         bits = np.concatenate([[0], np.cumsum([n * _entropy(row) + 40 for row in factors])])
-        # The first pass finds the rank, the others the fineness that suits it.
-        ranks = [r for r in _RANKS if r <= len(spectrum)] if rank is None else [rank]
-        for tried, logits in _growing(weights, factors, rows, ranks):
+        logits, done = np.zeros((len(rows), n)), 0
+        for rank in ranks:
+            part = factors[done:rank]
+            logits = logits + (part[:, rows].T * weights[done:rank].astype(np.float64)) @ part
+            done = rank
             residuals = np.rint((wanted[rows] - _sigmoid(logits)) / STEP)
-            cost = bits[tried] + n * n / 2 * _entropy(residuals.ravel())
-            best = min(best, (float(cost), tried, fineness))
-        rank = best[1]
+            cost = bits[rank] + n * n / 2 * _entropy(residuals.ravel())
+            best = min(best, (float(cost), rank, fineness))
+        ranks = [best[1]]
     weights, factors = _rounded(spectrum, basis, best[2])
     return weights[: best[1]], factors[: best[1]]
-
-
-def _growing(
-    weights: np.ndarray, factors: np.ndarray, rows: np.ndarray, ranks: list[int]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Logits of some rows by ever more factors."""
-    logits, done = np.zeros((len(rows), factors.shape[1])), 0
-    for rank in ranks:
-        part = factors[done:rank]
-        logits = logits + (part[:, rows].T * weights[done:rank].astype(np.float64)) @ part
-        done = rank
-        yield rank, logits
 
 
 def _entropy(values: np.ndarray) -> float:
@@ -194,14 +154,6 @@ def _entropy(values: np.ndarray) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
-def _half_bytes(residuals: np.ndarray) -> bytes:
-    """Two residuals a byte, which Huffman codes take to within a few per cent of their entropy; large ones behind."""
-    large = np.abs(residuals) >= _ESCAPE
-    halves = np.where(large, _ESCAPE, residuals & 15).astype(np.uint8)
-    halves = np.append(halves, np.zeros(len(halves) % 2, np.uint8)).reshape(-1, 2)
-    return (halves[:, 0] | (halves[:, 1] << 4)).tobytes() + residuals[large].astype(np.int8).tobytes()
-
-
 def _deflate(content: bytes) -> bytes:
     """The shorter of two ways: with repetitions, or Huffman codes alone, which suit noise."""
     found = []
@@ -209,3 +161,13 @@ def _deflate(content: bytes) -> bytes:
         squeezer = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS, 9, strategy)
         found.append(squeezer.compress(content) + squeezer.flush())
     return min(found, key=len)
+
+
+def to_text(content: bytes) -> str:
+    """Bytes as text that any HTML page can hold: 5 characters for 4 bytes, where base64 takes 5.33.
+
+    Base 85, big end first, padded with zero bytes to a multiple of four.
+    """
+    words = np.frombuffer(content + bytes(-len(content) % 4), ">u4").astype(np.int64)
+    digits = words[:, None] // 85 ** np.arange(4, -1, -1) % 85
+    return np.frombuffer(ALPHABET.encode(), np.uint8)[digits].tobytes().decode()

@@ -1,4 +1,4 @@
-"""What the page shows of an image besides affinities: a small picture, and its objects where masks exist."""
+"""What is shown of an image besides affinities: a small picture, and its objects where masks exist."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from PIL import Image
 
 from bindkit.affinities.scoring import Picture, image_pixels
 from bindkit.affinities.stitching import ImageGrid
+from bindkit.arguments import control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes import Scene
 from bindkit.scenes.labels import resize_mask
-from bindkit.views.viewer.text_bytes import to_text
+from bindkit.views.viewer.packing import to_text
 
 _LONGEST_PICTURE, _LONGEST_MASK = 800, 480
 """Pixels that the longer side of a picture, and of the mask whose outlines are drawn, has at most."""
@@ -28,18 +29,7 @@ _SMALL = 320
 
 @dataclass(frozen=True)
 class Subject:
-    """One image of the page.
-
-    Attributes
-    ----------
-    name : str
-        Shown under it; text, whatever it holds.
-    pixels : uint8 array [height, width, 3]
-    scene : Scene or None
-        With masks, where there are any.
-    class_names : mapping
-        Class id -> name.
-    """
+    """One image: its name (text, whatever it holds), uint8 [height, width, 3], its masks if any, class id -> name."""
 
     name: str
     pixels: np.ndarray
@@ -61,39 +51,44 @@ class Subject:
             for instance, label in zip(ids, classes, strict=True)
         ]
 
+    def positions(self, instances: np.ndarray) -> np.ndarray:
+        """Position in `objects` of instance ids, -1 of 0."""
+        assert self.scene is not None
+        return np.searchsorted(np.union1d([0], self.scene.instances), instances) - 1
+
+    def labels(self, grid: ImageGrid) -> list[int]:
+        """Position in `objects` of the object that fills most of each patch; -1 where none does."""
+        return [] if self.scene is None else self.positions(grid.majority(self.scene.instances)).tolist()
+
     def describe(self) -> dict[str, Any]:
         """Everything but affinities, as JSON can hold it."""
         height, width = self.pixels.shape[:2]
+        mask = None
+        if self.scene is not None:
+            small = outlined_mask(self.scene.instances)
+            # Positions + 1, so that 0 is none.
+            content = zlib.compress((self.positions(small) + 1).astype("<u2").tobytes(), 9)
+            mask = {"rows": small.shape[0], "cols": small.shape[1], "bytes": len(content), "text": to_text(content)}
         return {
             "name": self.name,
             "height": height,
             "width": width,
             "picture": picture(self.pixels),
             "objects": self.objects(),
-            "mask": self._mask(),
+            "mask": mask,
         }
 
-    def labels(self, grid: ImageGrid) -> list[int]:
-        """Position in `objects` of the object that fills most of each patch; -1 where none does."""
-        if self.scene is None:
-            return []
-        return (np.searchsorted(self._ids(), grid.majority(self.scene.instances)) - 1).tolist()
 
-    def _ids(self) -> np.ndarray:
-        """Instance ids with 0 in front."""
-        assert self.scene is not None
-        return np.union1d([0], self.scene.instances)
+def outlined_mask(mask: np.ndarray) -> np.ndarray:
+    """A mask with as many pixels as its outlines are drawn from."""
+    shrink = max(1.0, max(mask.shape) / _LONGEST_MASK)
+    return resize_mask(mask, (max(1, round(mask.shape[0] / shrink)), max(1, round(mask.shape[1] / shrink))))
 
-    def _mask(self) -> dict[str, Any] | None:
-        """Positions of objects + 1 (0: none) per pixel of a smaller mask, deflated."""
-        if self.scene is None:
-            return None
-        height, width = self.scene.size
-        shrink = max(1.0, max(height, width) / _LONGEST_MASK)
-        small = resize_mask(self.scene.instances, (max(1, round(height / shrink)), max(1, round(width / shrink))))
-        numbers = np.searchsorted(self._ids(), small).astype("<u2")
-        content = zlib.compress(numbers.tobytes(), 9)
-        return {"rows": small.shape[0], "cols": small.shape[1], "bytes": len(content), "text": to_text(content)}
+
+def backbone_title(name: str) -> str:
+    """A backbone's name for people: of a directory the last part."""
+    title = control_title(name)
+    return Path(title).name if Path(title).is_absolute() else title
 
 
 def check_list(images: Any) -> None:
@@ -110,13 +105,7 @@ def subject_name(image: Picture, number: int) -> str:
 
 
 def subject_of(image: Picture, number: int, class_names: Mapping[int, str]) -> Subject:
-    """Read whatever counts as an image; `number` names it if nothing else does.
-
-    Raises
-    ------
-    BrokenSceneError, InvalidParameterError, GeometryError
-        As `bindkit.affinity` of that image.
-    """
+    """Read whatever counts as an image; `number` names it if nothing else does. Raises as `bindkit.affinity`."""
     # A scene without any label is just an image.
     labelled = image if isinstance(image, Scene) and image.instances.any() else None
     return Subject(subject_name(image, number), image_pixels(image), labelled, class_names)

@@ -8,7 +8,7 @@ import torch
 from test_explorer import backbones, probes, scenes  # noqa: F401
 
 import bindkit as bk
-from bindkit.views.explorer import answering
+from bindkit.views.explorer import session
 
 
 def said(packed, patch):
@@ -65,7 +65,7 @@ def test_factors_are_sent_once_and_again_only_when_they_are_others(backbones, pr
 
 
 def test_large_factors_stay_with_the_kernel(backbones, probes, scenes, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(answering, "MOST_BYTES", 100)
+    monkeypatch.setattr(session, "MOST_BYTES", 100)
     explorer = bk.AffinityExplorer(backbones[0], probes[backbones[0]], [scenes[0]])
     assert explorer._pad.answers == []
     explorer.patch = (2, 2)

@@ -14,10 +14,8 @@ from bindkit.probes import PROBES, make_probe
 from bindkit.probes.maps import Map
 from bindkit.probes.protocols import protocol
 from bindkit.scenes.geometry import WindowGeometry
-from bindkit.views.explorer.comparisons import AttentionRows, PatchColours
-from bindkit.views.explorer.engine import Engine
-from bindkit.views.explorer.factors import TOLERANCE, Factors, rows_of
-from bindkit.views.explorer.keeping import KeptActivations, Store
+from bindkit.views.explorer.engine import Engine, KeptActivations, Store, bytes_of
+from bindkit.views.explorer.rows import TOLERANCE, AttentionRows, Factors, PatchColours, rows_of
 from bindkit.views.explorer.sources import shown_backbones, shown_images
 from bindkit.views.explorer.state import View, place_of
 
@@ -34,11 +32,11 @@ def engine_of(backbone, probes=None, images=None, **options):
     return Engine(shown_backbones(backbone, probes), found, **options)
 
 
-def everywhere(engine, view, second=None, head=None):
+def everywhere(engine, view, head=None):
     """Maps of all patches, one below the other."""
     grid = engine.grid(view.backbone, view.image)
     places = [place_of(row, col, grid) for row in range(grid.rows) for col in range(grid.cols)]
-    maps = [engine.map(View(**{**vars(view), "place": place}), second, head) for place in places]
+    maps = [engine.map(View(**{**vars(view), "place": place}), head) for place in places]
     return np.stack([found.values.ravel() for found in maps])
 
 
@@ -117,7 +115,7 @@ def test_affinity_across_images_is_the_probes_own(backbone):
     probe.temperature = 1.7
     x, y = (image_activations(backbone, pixels, [2])[1][2] for pixels in (first, second))
     engine = engine_of(backbone, probe)
-    found = engine.map(View(probe="quadratic", layer=2, place=place_of(2, 5, engine.grid(0, 0))), second=1)
+    found = engine.map(View(probe="quadratic", layer=2, place=place_of(2, 5, engine.grid(0, 0)), second=1))
     patch = 2 * 9 + 5
     expected = (probe.pairwise(x[patch : patch + 1], y)[0] / 1.7).sigmoid().numpy()
     assert found.values.shape == (engine.grid(0, 1).rows, engine.grid(0, 1).cols)
@@ -200,8 +198,8 @@ def test_pca_colours_are_the_three_strongest_directions(backbone):
         low, high = np.percentile(scores, [1, 99])
         expected[:, k] = np.clip((scores - low) / (high - low), 0, 1) * 255
     found = engine_of(backbone).map(View(layer=2, measure="pca"))
-    assert found.values is None
-    assert np.abs(found.colours.reshape(36, 3).astype(float) - expected).max() <= 1
+    assert found.is_coloured
+    assert np.abs(found.values.reshape(36, 3).astype(float) - expected).max() <= 1
     assert f"{(values[:3] ** 2).sum() / (values**2).sum():.0%}" in found.note
 
 
@@ -218,7 +216,7 @@ def test_kept_activations_are_exact_far_from_zero_too():
     steps = (x.amax(0) - x.amin(0)) / 65_535
     assert ((kept.restored() - x).abs() <= 0.5 * steps + 3e-4 * torch.tensor([0, 0, 0, 0.1, 1, 0]) + 1e-6).all()
     assert (x.half().float() - x).abs().max() > 100 * (kept.restored() - x).abs().max(), "float16 would do"
-    assert kept.n_bytes == 50 * 6 * 2 + 2 * 6 * 4
+    assert bytes_of(kept) == 50 * 6 * 2 + 2 * 6 * 4
 
 
 def test_the_store_forgets_what_was_used_longest_ago():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_models
 from PIL import Image
-from viewer_pages import HOSTILE, Page, photo, probes_of, read_page
+from viewer_pages import HOSTILE, Page, photo, probes_of, read_page, scores_of
 
 import bindkit as bk
 from bindkit.cli import main
@@ -42,7 +42,7 @@ def test_every_affinity_of_the_page_is_pythons(page):
         grid = data["backbones"][backbone]["grids"][image]
         assert (grid["rows"], grid["cols"]) == (found.grid.rows, found.grid.cols)
         assert data["backbones"][backbone]["layers"][layer]["layer"] == found.layer
-        assert np.abs(packed.scores() - found.scores).max() < TOLERANCE
+        assert np.abs(scores_of(packed) - found.scores).max() < TOLERANCE
         assert found.scores.std() > 0.1, "nothing to tell apart in this test"
 
 

@@ -1,0 +1,341 @@
+"""Maps as a Plotly figure: on the screen, which is sent only what changes, and as a picture to keep.
+
+Both are made of the same plain dictionaries, one a trace and one for the layout. The live figure is sent what differs
+from what it already has, so that a click sends a map's numbers and lines and never the picture.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import traitlets
+from PIL import Image, ImageEnhance
+from plotly.serializers import custom_serializers
+
+from bindkit.views.explorer.outlines import NOTHING, Line, joined, patch_outline, square, top_patches
+from bindkit.views.explorer.session import Panel
+from bindkit.views.explorer.sources import ShownImage
+from bindkit.views.explorer.state import State
+from bindkit.views.figures.style import INK, TEMPLATE
+from bindkit.views.viewer.subjects import picture
+
+CONTRAST = {"viridis": "#ff4f79", "magma": "#2fe6f2", "cividis": "#ff4f79"}
+"""Plotly's colour maps that colour-blind readers can order, and of each a colour that stands out from all of its own:
+that of the line around patches above the threshold."""
+
+TRUTH, TWINS = "#ffffff", "#ffb545"
+_CASING = "rgba(0,0,0,0.6)"
+
+_TITLE, _GAP, _LEAST, _TALLEST = 46, 18, 270, 540
+"""Pixels: the two lines above a map, the space between maps, the least width of a map beside another, and the most
+height of a map."""
+_FIRST_WIDTH = 640
+"""Pixels, until a browser tells how wide the place of the maps is."""
+_PICTURE_WIDTH = 760
+"""Pixels of a saved picture of two maps or more; of one map less."""
+
+_DIGITS = 5
+"""Decimals of what a figure is sent: numbers travel as text, and more of them only take longer."""
+
+_HOVER = {"affinity": "affinity <b>%{z:.2f}</b>", "cosine": "cosine <b>%{z:.2f}</b>", "attention": "<b>%{z:.2%}</b>"}
+
+
+def _traces_of(panel: Panel, state: State, axis: int) -> dict[str, dict[str, Any]]:
+    """Traces of one panel by role, on the `axis`-th pair of axes (from 1)."""
+    suffix = axis if axis > 1 else ""
+    on = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+    found, image = panel.found, panel.image
+    heat: dict[str, Any] = {"type": "heatmap", "showscale": False, **on, "visible": found is not None}
+    guess = truth = twins = mark = NOTHING
+    top: list[tuple[int, int]] = []
+    # Where nothing is found all are sent all the same: else the figure would go on showing what was there before.
+    if found is not None:
+        grid, values = found.grid, None if found.is_coloured else found.values
+        names = image.names(grid)
+        named = "" if names is None else "<br>%{text}"
+        words = "" if values is None else f"{_HOVER[panel.view.measure]}<br>"
+        heat["z"] = np.zeros((grid.rows, grid.cols)) if values is None else values.astype(float).round(_DIGITS)
+        heat |= {"x0": 0, "dx": 1, "y0": 0, "dy": 1, "zmin": found.low, "zmax": found.high}
+        heat |= {"colorscale": state.colours, "opacity": 0.0 if values is None else state.opacity}
+        heat |= {"text": names, "hovertemplate": f"{words}row %{{y}} · column %{{x}}{named}<extra></extra>"}
+        heat |= {"name": panel.view.measure, "meta": panel.name}
+        if values is not None:
+            guess = patch_outline(values >= state.threshold) if panel.is_judged else NOTHING
+            top = top_patches(values, state.top, found.patch, state.apart) if state.top else []
+        if state.outlines and panel.own >= 0:
+            truth = image.outline(panel.own, grid)
+            twins = joined([image.outline(position, grid) for position in image.objects[panel.own]["twins"]])
+        mark = square(*found.patch) if found.patch is not None else NOTHING
+
+    def line(points: Line, colour: str, width: float, name: str = "", dash: str = "solid") -> dict[str, Any]:
+        look = {"color": colour, "width": width, "dash": dash}
+        x, y = points
+        trace = {"type": "scatter", "mode": "lines", "x": x, "y": y, "name": name, "line": look}
+        return {**trace, "hoverinfo": "skip", "showlegend": False, **on, "visible": bool(len(x))}
+
+    contrast = CONTRAST[state.colours]
+    return {
+        "heat": heat,
+        "truth casing": line(truth, _CASING, 5),
+        "truth": line(truth, TRUTH, 2.5, "object"),
+        "twins": line(twins, TWINS, 2.5, "twins", "6px,5px"),
+        "guess": line(guess, contrast, 2.5, "above the threshold"),
+        "top": {
+            "type": "scatter",
+            "mode": "markers+text",
+            "x": np.array([col for _, col in top], np.float32),
+            "y": np.array([row for row, _ in top], np.float32),
+            "text": [str(rank) for rank in range(1, len(top) + 1)],
+            "textfont": {"size": 10, "color": "#fff"},
+            "marker": {"size": 17, "color": "rgba(15,17,20,0.85)", "line": {"color": "#fff", "width": 1.5}},
+            "hoverinfo": "skip",
+            "showlegend": False,
+            "name": "highest",
+            **on,
+            "visible": bool(top),
+        },
+        "mark casing": line(mark, "#000", 6),
+        "mark": line(mark, "#fff", 3, "chosen patch"),
+    }
+
+
+def _arranged(width: float, ratios: Sequence[float]) -> tuple[list[tuple[float, float, float, float]], float]:
+    """Left, top, width and height of maps of some height-to-width ratios, and the figure's height, in pixels."""
+    columns = max(1, min(len(ratios), 3, int((width + _GAP) // (_LEAST + _GAP))))
+    if len(ratios) == 4:
+        columns = min(columns, 2)
+    cell = (width - _GAP * (columns - 1)) / columns
+    boxes, top = [], 0.0
+    for first in range(0, len(ratios), columns):
+        sizes = [
+            (min(cell, _TALLEST / ratio), min(cell * ratio, _TALLEST)) for ratio in ratios[first : first + columns]
+        ]
+        boxes += [(column * (cell + _GAP), top + _TITLE, *size) for column, size in enumerate(sizes)]
+        top += _TITLE + max(down for _, down in sizes) + _GAP
+    return boxes, top - _GAP
+
+
+def _layout_of(
+    panels: Sequence[Panel], state: State, width: float, photo: Callable[[ShownImage], str]
+) -> dict[str, Any]:
+    """Layout of the figure: axes, pictures under the maps, and titles; `photo` gives an image's data URL."""
+    ratios = [panel.image.size[0] / panel.image.size[1] if panel.image.is_read else 0.75 for panel in panels]
+    boxes, height = _arranged(width, ratios)
+    layout: dict[str, Any] = {
+        "width": round(width),
+        "height": round(height),
+        "margin": {"l": 0, "r": 0, "t": 0, "b": 0, "pad": 0},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "hovermode": "closest",
+        "dragmode": False,
+        "showlegend": False,
+        "font": {"color": INK, "size": 13},
+        "hoverlabel": {"bgcolor": "rgba(20,23,25,0.94)", "bordercolor": "rgba(0,0,0,0)", "font": {"color": "#fff"}},
+        "uirevision": "explorer",
+    }
+    images: list[dict[str, Any]] = []
+    titles: list[dict[str, Any]] = []
+    for number, (panel, (left, top, wide, tall)) in enumerate(zip(panels, boxes, strict=True), start=1):
+        suffix = str(number) if number > 1 else ""
+        found = panel.found
+        rows, cols = (found.grid.rows, found.grid.cols) if found is not None else (1, 1)
+        across = [left / width, min(1.0, (left + wide) / width)]
+        down = [max(0.0, 1 - (top + tall) / height), 1 - top / height]
+        fixed = {"visible": False, "fixedrange": True}
+        layout[f"xaxis{suffix}"] = {"domain": across, "range": [-0.5, cols - 0.5], "anchor": f"y{suffix}", **fixed}
+        layout[f"yaxis{suffix}"] = {"domain": down, "range": [rows - 0.5, -0.5], "anchor": f"x{suffix}", **fixed}
+        place = {"xref": f"x{suffix}", "yref": f"y{suffix}", "x": -0.5, "y": -0.5, "sizex": cols, "sizey": rows}
+        place |= {"sizing": "stretch", "layer": "below", "xanchor": "left", "yanchor": "top"}
+        if panel.image.is_read:
+            images.append({"source": photo(panel.image), "opacity": 1.0, "name": "photo", **place})
+        if found is not None and found.is_coloured:
+            # Each patch is a square of many pixels, so that enlarging does not blur it.
+            side = max(4, 640 // max(found.values.shape[:2]))
+            content = io.BytesIO()
+            Image.fromarray(np.kron(found.values, np.ones((side, side, 1), np.uint8))).save(content, "PNG")
+            source = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+            # Plotly takes two pictures at the very same place for one.
+            place["sizex"] = cols * (1 + 1e-9)
+            images.append({"source": source, "opacity": max(0.05, state.opacity), "name": "colours", **place})
+        at = {"xref": "paper", "yref": "paper", "x": across[0], "y": 1 - (top - _TITLE + 3) / height}
+        words = f"<b>{_fit(panel.title, wide / 7.6)}</b><br>{_fit(panel.note, wide / 6.2)}"
+        look = {"showarrow": False, "xanchor": "left", "yanchor": "top", "align": "left", "font": {"size": 12.5}}
+        titles.append({"text": words, **at, **look})
+    return layout | {"images": images, "annotations": titles}
+
+
+def _fit(words: str, most: float) -> str:
+    """Words cut to about so many letters, and safe inside a figure's text."""
+    short = words if len(words) <= most else words[: max(1, int(most) - 1)].rstrip(" ·,") + "…"
+    return short.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _differences(now: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of `now` that are not as they were sent."""
+
+    def same(one: Any, other: Any) -> bool:
+        if one is other:
+            return True
+        if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+            numbers = one.dtype.kind == "f" == other.dtype.kind
+            return bool(np.array_equal(one, other, equal_nan=numbers))
+        return type(one) is type(other) and bool(one == other)
+
+    return {key: value for key, value in now.items() if key not in sent or not same(value, sent[key])}
+
+
+def _report() -> traitlets.Dict:
+    """As Plotly defines it, but not sent back to the browser that it came from."""
+    return traitlets.Dict(allow_none=True).tag(sync=True, echo_update=False, **custom_serializers)
+
+
+class _Figure(go.FigureWidget):
+    """Plotly's widget, without what a browser reports of its defaults and of every move of the mouse.
+
+    Python would read such a report after each change and answer it; meanwhile a click waits.
+    """
+
+    _js2py_traceDeltas = _report()  # noqa: N815
+    _js2py_layoutDelta = _report()  # noqa: N815
+    _js2py_pointsCallback = _report()  # noqa: N815
+    # Numbers of edits, which only those reports need.
+    _last_trace_edit_id = traitlets.Integer(0).tag(sync=False)
+    _last_layout_edit_id = traitlets.Integer(0).tag(sync=False)
+
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
+        """With the figure as it is now: a page that was loaded anew asks for it, Plotly gives it as it was made."""
+        state: dict[str, Any] = super().get_state(key, drop_defaults)
+        asked = self.keys if key is None else [key] if isinstance(key, str) else key
+        if "_layout_obj" in vars(self):  # it is made by now
+            for name, value in (("_widget_data", self._data), ("_widget_layout", self._layout_obj._props)):
+                if name in asked:
+                    state[name] = custom_serializers["to_json"](value, self)
+        return state
+
+    @traitlets.observe("_js2py_traceDeltas")
+    def _handler_js2py_traceDeltas(self, change: Any) -> None:  # noqa: N802
+        self._trace_edit_in_process = False
+
+    @traitlets.observe("_js2py_layoutDelta")
+    def _handler_js2py_layoutDelta(self, change: Any) -> None:  # noqa: N802
+        self._layout_edit_in_process = False
+
+    @traitlets.observe("_js2py_pointsCallback")
+    def _handler_js2py_pointsCallback(self, change: Any) -> None:  # noqa: N802
+        if change["new"] and change["new"].get("event_type") == "plotly_click":
+            super()._handler_js2py_pointsCallback(change)
+
+
+class LiveFigure:
+    """A FigureWidget of some panels; `clicked` is told the panel, row and column of every click at a patch."""
+
+    def __init__(self, clicked: Callable[[str, int, int], None]) -> None:
+        self.widget = _Figure()
+        self.widget._config = {"displayModeBar": False, "doubleClick": False, "scrollZoom": False}
+        self.width: float = _FIRST_WIDTH
+        self._clicked = clicked
+        # By panel and role.
+        self._traces: dict[tuple[str, str], Any] = {}
+        self._sent: dict[tuple[str, str], dict[str, Any]] = {}
+        self._layout: dict[str, Any] = {}
+        self._photos: dict[tuple[ShownImage, float], str] = {}
+
+    def show(self, panels: Sequence[Panel], state: State) -> None:
+        """Show these panels and no others."""
+        layout = _layout_of(panels, state, self.width, lambda image: self._photo(image, state.opacity))
+        wanted = {
+            (panel.name, role): trace
+            for number, panel in enumerate(panels, start=1)
+            for role, trace in _traces_of(panel, state, number).items()
+        }
+        with self.widget.batch_update():
+            for part, value in _differences(layout, self._layout).items():
+                self.widget.layout[part] = value
+            for key, trace in self._traces.items():
+                changed = _differences(wanted.get(key, {"visible": False}), self._sent[key])
+                if changed:
+                    trace.update(changed, overwrite=True)
+                    self._sent[key] |= changed
+        self._layout = layout
+        fresh = {key: trace for key, trace in wanted.items() if key not in self._traces}
+        if not fresh:
+            return
+        before = len(self.widget.data)
+        self.widget.add_traces(list(fresh.values()))
+        for (name, role), trace in zip(fresh, self.widget.data[before:], strict=True):
+            self._traces[name, role], self._sent[name, role] = trace, fresh[name, role]
+            if role == "heat":
+                trace.on_click(partial(self._heard, name))
+
+    def _heard(self, name: str, trace: Any, points: Any, device: Any) -> None:
+        if points.xs:
+            self._clicked(name, int(points.ys[0]), int(points.xs[0]))
+
+    def _photo(self, image: ShownImage, opacity: float) -> str:
+        # In steps, since it is sent anew with each.
+        key = (image, round(4 * opacity) / 4)
+        if key not in self._photos:
+            if len(self._photos) > 16:
+                self._photos.clear()
+            self._photos[key] = _faded(*key)
+        return self._photos[key]
+
+    def numbers(self, panel: str) -> dict[str, int]:
+        """Number of each role's trace of a panel in the figure."""
+        return {role: number for number, (name, role) in enumerate(self._traces) if name == panel}
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._photos, self._traces, self._sent = {}, {}, {}
+        self.widget.close()
+
+
+def picture_figure(panels: Sequence[Panel], state: State, caption: str) -> go.Figure:
+    """The panels as a figure to keep: with a colour scale, a legend, and what is seen in words, plain text."""
+    across = _PICTURE_WIDTH if len(panels) > 1 else 0.75 * _PICTURE_WIDTH
+    layout = _layout_of(panels, state, across, lambda image: _faded(image, state.opacity))
+    traces = [trace for at, panel in enumerate(panels, start=1) for trace in _traces_of(panel, state, at).values()]
+    main = panels[0]
+    if main.found is not None and not main.found.is_coloured:
+        scale = {"orientation": "h", "x": 0, "xanchor": "left", "len": min(1.0, 340 / across), "thickness": 9}
+        scale |= {"y": 0, "yanchor": "top", "ypad": 12, "xpad": 0, "outlinewidth": 0, "tickfont": {"size": 11}}
+        traces[0] |= {"showscale": True, "colorbar": scale}
+    lines = textwrap.wrap(caption, max(20, int(across / 6.1)))
+    marks = ['<span style="color:#8c959f">□</span> chosen patch']
+    if main.is_judged:
+        words = f"{main.view.measure} ≥ {state.threshold:.2f}"
+        marks.append(f'<span style="color:{CONTRAST[state.colours]}">━</span> {words}')
+    if main.own >= 0 and state.outlines:
+        marks.append('<span style="color:#8c959f">━</span> the true object')
+        if main.image.objects[main.own]["twins"]:
+            marks.append('<span style="color:#ffb545">┅</span> its twins')
+    safe = [line.replace("&", "&amp;").replace("<", "&lt;") for line in lines]
+    note = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -44, "xanchor": "left", "yanchor": "top"}
+    note |= {"showarrow": False, "align": "left", "font": {"size": 12, "color": INK}}
+    note["text"] = "<br>".join([" &nbsp; ".join(marks), *safe])
+    below = 64 + 17 * (len(lines) + 1)
+    layout |= {
+        "annotations": [*layout["annotations"], note],
+        "template": TEMPLATE,
+        "paper_bgcolor": "white",
+        "margin": {"l": 18, "r": 18, "t": 14, "b": below},
+        "width": round(across) + 36,
+        "height": layout["height"] + 14 + below,
+        "font": {"color": INK, "size": 13},
+        "title": None,
+    }
+    return go.Figure(traces, layout).update_annotations(font_color=INK)
+
+
+def _faded(image: ShownImage, opacity: float) -> str:
+    """The picture as it lies under colours: under strong ones grey, so that hues always stand for values."""
+    photo = ImageEnhance.Color(Image.fromarray(image.pixels)).enhance(max(0.0, 1 - 1.3 * opacity))
+    return picture(np.asarray(photo))
