@@ -8,16 +8,16 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bindkit
 from bindkit.errors import NotebookFailedError, WorkspaceBusyError, WorkspaceMismatchError
-from bindkit.pipeline.choices import check_choices
-from bindkit.pipeline.parameters import check_known, check_parameters, notebook_parameters
+from bindkit.pipeline.parameters import check_choices, check_known, notebook_parameters
 from bindkit.pipeline.workspace import (
+    Inputs,
     Workspace,
     check_settings,
     open_workspace,
@@ -25,19 +25,6 @@ from bindkit.pipeline.workspace import (
     workspace_root,
     writing_into,
 )
-
-if TYPE_CHECKING:
-    from bindkit.pipeline.inputs import Inputs
-
-__all__ = [
-    "RUN_DEFAULTS",
-    "NotebookRun",
-    "RunReport",
-    "check_parameters",
-    "notebooks_directory",
-    "pipeline_parameters",
-    "run_pipeline",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +39,9 @@ RUN_DEFAULTS: Mapping[str, Any] = {
 
 FIXED_SETTINGS = ("scenes", "groups", "protocol", "seed", "patches_per_scene", "window", "dtype")
 """Parameters that all figures of a workspace must share, since its table has no column for most of them."""
+
+FIRST_LAB = 6
+"""Notebooks numbered from here on are laboratories: run on their own, not by `run_pipeline`."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +76,7 @@ class RunReport:
 def notebooks_directory() -> Path:
     """Directory of the numbered notebooks: inside the installed package, or beside it in a checkout.
 
-    Raises
-    ------
-    NotebookFailedError
-        If neither has them: a damaged installation.
+    Raises NotebookFailedError if neither has them: a damaged installation.
     """
     package = Path(bindkit.__file__).parent
     for place in (package / "notebooks", package.parent / "notebooks"):
@@ -101,20 +88,13 @@ def notebooks_directory() -> Path:
     )
 
 
-FIRST_LAB = 6
-"""Notebooks numbered from here on are laboratories: run on their own, not by `run_pipeline`."""
-
-
 def numbered_notebooks(directory: Path) -> list[Path]:
     """Notebooks of the pipeline, named ``NN_verb_object.ipynb`` with NN below `FIRST_LAB`, in order."""
     return [path for path in sorted(directory.glob("[0-9][0-9]_*.ipynb")) if int(path.name[:2]) < FIRST_LAB]
 
 
 def pipeline_parameters(notebooks: Path) -> dict[str, Any]:
-    """Every parameter of the numbered notebooks with the value that a run uses unless told otherwise.
-
-    The workspace is left out: `run_pipeline` has an argument for it.
-    """
+    """Every parameter of the numbered notebooks, but the workspace, with what a run uses unless told otherwise."""
     known: dict[str, Any] = {}
     for path in numbered_notebooks(notebooks):
         for name, default in notebook_parameters(path).items():
@@ -174,8 +154,11 @@ def run_pipeline(
     if not numbered_notebooks(directory):
         raise NotebookFailedError(f"{directory} holds no numbered notebooks (NN_verb_object.ipynb)")
     known = pipeline_parameters(directory)
-    values = {**known, **check_known(parameters, known, "the notebooks have")}
-    values = _with_absolute_paths(values, Path.cwd())
+    values = {**known, **check_known(parameters, known, "the notebooks have", tell_values=True)}
+    for name, absolute in _PATHS.items():
+        # Notebooks run in another directory than the present one.
+        if isinstance(values.get(name), str):
+            values[name] = absolute(values[name], Path.cwd())
     check_choices(values)
     root = workspace_root(workspace)
     fixed = {name: values[name] for name in FIXED_SETTINGS if name in values}
@@ -198,16 +181,26 @@ def run_pipeline(
 
 def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: bool) -> RunReport:
     """Execute what is not complete; once one notebook was executed, all later ones are too."""
-    from bindkit.pipeline.execution import ExecutionRecord, execute_notebook
-    from bindkit.pipeline.inputs import Inputs
+    from bindkit.pipeline.engine import ExecutionRecord, execute_notebook
 
     started = time.perf_counter()
-    sources = numbered_notebooks(directory)
     before, inputs = Inputs.read(workspace.inputs), Inputs.look(values, workspace.cache, workspace.index)
     recompute = force or values.get("changed") == "recompute"
-    changed = before is not None and workspace.holds_results and _has_changed(workspace, before, inputs, recompute)
-    if not changed:
+    changes: list[str] = []
+    if before is not None and workspace.holds_results:
+        changes = inputs.changes_since(before, "the run in this workspace")
+    if changes and not recompute:
+        raise WorkspaceMismatchError(
+            f"{workspace.root} holds a run on other files:\n  " + "\n  ".join(changes) + "\nrun again with --force (in "
+            "Python force=True) to compute anew what depends on them, put back what it was run on, or give another "
+            "workspace"
+        )
+    for sentence in changes:
+        logger.info("%s", sentence)
+    if not changes:
         inputs.also_of(before).write(workspace.inputs)
+
+    sources = numbered_notebooks(directory)
     runs: list[NotebookRun] = []
     stale = force
     for number, source in enumerate(sources, 1):
@@ -217,7 +210,7 @@ def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: b
         if "workspace" in names:
             given["workspace"] = str(workspace.root)
         also = {"changed": "recompute" if recompute else "refuse"} if given.pop("changed", None) else {}
-        record = ExecutionRecord.of(source, given, bindkit.__version__, inputs.of(given))
+        record = ExecutionRecord.of(source, given, inputs.of(given))
         heading = f"[{number}/{len(sources)}] {source.stem}"
         # What other workspaces hold may have changed since.
         stale = stale or bool(given.get("also")) or not record.describes(target, workspace.root)
@@ -234,38 +227,6 @@ def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: b
         runs.append(NotebookRun(source.stem, target, not stale, time.perf_counter() - begun))
     inputs.also_of(before).write(workspace.inputs)
     return RunReport(workspace, tuple(runs), time.perf_counter() - started)
-
-
-def _has_changed(workspace: Workspace, before: Inputs, inputs: Inputs, accepted: bool) -> bool:
-    """Whether scenes or backbones have changed since the workspace's run.
-
-    Raises
-    ------
-    WorkspaceMismatchError
-        If they have and nobody accepted it.
-    """
-    said = inputs.changes_since(before, "the run in this workspace")
-    if said and not accepted:
-        raise WorkspaceMismatchError(
-            f"{workspace.root} holds a run on other files:\n  " + "\n  ".join(said) + "\nrun again with --force (in "
-            "Python force=True) to compute anew what depends on them, put back what it was run on, or give another "
-            "workspace"
-        )
-    for sentence in said:
-        logger.info("%s", sentence)
-    return bool(said)
-
-
-def _with_absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Parameters whose relative paths are made absolute, since notebooks run in another directory."""
-    resolved = dict(values)
-    if isinstance(values.get("scenes"), str):
-        resolved["scenes"] = absolute_scenes(values["scenes"], base)
-    if isinstance(values.get("backbones"), str):
-        resolved["backbones"] = absolute_backbones(values["backbones"], base)
-    if isinstance(values.get("also"), str):
-        resolved["also"] = shlex.join(_absolute(word, base) for word in shlex.split(values["also"]))
-    return resolved
 
 
 def absolute_scenes(uri: str, base: Path) -> str:
@@ -292,12 +253,23 @@ def absolute_backbones(names: str, base: Path) -> str:
     >>> absolute_backbones("facebook/dinov2-large ./mine", Path("/data/run"))
     'facebook/dinov2-large /data/run/mine'
     """
-    words = []
-    for word in shlex.split(names):
-        local = word.startswith((".", "/", "~")) or (base / word).is_dir()
-        words.append(_absolute(word, base) if local else word)
-    return shlex.join(words)
+    return shlex.join(
+        _absolute(word, base) if word.startswith((".", "/", "~")) or (base / word).is_dir() else word
+        for word in shlex.split(names)
+    )
+
+
+def _absolute_directories(names: str, base: Path) -> str:
+    return shlex.join(_absolute(word, base) for word in shlex.split(names))
 
 
 def _absolute(path: str, base: Path) -> str:
     return str((base / Path(path).expanduser()).resolve()) if path else path
+
+
+_PATHS: dict[str, Callable[[str, Path], str]] = {
+    "scenes": absolute_scenes,
+    "backbones": absolute_backbones,
+    "also": _absolute_directories,
+}
+"""Parameters whose relative paths are meant from the directory where they were typed."""

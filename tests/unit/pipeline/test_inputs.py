@@ -17,8 +17,8 @@ from bindkit.backbones.contents import contents_of_backbone
 from bindkit.backbones.shipped import directory_of
 from bindkit.cli import main
 from bindkit.errors import NotebookFailedError, WorkspaceMismatchError
-from bindkit.pipeline.inputs import Inputs
 from bindkit.pipeline.running import run_pipeline
+from bindkit.pipeline.workspace import Inputs
 
 SINCE = "since the run in this workspace"
 CACHE = """

@@ -158,7 +158,7 @@ def test_papermill_alone_leaves_clean_notebooks_with_the_engine_of_bindkit(tmp_p
     assert notebook.metadata.papermill.parameters == {"seed": 3}
 
 
-@pytest.mark.parametrize("first", ["papermill", "bindkit.pipeline.engine", "bindkit.pipeline.execution"])
+@pytest.mark.parametrize("first", ["papermill", "bindkit.pipeline.engine"])
 def test_papermill_and_the_engine_import_each_other_in_any_order(first):
     code = f"import {first}, papermill.engines as e; print(e.papermill_engines.get_engine('bindkit').__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
