@@ -40,15 +40,16 @@ _scenes_of = attrgetter(*(f"manifest.identity.{name}" for name in ("contents", "
 def merge_caches(space: Workspace, caches: Sequence[ActivationCache]) -> pd.DataFrame:
     """List this run's caches in ``caches.csv``, before those of earlier runs that are still there.
 
-    What was made from scenes or weights that have changed since is left out or removed, which is said: caches of the
-    scenes as they were, and fits on a cache as it was before it was computed anew.
-
     ::
 
         table = bk.merge_caches(bk.open_workspace("workspace"), caches)
 
+    Caches of scenes as they were before they changed are left out, fits on a cache as it was before it was computed
+    anew are removed; both is said.
+
     Parameters
     ----------
+    space : Workspace
     space : Workspace
         In whose ``cache`` directory they lie.
     caches : sequence of ActivationCache
@@ -294,12 +295,7 @@ def with_others(space: Workspace, also: str = "") -> tuple[pd.DataFrame, Any, An
 
 
 def told_apart(table: pd.DataFrame) -> pd.DataFrame:
-    """For figures and sentences: the workspace behind the name of a backbone or control that several of them have.
-
-    >>> table = pd.DataFrame({"workspace": ["a", "b", "b"], "backbone": ["vit", "vit", "mae"]})
-    >>> told_apart(table)["backbone"].tolist()
-    ['vit (a)', 'vit (b)', 'mae']
-    """
+    """For figures and sentences: the workspace behind the name of a backbone or control that several of them have."""
     if "workspace" not in table:
         return table
     several = table.groupby("backbone")["workspace"].transform("nunique") > 1

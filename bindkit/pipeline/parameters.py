@@ -1,13 +1,7 @@
-r"""Parameters of notebooks: plain literals in one tagged cell, set by papermill, checked by name, type and value.
+"""Parameters of notebooks: plain literals in one tagged cell, set by papermill, checked by name, type and value.
 
 papermill itself only warns of a parameter that a notebook does not have. Each notebook therefore calls
-``bk.check_parameters(In)`` in its first code cell after the parameters:
-
->>> cells = ["", 'layers = "all"', '# Parameters\nlayer = "0,6"\n']
->>> check_parameters(cells)
-Traceback (most recent call last):
-    ...
-bindkit.errors.UnknownParameterError: unknown parameter 'layer' (did you mean 'layers'?); this notebook has: layers
+``bk.check_parameters(In)`` in its first code cell after the parameters.
 """
 
 from __future__ import annotations
@@ -32,13 +26,7 @@ _AT_LEAST = {"patches_per_scene": 1, "seeds": 1, "window": 0, "page_scenes": 1, 
 
 
 def read_assignments(source: str) -> dict[str, Any]:
-    r"""Names and values that a cell of plain literals assigns.
-
-    >>> read_assignments('scenes = "synthetic:n=8,seed=0"  # URI\nseed: int = 0')
-    {'scenes': 'synthetic:n=8,seed=0', 'seed': 0}
-
-    Raises InvalidParameterError for anything else than literals, which papermill could not set.
-    """
+    """Names and values that a cell of plain literals assigns. Raises InvalidParameterError for any other cell."""
     try:
         statements = ast.parse(source).body
     except SyntaxError as error:
@@ -91,16 +79,17 @@ def notebook_parameters(path: str | Path) -> dict[str, Any]:
 
 
 def check_parameters(cells: Sequence[str]) -> None:
-    """Refuse parameters that papermill set but the notebook does not have, or of another type.
+    """Refuse parameters that papermill set but the notebook does not have, or of another type than its default.
+
+    ::
+
+        bk.check_parameters(In)
 
     Parameters
     ----------
     cells : sequence of str
-        IPython's ``In``: the source of every cell executed so far.
-
-    Notes
-    -----
-    Without an injected cell (an interactive session, nbval) there is nothing to check.
+        IPython's ``In``: the source of every cell executed so far. Without an injected cell (an interactive session,
+        nbval) there is nothing to check.
 
     Raises
     ------
@@ -141,11 +130,6 @@ def check_value(name: str, value: Any, default: Any) -> Any:
 
     A whole number passes for text, and a list of strings or numbers for a text parameter that holds several, as the
     notebooks write them: blanks between names, commas between numbers. Raises InvalidParameterError for another type.
-
-    >>> check_value("backbones", ["a/b", "my model"], "x"), check_value("layers", [0, 6], "all")
-    ("a/b 'my model'", '0,6')
-    >>> check_value("layers", 3, "all")
-    '3'
     """
     if default is None:
         return value
@@ -175,13 +159,9 @@ def _kind(value: Any) -> str:
 def typed_parameters(
     typed: Iterable[Sequence[str]], known: Mapping[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """`given` with what was typed in a terminal besides, (name, text) each, read by the type of its default.
+    """`given` with what was typed in a terminal besides, (name, text) each, read by the type of its `known` default.
 
-    >>> typed_parameters([("layers", "3"), ("fast", "true")], {"layers": "all", "fast": False}, {"seed": 0})
-    {'seed': 0, 'layers': '3', 'fast': True}
-
-    Raises UnknownParameterError for a name that is not `known`, InvalidParameterError for a text that is no value of
-    its type, and where a parameter is given twice.
+    Raises as `check_known`, and InvalidParameterError where a parameter is given twice.
     """
     values = dict(given)
     for name, text in typed:
@@ -202,12 +182,7 @@ def check_choices(values: Mapping[str, Any]) -> None:
 
     `values` are as notebooks write them: names with blanks between, layers with commas; what is not among them is not
     checked. Scenes are opened, ADE20K's directory is only looked for; depth and patch of a backbone are known where its
-    config lies on this machine. Raises the error that the notebook itself would raise after minutes of caching.
-
-    >>> check_choices({"probes": "cubic"})
-    Traceback (most recent call last):
-        ...
-    bindkit.errors.ProbeError: unknown probe 'cubic'; there are ...
+    config lies on this machine. Raises the error that a notebook would raise after minutes of caching.
     """
     from bindkit.backbones.random_init import parse_random_init
     from bindkit.backbones.shipped import depth_and_patch

@@ -19,7 +19,6 @@ from bindkit.pipeline.parameters import check_choices, check_known, notebook_par
 from bindkit.pipeline.workspace import (
     Inputs,
     Workspace,
-    check_settings,
     open_workspace,
     recorded_settings,
     workspace_root,
@@ -46,7 +45,7 @@ FIRST_LAB = 6
 
 @dataclass(frozen=True)
 class NotebookRun:
-    """One notebook of a run: where it lies, whether it was executed or skipped as complete, and seconds taken."""
+    """One notebook of a run: where it lies as executed, and the seconds taken."""
 
     name: str
     path: Path
@@ -56,7 +55,7 @@ class NotebookRun:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run did and where it left it."""
+    """What a run did and where it left it; notebooks that were complete already are skipped."""
 
     workspace: Workspace
     notebooks: tuple[NotebookRun, ...]
@@ -64,20 +63,17 @@ class RunReport:
 
     @property
     def executed(self) -> tuple[str, ...]:
-        """Names of the notebooks that were executed in this run."""
+        """Names of notebooks."""
         return tuple(run.name for run in self.notebooks if not run.skipped)
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """Names of the notebooks that were complete already."""
+        """Names of notebooks."""
         return tuple(run.name for run in self.notebooks if run.skipped)
 
 
 def notebooks_directory() -> Path:
-    """Directory of the numbered notebooks: inside the installed package, or beside it in a checkout.
-
-    Raises NotebookFailedError if neither has them: a damaged installation.
-    """
+    """Directory of the numbered notebooks: inside the installed package, or beside it in a checkout."""
     package = Path(bindkit.__file__).parent
     for place in (package / "notebooks", package.parent / "notebooks"):
         if numbered_notebooks(place):
@@ -137,14 +133,13 @@ def run_pipeline(
     ------
     UnknownParameterError, InvalidParameterError
         For a parameter that no notebook has, a value of another type, or a workspace that may not be written into.
-        Nothing is started.
-    BackboneError, LayerError, ProbeError
-        For a shipped backbone, layers, a probe or a task that there are not. Nothing is started.
+    SceneSetError, BackboneError, LayerError, GeometryError, ProbeError
+        For scenes, a backbone, layers, a window, a probe or a task that there are not.
     WorkspaceMismatchError
         If the workspace holds a run of another configuration, or something else, or if scenes or backbones have
-        changed since, by content; each is named. Nothing is started.
+        changed since, by content; each is named.
     WorkspaceBusyError
-        If another run is writing to the workspace.
+        If another run is writing to the workspace. Of all these nothing is started.
     NotebookFailedError
         If a notebook stops with an error; the next run goes on there.
     """
@@ -162,7 +157,7 @@ def run_pipeline(
     check_choices(values)
     root = workspace_root(workspace)
     fixed = {name: values[name] for name in FIXED_SETTINGS if name in values}
-    check_settings(root, recorded_settings(root), fixed)
+    recorded_settings(root, fixed)
 
     lock = FileLock(root / ".lock", timeout=0)
     try:
@@ -230,11 +225,7 @@ def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: b
 
 
 def absolute_scenes(uri: str, base: Path) -> str:
-    """Make the paths of a scene URI absolute.
-
-    >>> absolute_scenes("ade20k:../ADE20K", Path("/data/run")), absolute_scenes("synthetic:n=4,seed=0", Path("/data"))
-    ('ade20k:/data/ADE20K', 'synthetic:n=4,seed=0')
-    """
+    """Make the paths of a scene URI absolute: its directory, or every part that is no option."""
     scheme, colon, rest = uri.partition(":")
     if not colon or not rest or scheme == "synthetic":
         return uri
@@ -248,11 +239,7 @@ def absolute_scenes(uri: str, base: Path) -> str:
 
 
 def absolute_backbones(names: str, base: Path) -> str:
-    """Make those backbones absolute that are local directories; hub ids and built-in names stay as they are.
-
-    >>> absolute_backbones("facebook/dinov2-large ./mine", Path("/data/run"))
-    'facebook/dinov2-large /data/run/mine'
-    """
+    """Make those backbones absolute that are local directories; hub ids and built-in names stay as they are."""
     return shlex.join(
         _absolute(word, base) if word.startswith((".", "/", "~")) or (base / word).is_dir() else word
         for word in shlex.split(names)

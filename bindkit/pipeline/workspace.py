@@ -1,11 +1,4 @@
-"""Workspaces: the directory that a run fills, with what everything in it shares and was made from.
-
->>> import tempfile
->>> place = tempfile.mkdtemp()
->>> workspace = open_workspace(place, scenes="synthetic:n=8,seed=0", protocol="strict")
->>> workspace.results_csv.name, workspace.settings["protocol"]
-('results.csv', 'strict')
-"""
+"""Workspaces: the directory that a run fills, with what everything in it shares and was made from."""
 
 from __future__ import annotations
 
@@ -17,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bindkit.arguments import read_path
@@ -38,11 +32,7 @@ def _place(name: str, what: str) -> property:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where everything of a run lies, and its settings. Open one with `open_workspace`, which creates its directories.
-
-    >>> Workspace(Path("runs/a")).cache.as_posix()
-    'runs/a/cache'
-    """
+    """Where everything of a run lies, and its settings; `open_workspace` opens one and creates its directories."""
 
     root: Path
     settings: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -111,8 +101,7 @@ def open_workspace(path: str | Path, **fixed_settings: Any) -> Workspace:
     except (TypeError, ValueError) as error:
         raise InvalidParameterError(f"settings of a workspace must be plain values (text, numbers): {error}") from error
     root = workspace_root(path)
-    recorded = recorded_settings(root)
-    check_settings(root, recorded, given)
+    recorded = recorded_settings(root, given)
     workspace = Workspace(root, {**recorded, **given})
     try:
         with writing_into(root):
@@ -145,10 +134,11 @@ def workspace_root(path: str | Path) -> Path:
     return read_path(path, "a workspace").resolve()
 
 
-def recorded_settings(root: Path) -> dict[str, Any]:
+def recorded_settings(root: Path, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """Settings recorded in a directory; none if it is new or empty. Creates nothing.
 
-    Raises WorkspaceMismatchError for a file, a directory with other things in it, or a record that cannot be read.
+    Raises WorkspaceMismatchError for a file, a directory with other things in it, a record that cannot be read, and
+    for a `given` setting that differs from the one with which results were made.
     """
     if above := next((parent for parent in root.parents if parent.exists() and not parent.is_dir()), None):
         raise WorkspaceMismatchError(f"{root} cannot be a directory: {above} is a file; give another workspace")
@@ -178,18 +168,14 @@ def recorded_settings(root: Path) -> dict[str, Any]:
         raise WorkspaceMismatchError(
             f"{root} has workspace format {version}, this bindkit writes format {FORMAT}; give another workspace"
         )
-    return settings
-
-
-def check_settings(root: Path, recorded: dict[str, Any], given: dict[str, Any]) -> None:
-    """Refuse (WorkspaceMismatchError) settings that differ from the recorded ones of a workspace that holds results."""
-    differing = differing_names(recorded, given)
+    differing = differing_names(settings, given)
     if differing and Workspace(root).holds_results:
-        lines = [f"  {name}: recorded {recorded[name]!r}, given {given[name]!r}" for name in differing]
+        lines = [f"  {name}: recorded {settings[name]!r}, given {given[name]!r}" for name in differing]
         raise WorkspaceMismatchError(
             f"the workspace {root} holds a run of another configuration:\n" + "\n".join(lines) + "\ngive another "
             "workspace, or the recorded values again; to start over, delete that directory"
         )
+    return settings
 
 
 def differing_names(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -199,13 +185,7 @@ def differing_names(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads from outside, by content, kept in its workspace so that a later run knows what has changed.
-
-    >>> look = {"scenes": "synthetic:n=2,seed=0", "backbones": "random-init:vit"}
-    >>> inputs = Inputs.look(look, Path("cache"), Path("index"))
-    >>> inputs.changes_since(inputs, "then")
-    []
-    """
+    """What a run reads from outside, by content, kept in its workspace so that a later run knows what has changed."""
 
     contents: SceneContents
     classes: str
@@ -219,11 +199,7 @@ class Inputs:
 
     @classmethod
     def look(cls, parameters: Mapping[str, Any], cache: Path, index: Path) -> Inputs:
-        """What the scenes and backbones among the parameters of notebooks are made from now.
-
-        `cache` and `index` are the workspace's: what was read of files is remembered there. Raises SceneSetError,
-        BackboneError, InvalidParameterError for what cannot be opened or named.
-        """
+        """What scenes and backbones are made from now; what is read of files is remembered in `cache` and `index`."""
         from bindkit.backbones.contents import contents_of_backbone
         from bindkit.scenes import open_scenes
         from bindkit.scenes.contents import SceneContents, contents_of, memory_in
