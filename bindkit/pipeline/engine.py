@@ -72,14 +72,12 @@ class NotebookEngine:
     @staticmethod
     def nb_kernel_name(nb: NotebookNode, name: str | None = None) -> str:
         """Name of the kernel that a notebook asks for."""
-        found: str = _own().nb_kernel_name(nb, name)
-        return found
+        return str(_own().nb_kernel_name(nb, name))
 
     @staticmethod
     def nb_language(nb: NotebookNode, language: str | None = None) -> str:
         """Language of a notebook."""
-        found: str = _own().nb_language(nb, language)
-        return found
+        return str(_own().nb_language(nb, language))
 
 
 def _own() -> Any:

@@ -50,7 +50,6 @@ def merge_caches(space: Workspace, caches: Sequence[ActivationCache]) -> pd.Data
     Parameters
     ----------
     space : Workspace
-    space : Workspace
         In whose ``cache`` directory they lie.
     caches : sequence of ActivationCache
         Of this run.

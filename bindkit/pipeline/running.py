@@ -74,14 +74,12 @@ class RunReport:
 
 def notebooks_directory() -> Path:
     """Directory of the numbered notebooks: inside the installed package, or beside it in a checkout."""
-    package = Path(bindkit.__file__).parent
-    for place in (package / "notebooks", package.parent / "notebooks"):
-        if numbered_notebooks(place):
-            return place
-    raise NotebookFailedError(
-        f"the numbered notebooks are neither in {package / 'notebooks'} nor in {package.parent / 'notebooks'}; "
-        "install bindkit again"
-    )
+    inside, beside = (above / "notebooks" for above in Path(bindkit.__file__).parents[:2])
+    if not numbered_notebooks(inside) and not numbered_notebooks(beside):
+        raise NotebookFailedError(
+            f"the numbered notebooks are neither in {inside} nor in {beside}; install bindkit again"
+        )
+    return inside if numbered_notebooks(inside) else beside
 
 
 def numbered_notebooks(directory: Path) -> list[Path]:
@@ -107,9 +105,10 @@ def run_pipeline(
 ) -> RunReport:
     """Execute the numbered notebooks in order into a workspace, from where an earlier run stopped.
 
-    >>> import bindkit as bk
-    >>> report = bk.run_pipeline("runs/first", scenes="ade20k:data/ADE20K_2021_17_01")  # doctest: +SKIP
-    >>> report.workspace.results_csv  # doctest: +SKIP
+    ::
+
+        report = bk.run_pipeline("runs/first", scenes="ade20k:data/ADE20K_2021_17_01")
+        pd.read_csv(report.workspace.results_csv)
 
     Parameters
     ----------
@@ -118,8 +117,7 @@ def run_pipeline(
     notebooks : str or Path, optional
         Directory of numbered notebooks; by default bindkit's own.
     force : bool
-        Execute every notebook, complete or not, and compute anew what depends on scenes and weights that have changed
-        since the workspace's run.
+        Execute every notebook, complete or not, and compute anew what depends on changed scenes and weights.
     **parameters
         Parameters of the notebooks; each notebook gets those that it has. Relative paths in `scenes` and `backbones`
         are meant from the present directory.
@@ -127,7 +125,7 @@ def run_pipeline(
     Returns
     -------
     RunReport
-        Which notebooks were executed and which were skipped because they were complete.
+        The workspace, and which notebooks were executed or skipped because they were complete.
 
     Raises
     ------

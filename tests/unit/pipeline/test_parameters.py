@@ -91,7 +91,8 @@ def test_an_int_passes_for_a_float_and_becomes_one():
     assert isinstance(check_value("rate", 2, 0.5), float)
 
 
-def test_lists_pass_for_texts_that_hold_several():
+def test_numbers_and_lists_pass_for_texts_that_hold_several():
+    assert check_value("layers", 3, "all") == "3"
     assert check_value("backbones", ["a", "b c"], "") == "a 'b c'"
     assert check_value("layers", [0, 11], "all") == "0,11"
     with pytest.raises(InvalidParameterError):
