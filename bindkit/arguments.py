@@ -10,8 +10,10 @@ A control, what there is to read from a patch without any model, is named like a
 
 >>> parse_control("control:position+raw-pixels@592-224/16")
 ControlName(kind='position+raw-pixels', geometry='592-224/16')
->>> control_title("control:position+raw-pixels")
-'position + raw pixels'
+>>> control_title("control:raw-pixels@112/8"), control_title("facebook/dinov2-small")
+('raw pixels at 112/8', 'facebook/dinov2-small')
+
+Readers raise InvalidParameterError where nothing else is said.
 """
 
 from __future__ import annotations
@@ -29,15 +31,19 @@ from bindkit.errors import BindkitError, InvalidParameterError, LayerError
 if TYPE_CHECKING:
     import torch
 
+CONTROL = "control"
+"""Objective and family of a control, where a backbone has what it was pretrained for."""
+
+CONTROL_PREFIX = "control:"
+
+CONTROL_KINDS = ("position", "raw-pixels", "position+raw-pixels")
+
+SAME_CLASS = "control:same-class"
+"""Rows of the oracle that knows every patch's class: no source of activations, so not among `CONTROL_KINDS`."""
+
 
 def whole_number(given: Any, name: str, least: int | None = None) -> int:
-    """Read a whole number, of at least so much; 3.0, as a table's column gives it, is one, and 2.7 is not cut short.
-
-    Raises
-    ------
-    InvalidParameterError
-        For anything else, a text of digits and True included.
-    """
+    """Read a whole number, of at least so much; 3.0, as a table's column gives it, is one, "3" and True are not."""
     try:
         if isinstance(given, bool):
             raise TypeError
@@ -52,7 +58,7 @@ def whole_number(given: Any, name: str, least: int | None = None) -> int:
 
 
 def positive_number(given: Any, name: str) -> float:
-    """Read a number above 0. Raises InvalidParameterError for anything else, NaN and infinity included."""
+    """Read a finite number above 0."""
     try:
         number = math.nan if isinstance(given, str | bool) else float(given)
     except (TypeError, ValueError):
@@ -63,7 +69,7 @@ def positive_number(given: Any, name: str) -> float:
 
 
 def read_seed(given: Any, name: str = "seed") -> int:
-    """Read one seed, as torch takes them. Raises InvalidParameterError."""
+    """Read one seed, as torch takes them."""
     seed = whole_number(given, name, least=0)
     if seed >= 2**63:
         raise InvalidParameterError(f"{name} is below 2**63, got {seed}")
@@ -71,7 +77,7 @@ def read_seed(given: Any, name: str = "seed") -> int:
 
 
 def read_seeds(given: Any) -> list[int]:
-    """Each once. Raises InvalidParameterError for none, and for a number, which may mean one seed or so many."""
+    """Each once; at least one, and no number, which may mean one seed or so many."""
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise InvalidParameterError(f"seeds is a sequence such as [0, 1, 2], or range(3); got {given!r:.80}")
     seeds = list(dict.fromkeys(read_seed(seed, "each of seeds") for seed in given))
@@ -83,12 +89,7 @@ def read_seeds(given: Any) -> list[int]:
 def read_layers(given: Any) -> str | tuple[int, ...]:
     """Read ``"all"``, ``"0, 6,12"``, a number or several: ``"all"`` or layers in the order given, each once.
 
-    Whether a backbone has them shows once it is there: `resolve_layers`.
-
-    Raises
-    ------
-    LayerError
-        For anything that is no such list.
+    Whether a backbone has them shows once it is there: `resolve_layers`. Raises LayerError.
     """
     if isinstance(given, str) and given.strip() == "all":
         return "all"
@@ -107,16 +108,7 @@ def read_layers(given: Any) -> str | tuple[int, ...]:
 
 
 def resolve_layers(given: Any, n_layers: int, name: str) -> tuple[int, ...]:
-    """Layers of a backbone called `name` that has `n_layers`, ascending, each once.
-
-    >>> resolve_layers("all", 3, "vit")
-    (0, 1, 2)
-
-    Raises
-    ------
-    LayerError
-        As `read_layers`, and for layers that the backbone does not have.
-    """
+    """Layers of a backbone called `name` that has `n_layers`, ascending, each once. Raises LayerError."""
     has = f"{name} has layers 0 to {n_layers - 1}"
     try:
         wanted = read_layers(given)
@@ -132,16 +124,7 @@ def resolve_layers(given: Any, n_layers: int, name: str) -> tuple[int, ...]:
 
 
 def read_device(device: Any) -> torch.device:
-    """The device of a name as torch has them; ``"auto"`` takes CUDA where there is one.
-
-    >>> read_device("cpu")
-    device(type='cpu')
-
-    Raises
-    ------
-    InvalidParameterError
-        For a name that torch does not know, or a GPU that is not there.
-    """
+    """The device of a name as torch has them; ``"auto"`` takes CUDA where there is one."""
     import torch
 
     if isinstance(device, str) and device == "auto":
@@ -156,7 +139,7 @@ def read_device(device: Any) -> torch.device:
 
 
 def require_kind(given: Any, kind: Any, what: str, error: type[BindkitError] = InvalidParameterError) -> None:
-    """Refuse a thing of another kind, naming what was given in place of what is taken.
+    """Refuse a thing of another kind, naming what was given; `what` says what is taken.
 
     >>> require_kind(3, str, "a probe is a name such as 'linear'")
     Traceback (most recent call last):
@@ -169,28 +152,17 @@ def require_kind(given: Any, kind: Any, what: str, error: type[BindkitError] = I
 
 
 def read_path(given: Any, name: str) -> Path:
-    """A path from text or a path, ``~`` understood. Raises InvalidParameterError for anything else."""
+    """A path from text or a path, ``~`` understood."""
     require_kind(given, (str, os.PathLike), f"{name} is a path")
     return Path(given).expanduser()
 
 
 def each_of(given: Any, kind: Any, what: str) -> list[Any]:
-    """A single thing as a list of one. Raises InvalidParameterError for what is neither a thing nor several."""
+    """A single thing as a list of one, or several of its kind; `what` says what is taken."""
     things: list[Any] = [given] if isinstance(given, kind | str) or not isinstance(given, Iterable) else list(given)
     for thing in things:
         require_kind(thing, kind, what)
     return things
-
-
-CONTROL = "control"
-"""Objective and family of a control, where a backbone has what it was pretrained for."""
-
-CONTROL_PREFIX = "control:"
-
-SAME_CLASS = "control:same-class"
-"""Rows of the oracle that knows every patch's class: no source of activations, so not among `CONTROL_KINDS`."""
-
-CONTROL_KINDS = ("position", "raw-pixels", "position+raw-pixels")
 
 
 @dataclass(frozen=True)
@@ -212,32 +184,22 @@ class ControlName:
 
 
 def parse_control(name: str) -> ControlName:
-    """Read ``control:KIND`` or ``KIND``, with ``@GEOMETRY`` behind it or without.
-
-    Raises
-    ------
-    InvalidParameterError
-        For a kind that there is not.
-    """
+    """Read ``control:KIND`` or ``KIND``, with ``@GEOMETRY`` behind it or without."""
     require_kind(name, str, f"a control is one of {', '.join(CONTROL_KINDS)}")
-    kind, _, geometry = name.strip().removeprefix(CONTROL_PREFIX).partition("@")
-    if kind not in CONTROL_KINDS or (("@" in name) != bool(geometry)):
+    kind, at, geometry = name.strip().removeprefix(CONTROL_PREFIX).partition("@")
+    if kind not in CONTROL_KINDS or (at and not geometry):
         raise InvalidParameterError(f"unknown control {name!r}; there are {', '.join(CONTROL_KINDS)}")
     return ControlName(kind, geometry)
+
+
+def control_title(name: str) -> str:
+    """How figures and sentences call a control, of a kind that there is or not; any other name as it is."""
+    if not name.startswith(CONTROL_PREFIX):
+        return name
+    kind, _, geometry = name.removeprefix(CONTROL_PREFIX).partition("@")
+    return kind.replace("-", " ").replace("+", " + ") + (f" at {geometry}" if geometry else "")
 
 
 def is_control(objective: Any) -> bool:
     """Whether a row of a table, or a cache, with this objective is of a control."""
     return isinstance(objective, str) and objective == CONTROL
-
-
-def control_title(name: str) -> str:
-    """How figures and sentences call a control; any other name as it is.
-
-    >>> control_title("control:raw-pixels@112/8"), control_title("facebook/dinov2-small")
-    ('raw pixels at 112/8', 'facebook/dinov2-small')
-    """
-    if not name.startswith(CONTROL_PREFIX):
-        return name
-    kind, _, geometry = name.removeprefix(CONTROL_PREFIX).partition("@")
-    return kind.replace("-", " ").replace("+", " + ") + (f" at {geometry}" if geometry else "")

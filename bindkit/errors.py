@@ -11,9 +11,7 @@ class BindkitError(Exception):
     """Base of every named error of bindkit."""
 
 
-# --- arguments and configuration -------------------------------------------------------------------
-
-
+# --- arguments and configuration
 class InvalidParameterError(BindkitError, ValueError):
     """A value outside what a parameter takes (a negative count, an unreadable URI, an unknown option)."""
 
@@ -38,9 +36,7 @@ class NotebookFailedError(BindkitError):
     """A notebook of the pipeline stopped with an error; names the notebook, the cell and the cause."""
 
 
-# --- scenes ----------------------------------------------------------------------------------------
-
-
+# --- scenes
 class SceneSetError(BindkitError):
     """A scene set cannot be opened: not a dataset directory, no usable scene in it, an unknown format."""
 
@@ -57,9 +53,7 @@ class EmptySplitError(BindkitError):
     """A split that is needed holds no scene, or no scene with enough labelled patches."""
 
 
-# --- geometry and backbones ------------------------------------------------------------------------
-
-
+# --- geometry and backbones
 class GeometryError(BindkitError, ValueError):
     """Sizes that do not fit: a window that is no multiple of the patch, an image smaller than a window."""
 
@@ -76,9 +70,7 @@ class LayerError(BindkitError, ValueError):
     """A layer that the backbone, the cache or the probe does not have."""
 
 
-# --- cache -----------------------------------------------------------------------------------------
-
-
+# --- cache
 class CacheError(BindkitError):
     """A cache cannot be opened: no manifest, an unreadable manifest, an unknown format version."""
 
@@ -107,9 +99,7 @@ class OneAnswerError(BindkitError, ValueError):
     """All training pairs have the same answer (one object per scene, or no two patches on one), or no class labels."""
 
 
-# --- probes ----------------------------------------------------------------------------------------
-
-
+# --- probes
 class ProbeError(BindkitError, ValueError):
     """An unknown probe or task, or a probe directory that cannot be read."""
 

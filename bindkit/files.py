@@ -1,7 +1,6 @@
 """Files that are either whole or absent: written beside their place, flushed to disk, then renamed.
 
-Also how far long work is: a progress bar with its rate and the remaining time, in JupyterLab a widget. papermill sets
-``BINDKIT_PROGRESS=text`` so that no widget state lands in executed notebooks; ``BINDKIT_PROGRESS=off`` is silent.
+Also what is said of long work meanwhile: progress bars, messages.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, indented, keys in the order given."""
+    """Write JSON as `write_bytes` does, indented, keys in the order given."""
     write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
@@ -78,14 +77,11 @@ class RememberedDigests:
     """
 
     def __init__(self, memory: Path | None = None) -> None:
-        self._place = memory
+        self._place, self._learned = memory, False
         self._known: dict[str, list[Any]] = {}
-        self._learned = False
         if memory is not None:
-            try:
+            with contextlib.suppress(OSError, ValueError, TypeError):
                 self._known = dict(json.loads(memory.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError):
-                self._known = {}
 
     def of(self, path: Path) -> str:
         """In hex; empty where the file cannot be read, which whoever reads it for its content will explain."""
@@ -129,7 +125,10 @@ def slug(text: str, longest: int = 80) -> str:
 
 
 def progress(total: int, description: str, unit: str, initial: int = 0) -> Any:
-    """Open a tqdm bar over `total` steps of `unit`; use as a context manager and call ``bar.update(n)``."""
+    """Open a tqdm bar over `total` steps of `unit`; use as a context manager and call ``bar.update(n)``.
+
+    In JupyterLab a widget; ``BINDKIT_PROGRESS=text`` keeps widget state out of executed notebooks, ``off`` is silent.
+    """
     style = os.environ.get("BINDKIT_PROGRESS", "auto")
     if style == "auto":
         from tqdm.auto import tqdm

@@ -1,35 +1,51 @@
-"""Several runs in one workspace: their caches in one list, the rows of their fits in one table."""
+"""Several runs in one workspace, several workspaces in one table: no row is lost, none of what has changed stays."""
 
 from __future__ import annotations
 
+import json
 import logging
+import shlex
 from collections.abc import Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from bindkit.arguments import CONTROL, CONTROL_PREFIX
 from bindkit.cache import ActivationCache
-from bindkit.errors import BindkitError, InvalidParameterError
+from bindkit.errors import BindkitError, InvalidParameterError, WorkspaceMismatchError
 from bindkit.files import write_bytes
-from bindkit.pipeline.workspace import Workspace
-from bindkit.probes.judging import is_folds
+from bindkit.pipeline.workspace import SETTINGS_FILE, Workspace, recorded_settings, workspace_root
+from bindkit.probes import by_capability
+from bindkit.probes.chance import below_chance
+from bindkit.probes.folds import is_folds
 from bindkit.probes.protocols import Protocol
+from bindkit.results.model_table import model_table
 from bindkit.results.sweeping import SWEEP_COLUMNS, kept_rows, remove_stale_fits, same_class_rows
+from bindkit.results.tables import OVER_CONTROLS, ranked_by
 
 logger = logging.getLogger(__name__)
 
 ROW_KEY = ["backbone", "layer", "probe", "task", "protocol", "seed", "split"]
 """What tells the rows of one workspace apart; of two that agree in it, the new one replaces the old."""
 
+SHARED_SETTINGS = ("scenes", "protocol", "seed", "patches_per_scene", "dtype")
+"""What workspaces must agree in. Windows may differ, as geometries do: tables compare rows of the same pairs alone."""
+
+_scenes_of = attrgetter(*(f"manifest.identity.{name}" for name in ("contents", "scene_ids", "class_names", "groups")))
+"""What of a cache's identity is of its scenes."""
+
 
 def merge_caches(space: Workspace, caches: Sequence[ActivationCache]) -> pd.DataFrame:
     """List this run's caches in ``caches.csv``, before those of earlier runs that are still there.
 
-    What was made from scenes or weights that have changed since is left out or removed, which is said: caches of the
-    scenes as they were, and fits on a cache as it was before it was computed anew.
-
     ::
 
         table = bk.merge_caches(bk.open_workspace("workspace"), caches)
+
+    Caches of scenes as they were before they changed are left out, fits on a cache as it was before it was computed
+    anew are removed; both is said.
 
     Parameters
     ----------
@@ -46,34 +62,36 @@ def merge_caches(space: Workspace, caches: Sequence[ActivationCache]) -> pd.Data
     """
     table = _cache_table(space, caches, latest=True)
     names = set(table["backbone"])
-    earlier = [cache for cache in read_caches(space) if cache.backbone["name"] not in names]
-    alike = [cache for cache in earlier if all(_of_same_scenes(cache, other) for other in caches)]
-    for cache in earlier:
-        if cache not in alike:
+    alike = []
+    for cache in read_caches(space):
+        name = cache.backbone["name"]
+        if name in names:
+            continue
+        if all(_scenes_of(cache) == _scenes_of(other) for other in caches):
+            alike.append(cache)
+        else:
             logger.warning(
                 "the cache of %s is left out: it is of the scenes as they were before they changed; run that backbone "
                 "again in this workspace",
-                cache.backbone["name"],
+                name,
             )
     for cache in caches:
         if n_removed := remove_stale_fits(space.probes, cache):
-            logger.warning(
-                "fits of %s that are removed, since scenes or weights have changed: %d",
-                cache.backbone["name"],
-                n_removed,
-            )
-    _write_csv(space, "caches.csv", pd.concat([table, _cache_table(space, alike, latest=False)]))
+            name = cache.backbone["name"]
+            logger.warning("fits of %s that are removed, since scenes or weights have changed: %d", name, n_removed)
+    write_table(space.caches_csv, pd.concat([table, _cache_table(space, alike, latest=False)]))
     return table
 
 
-def _of_same_scenes(one: ActivationCache, other: ActivationCache) -> bool:
-    """Whether two caches were made from the same scenes, by content."""
-    first, second = one.manifest.identity, other.manifest.identity
-    return all(getattr(first, name) == getattr(second, name) for name in _OF_SCENES)
+def _cache_table(space: Workspace, caches: Sequence[ActivationCache], latest: bool) -> pd.DataFrame:
+    root = space.root
+    rows = [cache.summary() | {"path": cache.path.relative_to(root).as_posix(), "latest": latest} for cache in caches]
+    return pd.DataFrame(rows)
 
 
-_OF_SCENES = ("contents", "scene_ids", "class_names", "groups")
-"""What of a cache's identity is of its scenes."""
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """As CSV, six digits of every figure."""
+    write_bytes(path, table.to_csv(index=False, float_format="%.6g").encode())
 
 
 def read_caches(space: Workspace, latest: bool = False) -> list[ActivationCache]:
@@ -156,25 +174,19 @@ def merge_results(space: Workspace, results: pd.DataFrame, protocol: str | Proto
             )
         merged = pd.DataFrame(rows, columns=list(SWEEP_COLUMNS))
         logger.info("rows kept of earlier runs: %d, beside %d of this one", len(kept), len(results))
-    _say_what_is_left_out(space, merged)
-    _write_csv(space, "results.csv", merged)
+    if space.results_csv.exists():
+        before, there = pd.read_csv(space.results_csv).reindex(columns=SWEEP_COLUMNS), set(_keys(merged))
+        # How many oracles there are follows from the caches.
+        gone = before[[key not in there for key in _keys(before)] & (before["probe"] != "oracle").to_numpy()]
+        for backbone, lost in gone.groupby("backbone", sort=False):
+            logger.warning(
+                "%d rows of %s are left out: their cache or probes are gone or have changed since, or another bindkit, "
+                "protocol or number of folds made them; run that backbone again in this workspace",
+                len(lost),
+                backbone,
+            )
+    write_table(space.results_csv, merged)
     return merged
-
-
-def _say_what_is_left_out(space: Workspace, merged: pd.DataFrame) -> None:
-    """Rows of the table before that are in the new one no more."""
-    if not space.results_csv.exists():
-        return
-    before, there = pd.read_csv(space.results_csv).reindex(columns=SWEEP_COLUMNS), set(_keys(merged))
-    # How many oracles there are follows from the caches.
-    gone = before[[key not in there for key in _keys(before)] & (before["probe"] != "oracle").to_numpy()]
-    for backbone, rows in gone.groupby("backbone", sort=False):
-        logger.warning(
-            "%d rows of %s are left out: their cache or probes are gone or have changed since, or another bindkit, "
-            "protocol or number of folds made them; run that backbone again in this workspace",
-            len(rows),
-            backbone,
-        )
 
 
 def _keys(table: pd.DataFrame) -> list[tuple[str, ...]]:
@@ -184,11 +196,122 @@ def _keys(table: pd.DataFrame) -> list[tuple[str, ...]]:
     return list(zip(*([str(value) for value in column] for column in columns), strict=True))
 
 
-def _cache_table(space: Workspace, caches: Sequence[ActivationCache], latest: bool) -> pd.DataFrame:
-    root = space.root
-    rows = [cache.summary() | {"path": cache.path.relative_to(root).as_posix(), "latest": latest} for cache in caches]
-    return pd.DataFrame(rows)
+def compare_workspaces(workspaces: Sequence[str | Path]) -> pd.DataFrame:
+    """Set the results of several workspaces in one table.
+
+    ::
+
+        results = bk.compare_workspaces(["runs/dinov2", "runs/clip", "runs/mae"])
+        model_table(results)[["workspace", "backbone", "layer", "auroc"]]
+
+    Parameters
+    ----------
+    workspaces : sequence of paths
+        Each with a ``results.csv``. One that is named twice is read once.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The rows of their ``results.csv`` in this order, with the column ``workspace`` (as it was named here) in front.
+        A backbone that is in two of them stays two; a control or oracle that says the very same on the same pairs, as
+        each workspace has its own, stands once.
+
+    Raises
+    ------
+    InvalidParameterError
+        If none is named, or one is missing or no workspace.
+    WorkspaceStepMissingError
+        If one has no results yet.
+    WorkspaceMismatchError
+        If they were made with other scenes, protocol, seed, patches per scene or dtype, or if scenes of one name have
+        other pairs in them: masks that have changed in between.
+    """
+    if isinstance(workspaces, str | Path) or not workspaces:
+        raise InvalidParameterError(f"give the directories of the workspaces to compare in a list; got {workspaces!r}")
+    spaces = {str(path): _opened(path) for path in {workspace_root(path): path for path in workspaces}.values()}
+    tables = {name: _results_of(space) for name, space in spaces.items()}
+    first, *others = spaces
+    told = [(name, [space.settings.get(name) for space in spaces.values()]) for name in SHARED_SETTINGS]
+    unlike = [
+        f"  {name}: {value!r} in {first}, {another!r} in {other}"
+        for name, (value, *values) in told
+        for other, another in zip(others, values, strict=True)
+        if another != value
+    ]
+    if unlike:
+        raise WorkspaceMismatchError(
+            "these workspaces were not made alike, so that their figures are not comparable:\n"
+            + "\n".join(unlike)
+            + "\ncompare those that agree, or run again with the same settings"
+        )
+    _require_same_pairs(spaces, tables)
+    together = pd.concat([table.assign(workspace=name) for name, table in tables.items()], ignore_index=True)
+    figures = [column for column in together if column not in ("workspace", "seconds")]
+    again = (together["objective"] == CONTROL) & together.duplicated(figures)
+    return together[~again].reset_index(drop=True)[["workspace", *(name for name in together if name != "workspace")]]
 
 
-def _write_csv(space: Workspace, name: str, table: pd.DataFrame) -> None:
-    write_bytes(space.root / name, table.to_csv(index=False, float_format="%.6g").encode())
+def _opened(path: str | Path) -> Workspace:
+    root = workspace_root(path)
+    if not (root / SETTINGS_FILE).exists():
+        what = f"is no workspace (it has no {SETTINGS_FILE})" if root.exists() else "is not there"
+        raise InvalidParameterError(f"{path} {what}; give directories that bindkit run has filled")
+    return Workspace(root, recorded_settings(root))
+
+
+def _results_of(space: Workspace) -> pd.DataFrame:
+    return pd.read_csv(space.artefact("results.csv", made_by="03_train_probes"))
+
+
+def _require_same_pairs(spaces: dict[str, Workspace], tables: dict[str, pd.DataFrame]) -> None:
+    """Raises WorkspaceMismatchError where caches of one geometry were judged on other pairs."""
+    first_of: dict[tuple[str, str, str], tuple[str, str]] = {}
+    for name, space in spaces.items():
+        table = tables[name]
+        for cache in read_caches(space):
+            geometry = json.dumps(cache.backbone["geometry"], sort_keys=True)
+            rows = table[table["backbone"] == cache.backbone["name"]]
+            for protocol, split, pairs in rows[["protocol", "split", "judged_pairs"]].drop_duplicates().values.tolist():
+                other, known = first_of.setdefault((geometry, protocol, split), (name, pairs))
+                if pairs != known:
+                    raise WorkspaceMismatchError(
+                        f"{other} and {name} have scenes of one name whose {split} pairs differ: their pictures or "
+                        "masks have changed in between; run one of them again in a new workspace"
+                    )
+
+
+def with_others(space: Workspace, also: str = "") -> tuple[pd.DataFrame, Any, Any]:
+    """Results of a workspace and of others named in `also`, blanks between; caches and probes for their gains.
+
+    As `bindkit.results.gains.with_gain_intervals` takes them: of several workspaces those of each, by its name.
+    """
+    if not also.strip():
+        return _results_of(space), read_caches(space), space.probes
+    places: list[str | Path] = [space.root, *shlex.split(also)]
+    spaces = {str(path): _opened(path) for path in places}
+    caches = {name: read_caches(each) for name, each in spaces.items()}
+    return compare_workspaces(places), caches, {name: each.probes for name, each in spaces.items()}
+
+
+def told_apart(table: pd.DataFrame) -> pd.DataFrame:
+    """For figures and sentences: the workspace behind the name of a backbone or control that several of them have."""
+    if "workspace" not in table:
+        return table
+    several = table.groupby("backbone")["workspace"].transform("nunique") > 1
+    where = [
+        f"{name}@{space}" if name.startswith(CONTROL_PREFIX) else f"{name} ({space})"
+        for name, space in zip(table["backbone"], table["workspace"], strict=True)
+    ]
+    return table.assign(backbone=table["backbone"].where(~several, where))
+
+
+def compared_models(workspaces: Sequence[str | Path], probe: str | None = None) -> tuple[pd.DataFrame, str]:
+    """`model_table` of several workspaces, of the most capable probe unless told otherwise, and the text to read."""
+    results = compare_workspaces(workspaces)
+    fitted = results.loc[(results["task"] == "pairwise") & (results["probe"] != "oracle"), "probe"]
+    table = model_table(results, probe or min(fitted.unique(), key=by_capability, default="quadratic"))
+    shown = ["kind", "workspace", "backbone", "layer", "accuracy", "gain", "auroc", "twins_auroc"]
+    shown += [name for figure in ranked_by(table) for name in (figure, OVER_CONTROLS[figure])] + ["n_scenes"]
+    rows = told_apart(table)[list(dict.fromkeys(shown))]
+    lines = [rows.to_string(index=False, float_format="{:.3f}".format, na_rep="-")]
+    return table, "\n".join([*lines, *below_chance(results.to_dict("records"))])

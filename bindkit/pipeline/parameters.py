@@ -1,41 +1,32 @@
-r"""Parameters of notebooks: plain literals in one tagged cell, set by papermill, checked by name and type.
+"""Parameters of notebooks: plain literals in one tagged cell, set by papermill, checked by name, type and value.
 
 papermill itself only warns of a parameter that a notebook does not have. Each notebook therefore calls
-``bk.check_parameters(In)`` in its first code cell after the parameters:
-
->>> cells = ["", 'layers = "all"', '# Parameters\nlayer = "0,6"\n']
->>> check_parameters(cells)
-Traceback (most recent call last):
-    ...
-bindkit.errors.UnknownParameterError: unknown parameter 'layer' (did you mean 'layers'?); this notebook has: layers
+``bk.check_parameters(In)`` in its first code cell after the parameters.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bindkit.errors import InvalidParameterError, UnknownParameterError
+from bindkit.arguments import parse_control, read_layers, read_seed, resolve_layers, whole_number
+from bindkit.errors import BackboneError, InvalidParameterError, UnknownParameterError
 
 INJECTED = "# Parameters"
 """The comment that papermill puts on top of the cell that it injects."""
 
 
+_AT_LEAST = {"patches_per_scene": 1, "seeds": 1, "window": 0, "page_scenes": 1, "page_layers": 1, "folds": 0}
+"""Counts among the parameters of notebooks, and the least that each takes."""
+
+
 def read_assignments(source: str) -> dict[str, Any]:
-    r"""Names and values that a cell of plain literals assigns.
-
-    >>> read_assignments('scenes = "synthetic:n=8,seed=0"  # URI\nseed: int = 0')
-    {'scenes': 'synthetic:n=8,seed=0', 'seed': 0}
-
-    Raises
-    ------
-    InvalidParameterError
-        If the cell does anything else than assign literals to names: papermill could not set those.
-    """
+    """Names and values that a cell of plain literals assigns. Raises InvalidParameterError for any other cell."""
     try:
         statements = ast.parse(source).body
     except SyntaxError as error:
@@ -61,23 +52,16 @@ def read_assignments(source: str) -> dict[str, Any]:
 
 def _literal(node: ast.expr) -> Any:
     """Value of a literal; papermill writes the infinite and undefined floats as ``float('nan')``."""
-    if (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id == "float"
-        and len(node.args) == 1
-    ):
-        return float(ast.literal_eval(node.args[0]))
+    match node:
+        case ast.Call(func=ast.Name(id="float"), args=[written]):
+            return float(ast.literal_eval(written))
     return ast.literal_eval(node)
 
 
 def notebook_parameters(path: str | Path) -> dict[str, Any]:
     """Parameters of a notebook with their defaults: what its ``parameters``-tagged cell assigns.
 
-    Raises
-    ------
-    InvalidParameterError
-        If the notebook cannot be read, has no such cell, or the cell is not plain literals.
+    Raises InvalidParameterError if it cannot be read, has no such cell, or the cell is not plain literals.
     """
     import nbformat
 
@@ -94,86 +78,18 @@ def notebook_parameters(path: str | Path) -> dict[str, Any]:
     raise InvalidParameterError(f"{Path(path).name} has no cell tagged 'parameters'; tag the cell that assigns them")
 
 
-def unknown_parameters(unknown: Iterable[str], known: Iterable[str], owner: str) -> UnknownParameterError:
-    """Error that names parameters nobody has, what was likely meant, and what there is."""
-    known = list(known)
-    named = []
-    for name in unknown:
-        close = difflib.get_close_matches(name, [entry.split("=")[0] for entry in known], n=1, cutoff=0.6)
-        named.append(f"{name!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
-    plural = "s" if len(named) > 1 else ""
-    return UnknownParameterError(f"unknown parameter{plural} {', '.join(named)}; {owner}: {', '.join(known)}")
-
-
-def check_value(name: str, value: Any, default: Any) -> Any:
-    """Return `value` if it is of the default's type (an int passes for a float; anything for None).
-
-    A whole number passes for text, and a list of strings or numbers for a text parameter that holds several, as the
-    notebooks write them: blanks between names, commas between numbers.
-
-    >>> check_value("backbones", ["a/b", "my model"], "x"), check_value("layers", [0, 6], "all")
-    ("a/b 'my model'", '0,6')
-    >>> check_value("layers", 3, "all")
-    '3'
-
-    Raises
-    ------
-    InvalidParameterError
-        If the type differs.
-    """
-    if isinstance(default, str) and isinstance(value, Sequence) and not isinstance(value, str):
-        if value and all(type(entry) is int for entry in value):
-            return ",".join(map(str, value))
-        if value and all(isinstance(entry, str) for entry in value):
-            return shlex.join(value)
-    if default is None:
-        return value
-    if isinstance(default, str) and type(value) is int:
-        return str(value)  # papermill's command line turns `-p layers 3` into a number
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    wanted: type | tuple[type, ...] = (list, tuple) if isinstance(default, list | tuple) else type(default)
-    same = isinstance(value, wanted) and isinstance(value, bool) == isinstance(default, bool)
-    if not same:
-        raise InvalidParameterError(
-            f"parameter {name!r} takes {_kind(default)} such as {default!r}, got {_kind(value)}: {value!r}"
-        )
-    return value
-
-
-def parse_value(name: str, text: str, default: Any) -> Any:
-    """Read a parameter that was typed in a terminal, by the type of its default.
-
-    >>> parse_value("seed", "3", 0), parse_value("layers", "3", "all"), parse_value("shuffle", "true", False)
-    (3, '3', True)
-
-    Raises
-    ------
-    InvalidParameterError
-        If the text is no value of that type.
-    """
-    if isinstance(default, str):
-        return text
-    if isinstance(default, bool) and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    return check_value(name, value, default)
-
-
 def check_parameters(cells: Sequence[str]) -> None:
-    """Refuse parameters that papermill set but the notebook does not have, or of another type.
+    """Refuse parameters that papermill set but the notebook does not have, or of another type than its default.
+
+    ::
+
+        bk.check_parameters(In)
 
     Parameters
     ----------
     cells : sequence of str
-        IPython's ``In``: the source of every cell executed so far.
-
-    Notes
-    -----
-    Without an injected cell (an interactive session, nbval) there is nothing to check.
+        IPython's ``In``: the source of every cell executed so far. Without an injected cell (an interactive session,
+        nbval) there is nothing to check.
 
     Raises
     ------
@@ -183,44 +99,148 @@ def check_parameters(cells: Sequence[str]) -> None:
         For a value of another type than its default.
     """
     injected = [position for position, source in enumerate(cells) if source.lstrip().startswith(INJECTED)]
-    if not injected:
-        return
-    own = next((source for source in reversed(cells[: injected[-1]]) if _is_parameter_cell(source)), None)
-    if own is None:
-        return
-    defaults, given = read_assignments(own), read_assignments(cells[injected[-1]])
-    unknown = [name for name in given if name not in defaults]
-    if unknown:
-        raise unknown_parameters(unknown, defaults, "this notebook has")
-    for name, value in given.items():
-        check_value(name, value, defaults[name])
+    for source in reversed(cells[: injected[-1]] if injected else []):
+        try:
+            defaults = {} if source.lstrip().startswith(INJECTED) else read_assignments(source)
+        except InvalidParameterError:
+            continue
+        if defaults:
+            check_known(read_assignments(cells[injected[-1]]), defaults, "this notebook has")
+            return
 
 
-def check_known(given: Mapping[str, Any], known: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    """Return `given` with every value checked against the `known` defaults; the error lists those with values.
+def check_known(
+    given: Mapping[str, Any], known: Mapping[str, Any], owner: str, tell_values: bool = False
+) -> dict[str, Any]:
+    """Return `given` with every value checked against the `known` defaults, which the error lists.
 
-    Raises
-    ------
-    UnknownParameterError, InvalidParameterError
-        As `check_parameters`.
+    Raises UnknownParameterError, which says what was likely meant, and InvalidParameterError.
     """
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise unknown_parameters(unknown, [f"{name}={value!r}" for name, value in known.items()], owner)
+    if unknown := [name for name in given if name not in known]:
+        close = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.6) for name in unknown}
+        named = [f"{name!r}" + (f" (did you mean {close[name][0]!r}?)" if close[name] else "") for name in unknown]
+        there = [f"{name}={value!r}" if tell_values else name for name, value in known.items()]
+        plural = "s" if len(unknown) > 1 else ""
+        raise UnknownParameterError(f"unknown parameter{plural} {', '.join(named)}; {owner}: {', '.join(there)}")
     return {name: check_value(name, value, known[name]) for name, value in given.items()}
 
 
-def _is_parameter_cell(source: str) -> bool:
-    """Whether a cell assigns literals and nothing else, and was not itself injected."""
-    if source.lstrip().startswith(INJECTED):
-        return False
-    try:
-        return bool(read_assignments(source))
-    except InvalidParameterError:
-        return False
+def check_value(name: str, value: Any, default: Any) -> Any:
+    """Return `value` if it is of the default's type (an int passes for a float; anything for None).
+
+    A whole number passes for text, and a list of strings or numbers for a text parameter that holds several, as the
+    notebooks write them: blanks between names, commas between numbers. Raises InvalidParameterError for another type.
+    """
+    if default is None:
+        return value
+    if isinstance(default, str):
+        if type(value) is int:
+            return str(value)  # papermill's command line turns `-p layers 3` into a number
+        if isinstance(value, Sequence) and value and not isinstance(value, str):
+            if all(type(entry) is int for entry in value):
+                return ",".join(map(str, value))
+            if all(isinstance(entry, str) for entry in value):
+                return shlex.join(value)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    wanted: type | tuple[type, ...] = (list, tuple) if isinstance(default, list | tuple) else type(default)
+    if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
+        raise InvalidParameterError(
+            f"parameter {name!r} takes {_kind(default)} such as {default!r}, got {_kind(value)}: {value!r}"
+        )
+    return value
 
 
 def _kind(value: Any) -> str:
-    """Words for a value's type."""
     words: dict[type, str] = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
     return words.get(type(value), f"a {type(value).__name__}")
+
+
+def typed_parameters(
+    typed: Iterable[Sequence[str]], known: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`given` with what was typed in a terminal besides, (name, text) each, read by the type of its `known` default.
+
+    Raises as `check_known`, and InvalidParameterError where a parameter is given twice.
+    """
+    values = dict(given)
+    for name, text in typed:
+        if name in known and name in values:
+            raise InvalidParameterError(f"parameter {name!r} is given twice")
+        value: Any = text
+        if isinstance(known.get(name), bool) and text.lower() in ("true", "false"):
+            value = text.lower() == "true"
+        elif not isinstance(known.get(name), str):
+            with contextlib.suppress(ValueError, SyntaxError):
+                value = ast.literal_eval(text)
+        values |= check_known({name: value}, known, "the notebooks have", tell_values=True)
+    return values
+
+
+def check_choices(values: Mapping[str, Any]) -> None:
+    """Refuse what no notebook of a run would take, as far as that shows without loading a model.
+
+    `values` are as notebooks write them: names with blanks between, layers with commas; what is not among them is not
+    checked. Scenes are opened, ADE20K's directory is only looked for; depth and patch of a backbone are known where its
+    config lies on this machine. Raises the error that a notebook would raise after minutes of caching.
+    """
+    from bindkit.backbones.random_init import parse_random_init
+    from bindkit.backbones.shipped import depth_and_patch
+    from bindkit.cache.identity import DTYPES
+    from bindkit.cache.planning import CHANGED
+    from bindkit.probes.folds import LEAST_FOLDS
+    from bindkit.probes.protocols import PROTOCOLS
+    from bindkit.probes.tasks import require_pairwise
+    from bindkit.results.sweeping import fitting_pairs
+    from bindkit.scenes import open_scenes
+    from bindkit.scenes.ade20k import find_root
+    from bindkit.scenes.geometry import PatchGrid
+    from bindkit.scenes.groups import named_groups
+    from bindkit.scenes.reading_options import ADE20K_OPTIONS, ReadingOptions, split_directory
+    from bindkit.scenes.synthetic import require_unseen
+
+    for name, least in _AT_LEAST.items():
+        if name in values:
+            whole_number(values[name], name, least)
+    if "seed" in values:
+        read_seed(values["seed"])
+    if 0 < values.get("folds", 0) < LEAST_FOLDS:
+        raise InvalidParameterError(f"folds is 0 for none, or at least {LEAST_FOLDS}; got {values['folds']}")
+    for name, known in (("protocol", tuple(PROTOCOLS)), ("dtype", DTYPES), ("changed", CHANGED)):
+        if name in values and values[name] not in known:
+            raise InvalidParameterError(f"unknown {name} {values[name]!r}; choose one of {', '.join(known)}")
+
+    named = {name: value for name, value in values.items() if isinstance(value, str)}
+    for control in named.get("controls", "").split():
+        parse_control(control)
+    if "probes" in named:
+        probes, tasks = named["probes"].split(), named.get("tasks", "pairwise").split()
+        if not probes or not tasks:
+            raise InvalidParameterError("a run needs at least one probe and one task, such as linear and pairwise")
+        fitting_pairs(probes, tasks)
+        require_pairwise(tasks)
+
+    layers = named.get("layers", "all")
+    read_layers(layers)
+    if "backbones" in named:
+        backbones = shlex.split(named["backbones"])
+        if not backbones or not all(name.strip() for name in backbones):
+            raise BackboneError(f"backbones are names with blanks between, at least one; got {shlex.join(backbones)!r}")
+        for name in backbones:
+            untrained = parse_random_init(name)
+            depth, patch = depth_and_patch(untrained.source if untrained else name)
+            if depth is not None:
+                resolve_layers(layers, depth, name)
+            if patch is not None and values.get("window"):
+                PatchGrid.of_window(int(values["window"]), patch)
+
+    scheme, _, rest = named.get("scenes", "").partition(":")
+    if scheme == "ade20k" and rest.strip():
+        # Opening it reads a large index, which notebook 01 does once and keeps.
+        directory, options = split_directory(rest)
+        ReadingOptions.parse(options, ADE20K_OPTIONS)
+        find_root(Path(directory).expanduser())
+    elif "scenes" in named:
+        scenes = open_scenes(named["scenes"])
+        require_unseen(scenes)
+        named_groups(scenes, named.get("groups", ""))

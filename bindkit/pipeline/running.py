@@ -8,36 +8,22 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bindkit
 from bindkit.errors import NotebookFailedError, WorkspaceBusyError, WorkspaceMismatchError
-from bindkit.pipeline.choices import check_choices
-from bindkit.pipeline.parameters import check_known, check_parameters, notebook_parameters
+from bindkit.pipeline.parameters import check_choices, check_known, notebook_parameters
 from bindkit.pipeline.workspace import (
+    Inputs,
     Workspace,
-    check_settings,
     open_workspace,
     recorded_settings,
     workspace_root,
     writing_into,
 )
-
-if TYPE_CHECKING:
-    from bindkit.pipeline.inputs import Inputs
-
-__all__ = [
-    "RUN_DEFAULTS",
-    "NotebookRun",
-    "RunReport",
-    "check_parameters",
-    "notebooks_directory",
-    "pipeline_parameters",
-    "run_pipeline",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +39,13 @@ RUN_DEFAULTS: Mapping[str, Any] = {
 FIXED_SETTINGS = ("scenes", "groups", "protocol", "seed", "patches_per_scene", "window", "dtype")
 """Parameters that all figures of a workspace must share, since its table has no column for most of them."""
 
+FIRST_LAB = 6
+"""Notebooks numbered from here on are laboratories: run on their own, not by `run_pipeline`."""
+
 
 @dataclass(frozen=True)
 class NotebookRun:
-    """One notebook of a run: where it lies, whether it was executed or skipped as complete, and seconds taken."""
+    """One notebook of a run: where it lies as executed, and the seconds taken."""
 
     name: str
     path: Path
@@ -66,7 +55,7 @@ class NotebookRun:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run did and where it left it."""
+    """What a run did and where it left it; notebooks that were complete already are skipped."""
 
     workspace: Workspace
     notebooks: tuple[NotebookRun, ...]
@@ -74,35 +63,23 @@ class RunReport:
 
     @property
     def executed(self) -> tuple[str, ...]:
-        """Names of the notebooks that were executed in this run."""
+        """Names of notebooks."""
         return tuple(run.name for run in self.notebooks if not run.skipped)
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """Names of the notebooks that were complete already."""
+        """Names of notebooks."""
         return tuple(run.name for run in self.notebooks if run.skipped)
 
 
 def notebooks_directory() -> Path:
-    """Directory of the numbered notebooks: inside the installed package, or beside it in a checkout.
-
-    Raises
-    ------
-    NotebookFailedError
-        If neither has them: a damaged installation.
-    """
-    package = Path(bindkit.__file__).parent
-    for place in (package / "notebooks", package.parent / "notebooks"):
-        if numbered_notebooks(place):
-            return place
-    raise NotebookFailedError(
-        f"the numbered notebooks are neither in {package / 'notebooks'} nor in {package.parent / 'notebooks'}; "
-        "install bindkit again"
-    )
-
-
-FIRST_LAB = 6
-"""Notebooks numbered from here on are laboratories: run on their own, not by `run_pipeline`."""
+    """Directory of the numbered notebooks: inside the installed package, or beside it in a checkout."""
+    inside, beside = (above / "notebooks" for above in Path(bindkit.__file__).parents[:2])
+    if not numbered_notebooks(inside) and not numbered_notebooks(beside):
+        raise NotebookFailedError(
+            f"the numbered notebooks are neither in {inside} nor in {beside}; install bindkit again"
+        )
+    return inside if numbered_notebooks(inside) else beside
 
 
 def numbered_notebooks(directory: Path) -> list[Path]:
@@ -111,10 +88,7 @@ def numbered_notebooks(directory: Path) -> list[Path]:
 
 
 def pipeline_parameters(notebooks: Path) -> dict[str, Any]:
-    """Every parameter of the numbered notebooks with the value that a run uses unless told otherwise.
-
-    The workspace is left out: `run_pipeline` has an argument for it.
-    """
+    """Every parameter of the numbered notebooks, but the workspace, with what a run uses unless told otherwise."""
     known: dict[str, Any] = {}
     for path in numbered_notebooks(notebooks):
         for name, default in notebook_parameters(path).items():
@@ -131,9 +105,10 @@ def run_pipeline(
 ) -> RunReport:
     """Execute the numbered notebooks in order into a workspace, from where an earlier run stopped.
 
-    >>> import bindkit as bk
-    >>> report = bk.run_pipeline("runs/first", scenes="ade20k:data/ADE20K_2021_17_01")  # doctest: +SKIP
-    >>> report.workspace.results_csv  # doctest: +SKIP
+    ::
+
+        report = bk.run_pipeline("runs/first", scenes="ade20k:data/ADE20K_2021_17_01")
+        pd.read_csv(report.workspace.results_csv)
 
     Parameters
     ----------
@@ -142,8 +117,7 @@ def run_pipeline(
     notebooks : str or Path, optional
         Directory of numbered notebooks; by default bindkit's own.
     force : bool
-        Execute every notebook, complete or not, and compute anew what depends on scenes and weights that have changed
-        since the workspace's run.
+        Execute every notebook, complete or not, and compute anew what depends on changed scenes and weights.
     **parameters
         Parameters of the notebooks; each notebook gets those that it has. Relative paths in `scenes` and `backbones`
         are meant from the present directory.
@@ -151,20 +125,19 @@ def run_pipeline(
     Returns
     -------
     RunReport
-        Which notebooks were executed and which were skipped because they were complete.
+        The workspace, and which notebooks were executed or skipped because they were complete.
 
     Raises
     ------
     UnknownParameterError, InvalidParameterError
         For a parameter that no notebook has, a value of another type, or a workspace that may not be written into.
-        Nothing is started.
-    BackboneError, LayerError, ProbeError
-        For a shipped backbone, layers, a probe or a task that there are not. Nothing is started.
+    SceneSetError, BackboneError, LayerError, GeometryError, ProbeError
+        For scenes, a backbone, layers, a window, a probe or a task that there are not.
     WorkspaceMismatchError
         If the workspace holds a run of another configuration, or something else, or if scenes or backbones have
-        changed since, by content; each is named. Nothing is started.
+        changed since, by content; each is named.
     WorkspaceBusyError
-        If another run is writing to the workspace.
+        If another run is writing to the workspace. Of all these nothing is started.
     NotebookFailedError
         If a notebook stops with an error; the next run goes on there.
     """
@@ -174,12 +147,15 @@ def run_pipeline(
     if not numbered_notebooks(directory):
         raise NotebookFailedError(f"{directory} holds no numbered notebooks (NN_verb_object.ipynb)")
     known = pipeline_parameters(directory)
-    values = {**known, **check_known(parameters, known, "the notebooks have")}
-    values = _with_absolute_paths(values, Path.cwd())
+    values = {**known, **check_known(parameters, known, "the notebooks have", tell_values=True)}
+    for name, absolute in _PATHS.items():
+        # Notebooks run in another directory than the present one.
+        if isinstance(values.get(name), str):
+            values[name] = absolute(values[name], Path.cwd())
     check_choices(values)
     root = workspace_root(workspace)
     fixed = {name: values[name] for name in FIXED_SETTINGS if name in values}
-    check_settings(root, recorded_settings(root), fixed)
+    recorded_settings(root, fixed)
 
     lock = FileLock(root / ".lock", timeout=0)
     try:
@@ -198,16 +174,26 @@ def run_pipeline(
 
 def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: bool) -> RunReport:
     """Execute what is not complete; once one notebook was executed, all later ones are too."""
-    from bindkit.pipeline.execution import ExecutionRecord, execute_notebook
-    from bindkit.pipeline.inputs import Inputs
+    from bindkit.pipeline.engine import ExecutionRecord, execute_notebook
 
     started = time.perf_counter()
-    sources = numbered_notebooks(directory)
     before, inputs = Inputs.read(workspace.inputs), Inputs.look(values, workspace.cache, workspace.index)
     recompute = force or values.get("changed") == "recompute"
-    changed = before is not None and workspace.holds_results and _has_changed(workspace, before, inputs, recompute)
-    if not changed:
+    changes: list[str] = []
+    if before is not None and workspace.holds_results:
+        changes = inputs.changes_since(before, "the run in this workspace")
+    if changes and not recompute:
+        raise WorkspaceMismatchError(
+            f"{workspace.root} holds a run on other files:\n  " + "\n  ".join(changes) + "\nrun again with --force (in "
+            "Python force=True) to compute anew what depends on them, put back what it was run on, or give another "
+            "workspace"
+        )
+    for sentence in changes:
+        logger.info("%s", sentence)
+    if not changes:
         inputs.also_of(before).write(workspace.inputs)
+
+    sources = numbered_notebooks(directory)
     runs: list[NotebookRun] = []
     stale = force
     for number, source in enumerate(sources, 1):
@@ -217,7 +203,7 @@ def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: b
         if "workspace" in names:
             given["workspace"] = str(workspace.root)
         also = {"changed": "recompute" if recompute else "refuse"} if given.pop("changed", None) else {}
-        record = ExecutionRecord.of(source, given, bindkit.__version__, inputs.of(given))
+        record = ExecutionRecord.of(source, given, inputs.of(given))
         heading = f"[{number}/{len(sources)}] {source.stem}"
         # What other workspaces hold may have changed since.
         stale = stale or bool(given.get("also")) or not record.describes(target, workspace.root)
@@ -236,44 +222,8 @@ def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: b
     return RunReport(workspace, tuple(runs), time.perf_counter() - started)
 
 
-def _has_changed(workspace: Workspace, before: Inputs, inputs: Inputs, accepted: bool) -> bool:
-    """Whether scenes or backbones have changed since the workspace's run.
-
-    Raises
-    ------
-    WorkspaceMismatchError
-        If they have and nobody accepted it.
-    """
-    said = inputs.changes_since(before, "the run in this workspace")
-    if said and not accepted:
-        raise WorkspaceMismatchError(
-            f"{workspace.root} holds a run on other files:\n  " + "\n  ".join(said) + "\nrun again with --force (in "
-            "Python force=True) to compute anew what depends on them, put back what it was run on, or give another "
-            "workspace"
-        )
-    for sentence in said:
-        logger.info("%s", sentence)
-    return bool(said)
-
-
-def _with_absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Parameters whose relative paths are made absolute, since notebooks run in another directory."""
-    resolved = dict(values)
-    if isinstance(values.get("scenes"), str):
-        resolved["scenes"] = absolute_scenes(values["scenes"], base)
-    if isinstance(values.get("backbones"), str):
-        resolved["backbones"] = absolute_backbones(values["backbones"], base)
-    if isinstance(values.get("also"), str):
-        resolved["also"] = shlex.join(_absolute(word, base) for word in shlex.split(values["also"]))
-    return resolved
-
-
 def absolute_scenes(uri: str, base: Path) -> str:
-    """Make the paths of a scene URI absolute.
-
-    >>> absolute_scenes("ade20k:../ADE20K", Path("/data/run")), absolute_scenes("synthetic:n=4,seed=0", Path("/data"))
-    ('ade20k:/data/ADE20K', 'synthetic:n=4,seed=0')
-    """
+    """Make the paths of a scene URI absolute: its directory, or every part that is no option."""
     scheme, colon, rest = uri.partition(":")
     if not colon or not rest or scheme == "synthetic":
         return uri
@@ -287,17 +237,24 @@ def absolute_scenes(uri: str, base: Path) -> str:
 
 
 def absolute_backbones(names: str, base: Path) -> str:
-    """Make those backbones absolute that are local directories; hub ids and built-in names stay as they are.
+    """Make those backbones absolute that are local directories; hub ids and built-in names stay as they are."""
+    return shlex.join(
+        _absolute(word, base) if word.startswith((".", "/", "~")) or (base / word).is_dir() else word
+        for word in shlex.split(names)
+    )
 
-    >>> absolute_backbones("facebook/dinov2-large ./mine", Path("/data/run"))
-    'facebook/dinov2-large /data/run/mine'
-    """
-    words = []
-    for word in shlex.split(names):
-        local = word.startswith((".", "/", "~")) or (base / word).is_dir()
-        words.append(_absolute(word, base) if local else word)
-    return shlex.join(words)
+
+def _absolute_directories(names: str, base: Path) -> str:
+    return shlex.join(_absolute(word, base) for word in shlex.split(names))
 
 
 def _absolute(path: str, base: Path) -> str:
     return str((base / Path(path).expanduser()).resolve()) if path else path
+
+
+_PATHS: dict[str, Callable[[str, Path], str]] = {
+    "scenes": absolute_scenes,
+    "backbones": absolute_backbones,
+    "also": _absolute_directories,
+}
+"""Parameters whose relative paths are meant from the directory where they were typed."""

@@ -1,102 +1,54 @@
-"""Workspaces: the directory that a run fills, with the settings that everything in it shares.
-
->>> import tempfile
->>> place = tempfile.mkdtemp()
->>> workspace = open_workspace(place, scenes="synthetic:n=8,seed=0", protocol="strict")
->>> workspace.results_csv.name, workspace.settings["protocol"]
-('results.csv', 'strict')
-"""
+"""Workspaces: the directory that a run fills, with what everything in it shares and was made from."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from bindkit.arguments import read_path
 from bindkit.errors import InvalidParameterError, WorkspaceMismatchError, WorkspaceStepMissingError
-from bindkit.files import parse_json, write_json
+from bindkit.files import RememberedDigests, parse_json, write_json
+
+if TYPE_CHECKING:
+    from bindkit.scenes import SceneSet
+    from bindkit.scenes.contents import SceneContents
 
 SETTINGS_FILE = "workspace.json"
 FORMAT = 1
 """Version of the layout below; a workspace of a later one is refused."""
 
 
+def _place(name: str, what: str) -> property:
+    return property(lambda workspace: workspace.root / name, doc=what)
+
+
 @dataclass(frozen=True)
 class Workspace:
-    """Where everything of a run lies. Open one with `open_workspace`, which creates its directories.
-
-    >>> Workspace(Path("runs/a")).cache.as_posix()
-    'runs/a/cache'
-
-    Parameters
-    ----------
-    root : Path
-        The workspace's directory.
-    settings : dict
-        Recorded settings that everything in the workspace shares.
-    """
+    """Where everything of a run lies, and its settings; `open_workspace` opens one and creates its directories."""
 
     root: Path
     settings: dict[str, Any] = field(default_factory=dict, compare=False)
 
-    @property
-    def notebooks(self) -> Path:
-        """Executed notebooks."""
-        return self.root / "notebooks"
-
-    @property
-    def cache(self) -> Path:
-        """Activation caches, one directory per backbone."""
-        return self.root / "cache"
-
-    @property
-    def probes(self) -> Path:
-        """Fitted probes."""
-        return self.root / "probes"
-
-    @property
-    def figures(self) -> Path:
-        """Figures, each with its data table."""
-        return self.root / "figures"
-
-    @property
-    def index(self) -> Path:
-        """What was kept of a scene set's own index, so that it is read only once."""
-        return self.root / "index"
-
-    @property
-    def results_csv(self) -> Path:
-        """The table of results, one row per fit."""
-        return self.root / "results.csv"
-
-    @property
-    def viewer(self) -> Path:
-        """The page to click through."""
-        return self.root / "viewer.html"
-
-    @property
-    def inputs(self) -> Path:
-        """What the scenes and backbones of the run were made from."""
-        return self.root / "inputs.json"
-
-    @property
-    def caches_csv(self) -> Path:
-        """The table of caches, one row a backbone, with paths relative to the workspace."""
-        return self.root / "caches.csv"
+    notebooks = _place("notebooks", "Executed notebooks.")
+    cache = _place("cache", "Activation caches, one directory per backbone.")
+    probes = _place("probes", "Fitted probes.")
+    figures = _place("figures", "Figures, each with its data table.")
+    index = _place("index", "What was kept of a scene set's own index, so that it is read only once.")
+    results_csv = _place("results.csv", "The table of results, one row per fit.")
+    caches_csv = _place("caches.csv", "The table of caches, one row a backbone, with paths relative to the workspace.")
+    viewer = _place("viewer.html", "The page to click through.")
+    inputs = _place("inputs.json", "What the scenes and backbones of the run were made from: `Inputs`.")
 
     def artefact(self, name: str, made_by: str) -> Path:
-        """A file that an earlier notebook leaves.
-
-        Raises
-        ------
-        WorkspaceStepMissingError
-            If it is not there yet; says which notebook makes it.
-        """
+        """A file that an earlier notebook leaves. Raises WorkspaceStepMissingError where it is not there yet."""
         if not (self.root / name).exists():
             raise WorkspaceStepMissingError(
                 f"{self.root} has no {name} yet; run notebook {made_by} with the same workspace first"
@@ -143,21 +95,22 @@ def open_workspace(path: str | Path, **fixed_settings: Any) -> Workspace:
     InvalidParameterError
         If a setting is not a plain value, or the directories cannot be made.
     """
-    given = _plain(fixed_settings)
+    try:
+        # As JSON gives them back, so that later comparisons are between equals.
+        given: dict[str, Any] = json.loads(json.dumps(fixed_settings, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InvalidParameterError(f"settings of a workspace must be plain values (text, numbers): {error}") from error
     root = workspace_root(path)
-    recorded = recorded_settings(root)
-    check_settings(root, recorded, given)
-    settings = {**recorded, **given}
-    workspace = Workspace(root, settings)
-    directories = (workspace.notebooks, workspace.cache, workspace.probes, workspace.figures, workspace.index)
+    recorded = recorded_settings(root, given)
+    workspace = Workspace(root, {**recorded, **given})
     try:
         with writing_into(root):
             root.mkdir(parents=True, exist_ok=True)
             # The record comes first: a directory with anything else in it but no record is somebody else's.
-            if settings != recorded or not (root / SETTINGS_FILE).exists():
-                write_json(root / SETTINGS_FILE, {"format": FORMAT, "settings": settings})
-            for directory in directories:
-                directory.mkdir(exist_ok=True)
+            if workspace.settings != recorded or not (root / SETTINGS_FILE).exists():
+                write_json(root / SETTINGS_FILE, {"format": FORMAT, "settings": workspace.settings})
+            for name in ("notebooks", "cache", "probes", "figures", "index"):
+                (root / name).mkdir(exist_ok=True)
     except OSError as error:
         raise InvalidParameterError(f"cannot make the workspace {root}: {error}; give another directory") from error
     return workspace
@@ -165,13 +118,7 @@ def open_workspace(path: str | Path, **fixed_settings: Any) -> Workspace:
 
 @contextmanager
 def writing_into(root: Path) -> Iterator[None]:
-    """Say which directory may not be written into, and what to do, where the system only says that something may not.
-
-    Raises
-    ------
-    InvalidParameterError
-        For permissions that are lacking and for a disk that is read-only; other errors pass as they are.
-    """
+    """Say by InvalidParameterError which directory may not be written into; other errors pass as they are."""
     try:
         yield
     except OSError as error:
@@ -187,13 +134,11 @@ def workspace_root(path: str | Path) -> Path:
     return read_path(path, "a workspace").resolve()
 
 
-def recorded_settings(root: Path) -> dict[str, Any]:
+def recorded_settings(root: Path, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """Settings recorded in a directory; none if it is new or empty. Creates nothing.
 
-    Raises
-    ------
-    WorkspaceMismatchError
-        If it is a file, a directory with other things in it, or a workspace that this version cannot read.
+    Raises WorkspaceMismatchError for a file, a directory with other things in it, a record that cannot be read, and
+    for a `given` setting that differs from the one with which results were made.
     """
     if above := next((parent for parent in root.parents if parent.exists() and not parent.is_dir()), None):
         raise WorkspaceMismatchError(f"{root} cannot be a directory: {above} is a file; give another workspace")
@@ -223,30 +168,114 @@ def recorded_settings(root: Path) -> dict[str, Any]:
         raise WorkspaceMismatchError(
             f"{root} has workspace format {version}, this bindkit writes format {FORMAT}; give another workspace"
         )
-    return settings
-
-
-def check_settings(root: Path, recorded: dict[str, Any], given: dict[str, Any]) -> None:
-    """Refuse settings that differ from the recorded ones of a workspace that holds results.
-
-    Raises
-    ------
-    WorkspaceMismatchError
-        Naming each differing setting with both values.
-    """
-    differing = [name for name in given if name in recorded and recorded[name] != given[name]]
+    differing = differing_names(settings, given)
     if differing and Workspace(root).holds_results:
-        lines = [f"  {name}: recorded {recorded[name]!r}, given {given[name]!r}" for name in differing]
+        lines = [f"  {name}: recorded {settings[name]!r}, given {given[name]!r}" for name in differing]
         raise WorkspaceMismatchError(
             f"the workspace {root} holds a run of another configuration:\n" + "\n".join(lines) + "\ngive another "
             "workspace, or the recorded values again; to start over, delete that directory"
         )
+    return settings
 
 
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them back, so that later comparisons are between equals."""
-    try:
-        plain: dict[str, Any] = json.loads(json.dumps(settings, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise InvalidParameterError(f"settings of a workspace must be plain values (text, numbers): {error}") from error
-    return plain
+def differing_names(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not made from the same things: what only one of the two looks knows is no difference."""
+    return [name for name, value in now.items() if before.get(name, value) != value]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads from outside, by content, kept in its workspace so that a later run knows what has changed."""
+
+    contents: SceneContents
+    classes: str
+    """Digest of the names and numbers of classes."""
+    backbones: Mapping[str, Mapping[str, str]]
+    """Name -> as `contents_of_backbone` gives it."""
+    groups: str
+    """SHA-256 of the table that may say which scenes belong together; empty without one, and where nobody asks."""
+    scenes: SceneSet | None = field(default=None, compare=False, repr=False)
+    """To call changed files by their names; None where it was read from a file."""
+
+    @classmethod
+    def look(cls, parameters: Mapping[str, Any], cache: Path, index: Path) -> Inputs:
+        """What scenes and backbones are made from now; what is read of files is remembered in `cache` and `index`."""
+        from bindkit.backbones.contents import contents_of_backbone
+        from bindkit.scenes import open_scenes
+        from bindkit.scenes.contents import SceneContents, contents_of, memory_in
+
+        digests = RememberedDigests(index / "backbones.json")
+        names = shlex.split(parameters.get("backbones", ""))
+        backbones = {name: contents_of_backbone(name, digests) for name in names}
+        if "scenes" not in parameters:
+            return cls(SceneContents(), "", backbones, "")
+        scenes = open_scenes(parameters["scenes"], index_dir=index)
+        contents = contents_of(scenes, digests=RememberedDigests(memory_in(cache, scenes.uri)))
+        benchmark = getattr(scenes, "benchmark_classes", None) or {}
+        classes = _digest([sorted(scenes.class_names.items()), sorted(benchmark.items())])
+        table: Path | None = getattr(scenes, "scenes_csv", None)
+        groups = digests.of(table) if table is not None and parameters.get("groups") else ""
+        return cls(contents, classes, backbones, groups, scenes)
+
+    def of(self, parameters: Mapping[str, Any]) -> dict[str, str]:
+        """Digests of those inputs that a notebook with these parameters reads; without what is not known here."""
+        found = {}
+        if "scenes" in parameters:
+            contents = [self.contents.made_by, list(self.contents.of.items())]
+            found["scenes"] = _digest([*contents, self.classes, self.groups])
+        if "backbones" in parameters:
+            found |= {f"backbone {name}": _digest(dict(files)) for name, files in self.backbones.items() if files}
+        return found
+
+    def changes_since(self, before: Inputs, since: str) -> list[str]:
+        """Say what has changed, by name; `since` ends each sentence. Backbones of one look only are no change."""
+        from bindkit.scenes.contents import changes, comings_and_goings, listed
+
+        then, now = before.contents, self.contents
+        said = comings_and_goings(then.of, now.of, since)
+        if self.scenes is not None:
+            said += changes(then.of, now.of, self.scenes, since)
+        if then.made_by != now.made_by:
+            said.append(f"scenes are computed by {now.made_by or 'nothing'}, not by {then.made_by or 'nothing'}")
+        if before.classes != self.classes:
+            said.append(f"names or numbers of classes have changed since {since}")
+        if before.groups != self.groups:
+            said.append(f"the table of scenes and their groups has changed since {since}")
+        looks = [{name: dict(files) for name, files in look.backbones.items() if files} for look in (before, self)]
+        for name in differing_names(*looks):
+            old, new = looks[0][name], looks[1][name]
+            differing = [file for file in {**old, **new} if old.get(file) != new.get(file)]
+            said.append(f"the backbone {name} has changed since {since}: {listed(differing)}")
+        return said
+
+    def also_of(self, before: Inputs | None) -> Inputs:
+        """These, and backbones that only an earlier look saw; of hub models that have come meanwhile the revision."""
+        from bindkit.backbones.contents import contents_of_backbone
+
+        backbones = {name: files or contents_of_backbone(name) for name, files in self.backbones.items()}
+        return replace(self, backbones={**(before.backbones if before else {}), **backbones})
+
+    def write(self, file: Path) -> None:
+        """Keep them as JSON."""
+        scenes: dict[str, Any] = {"made_by": self.contents.made_by, "classes": self.classes, "groups": self.groups}
+        scenes["of"] = dict(self.contents.of)
+        backbones = {name: dict(files) for name, files in self.backbones.items()}
+        write_json(file, {"scenes": scenes, "backbones": backbones})
+
+    @classmethod
+    def read(cls, file: Path) -> Inputs | None:
+        """Those that were kept; None if there are none that can be read."""
+        from bindkit.scenes.contents import SceneContents
+
+        try:
+            kept = parse_json(file.read_text(encoding="utf-8"))
+            scenes, backbones = kept["scenes"], kept["backbones"]
+            contents = SceneContents(scenes["made_by"], dict(scenes["of"]))
+            files_of = {name: dict(files) for name, files in backbones.items()}
+            return cls(contents, scenes["classes"], files_of, scenes["groups"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

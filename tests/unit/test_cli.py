@@ -6,9 +6,9 @@ import re
 import subprocess
 import sys
 
-import nbformat
 import pandas as pd
 import pytest
+from written_notebooks import write_notebook
 
 import bindkit
 from bindkit.cli import main
@@ -32,9 +32,7 @@ pd.DataFrame(rows).to_csv(f"{workspace}/results.csv", index=False)"""
 def notebooks(tmp_path, monkeypatch):
     directory = tmp_path / "numbered"
     directory.mkdir()
-    cells = [nbformat.v4.new_code_cell(source) for source in (PARAMETERS, WRITE)]
-    cells[0].metadata["tags"] = ["parameters"]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), directory / "01_write_table.ipynb")
+    write_notebook(directory / "01_write_table.ipynb", PARAMETERS, WRITE)
     monkeypatch.setattr(pipeline, "notebooks_directory", lambda: directory)
     return directory
 

@@ -10,7 +10,7 @@ from tiny_models import write_checkpoint
 from bindkit.backbones import load_backbone
 from bindkit.backbones.names import depth_and_patch, shipped_names
 from bindkit.errors import BackboneError, InvalidParameterError
-from bindkit.pipeline.choices import check_choices
+from bindkit.pipeline.parameters import check_choices
 from bindkit.pipeline.running import notebooks_directory, pipeline_parameters
 
 

@@ -6,18 +6,18 @@ import json
 import shutil
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 import pytest
 from changing_scenes import add_scene, invert, remove, rename_class, touch, write_folder
 from safetensors.torch import load_file, save_file
+from written_notebooks import write_notebook
 
 import bindkit as bk
 from bindkit.backbones.names import contents_of_backbone, directory_of
 from bindkit.cli import main
 from bindkit.errors import NotebookFailedError, WorkspaceMismatchError
-from bindkit.pipeline.inputs import Inputs
 from bindkit.pipeline.running import run_pipeline
+from bindkit.pipeline.workspace import Inputs
 
 SINCE = "since the run in this workspace"
 CACHE = """
@@ -39,13 +39,6 @@ assert not fail
 table = bk.sweep(caches, 0, ['linear'], root=space.probes)
 table.drop(columns='seconds').to_csv(space.results_csv, index=False)
 """
-
-
-def write_notebook(path: Path, *cells: str) -> None:
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
-    notebook.cells[0].metadata["tags"] = ["parameters"]
-    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
-    nbformat.write(notebook, path)
 
 
 @pytest.fixture

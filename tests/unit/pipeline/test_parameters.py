@@ -15,8 +15,8 @@ from bindkit.pipeline.parameters import (
     check_parameters,
     check_value,
     notebook_parameters,
-    parse_value,
     read_assignments,
+    typed_parameters,
 )
 
 OWN = 'scenes = "synthetic:n=8,seed=0"  # what to look at\nlayers = "all"\nseed = 0\nrate = 0.5\nfast = False'
@@ -91,7 +91,8 @@ def test_an_int_passes_for_a_float_and_becomes_one():
     assert isinstance(check_value("rate", 2, 0.5), float)
 
 
-def test_lists_pass_for_texts_that_hold_several():
+def test_numbers_and_lists_pass_for_texts_that_hold_several():
+    assert check_value("layers", 3, "all") == "3"
     assert check_value("backbones", ["a", "b c"], "") == "a 'b c'"
     assert check_value("layers", [0, 11], "all") == "0,11"
     with pytest.raises(InvalidParameterError):
@@ -99,12 +100,12 @@ def test_lists_pass_for_texts_that_hold_several():
 
 
 def test_typed_text_is_read_by_the_defaults_type():
-    assert parse_value("layers", "0", "all") == "0"
-    assert parse_value("seed", "7", 0) == 7
-    assert parse_value("rate", "1", 0.5) == 1.0
-    assert parse_value("fast", "True", False) is True
-    with pytest.raises(InvalidParameterError, match="'seed' takes a whole number"):
-        parse_value("seed", "many", 0)
+    known = {"layers": "all", "seed": 0, "rate": 0.5, "fast": False}
+    typed = [("layers", "0"), ("seed", "7"), ("rate", "1"), ("fast", "True")]
+    assert typed_parameters(typed, known, {}) == {"layers": "0", "seed": 7, "rate": 1.0, "fast": True}
+    for wrong in ("many", "0.5", "True", "'0'"):
+        with pytest.raises(InvalidParameterError, match="'seed' takes a whole number"):
+            typed_parameters([("seed", wrong)], known, {})
 
 
 def write_notebook(path, *cells, tag=None):

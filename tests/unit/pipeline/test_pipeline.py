@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from filelock import FileLock
+from written_notebooks import write_notebook
 
 from bindkit.errors import (
     InvalidParameterError,
@@ -40,13 +41,6 @@ FIRST = [
 SECOND = ['workspace = "here"\nlayers = "all"\nfail = False', "from pathlib import Path"]
 WRITE = "from pathlib import Path\nPath(workspace, 'scenes.txt').write_text(f'{scenes} {seed}')"
 APPEND = "with Path(workspace, 'results.csv').open('a') as file:\n    file.write(f'{layers}\\n')"
-
-
-def write_notebook(path, *cells):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
-    notebook.cells[0].metadata["tags"] = ["parameters"]
-    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
-    nbformat.write(notebook, path)
 
 
 @pytest.fixture
@@ -158,7 +152,7 @@ def test_papermill_alone_leaves_clean_notebooks_with_the_engine_of_bindkit(tmp_p
     assert notebook.metadata.papermill.parameters == {"seed": 3}
 
 
-@pytest.mark.parametrize("first", ["papermill", "bindkit.pipeline.engine", "bindkit.pipeline.execution"])
+@pytest.mark.parametrize("first", ["papermill", "bindkit.pipeline.engine"])
 def test_papermill_and_the_engine_import_each_other_in_any_order(first):
     code = f"import {first}, papermill.engines as e; print(e.papermill_engines.get_engine('bindkit').__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,83 @@
+"""README's recipes for something of one's own: each block is read out of README.md and does what it says."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from planted import PlantedBackbone, PlantedScenes
+from planted_runs import BRIEF
+from tiny_models import write_checkpoint
+
+import bindkit as bk
+from bindkit.backbones import families
+from bindkit.pretraining import OBJECTIVES, TrainingScenes, objective_loss
+from bindkit.probes import PROBES
+from bindkit.scenes import opening
+
+
+@pytest.fixture
+def recipe(root):
+    """The code block of a recipe, by the words that it begins with; what it registers is forgotten afterwards."""
+    section = (root / "README.md").read_text(encoding="utf-8").split("### Something of your own")[1]
+    registries = [
+        *(PROBES, OBJECTIVES, families.FAMILIES),
+        *(table for module in (opening, families) for table in vars(module).values() if isinstance(table, dict)),
+    ]
+    before = [(registry, dict(registry)) for registry in registries if "__name__" not in registry]
+
+    def code(begins):
+        (block,) = re.findall(rf"\*\*{begins}\*\*.*?```python\n(.*?)```", section, re.DOTALL)
+        return block
+
+    yield code
+    for registry, entries in before:
+        registry.clear()
+        registry.update(entries)
+
+
+def test_a_probe(recipe, tmp_path):
+    exec(recipe("A probe"), {})
+    cache = bk.cache_activations(PlantedBackbone(), PlantedScenes(10), root=tmp_path / "cache")
+    fit = bk.fit_probe(cache, layer=2, probe="sum_of_products", protocol=BRIEF)
+    assert fit.metrics["auroc"] > 0.6
+    fit.save(tmp_path / "mine")
+    x = torch.randn(2, 3, cache.d_model)
+    assert torch.equal(bk.load_probe(tmp_path / "mine")(x), fit.probe(x))
+
+
+def test_a_scene_format(recipe, tmp_path, monkeypatch):
+    exec(recipe("A scene format"), {})
+    made = [*bk.open_scenes("synthetic:n=5,seed=0,size=80x80")]
+    monkeypatch.chdir(tmp_path)
+    np.savez("mine.npz", images=[scene.image for scene in made], instances=[scene.instances for scene in made])
+    scenes = bk.open_scenes("arrays:mine.npz")
+    assert len(scenes) == len([*scenes]) == 5
+    assert np.array_equal(scenes[3].image, made[3].image) and np.array_equal(scenes[-1].instances, made[-1].instances)
+    cache = bk.cache_activations(bk.load_backbone("bindkit/scenes-mae"), scenes, root="cache", layers=[0])
+    assert cache.is_complete
+    with pytest.raises(bk.BindkitError, match=r'"arrays:FILE\.npz"'):
+        bk.open_scenes("arrays:")
+
+
+def test_a_vit_family(recipe, tmp_path):
+    directory = str(write_checkpoint("vit-msn", tmp_path))
+    assert bk.load_backbone(directory).objective == "unknown"
+    row = eval(recipe("A ViT family"), {"Family": families.Family})
+    for table in [table for table in vars(families).values() if isinstance(table, dict) and "vit_mae" in table]:
+        table[row.name] = row
+    backbone = bk.load_backbone(directory)
+    assert (backbone.family, backbone.objective, backbone.layout.n_prefix) == (row.name, row.objective, row.n_prefix)
+
+
+def test_a_pretraining_objective(recipe, tmp_path):
+    exec(recipe("A pretraining objective"), {})
+    few = TrainingScenes.open("synthetic:n=16,seed=1000000000000,size=80x80", workers=1)
+    run = bk.pretrain("colours", tmp_path / "run", few, scenes_seen=32, scenes_per_step=16, device="cpu")
+    assert [entry["scenes_seen"] for entry in run.history] == [16, 32]
+    assert all(math.isfinite(entry["loss"]) for entry in run.history)
+    assert bk.load_backbone(str(run.final)).objective == "mean-colours"
+    assert objective_loss(run.final, "synthetic:n=4,seed=0,size=80x80") > 0
