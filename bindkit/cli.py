@@ -159,7 +159,7 @@ def _run(options: argparse.Namespace) -> None:
 
     import pandas as pd
 
-    from bindkit.results.model_table import format_results
+    from bindkit.results.tables import format_results
 
     print(format_results(pd.read_csv(workspace.results_csv)))
     print()
@@ -201,8 +201,8 @@ def _cache(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from bindkit.cache.layout import MANIFEST_NAME
-    from bindkit.cache.repair import repair_cache, scene_changes
+    from bindkit.cache.manifest import MANIFEST_NAME
+    from bindkit.cache.verifying import repair_cache, scene_changes
 
     whole = True
     for path in sorted(manifest.parent for manifest in options.path.rglob(MANIFEST_NAME)) or [options.path]:

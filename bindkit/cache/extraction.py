@@ -30,7 +30,7 @@ from bindkit.cache.shards import activations_to_bytes, labels_to_bytes, layer_st
 from bindkit.cache.store import ActivationCache
 from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameterError
 from bindkit.files import RememberedDigests, progress, slug
-from bindkit.scenes.contents import are_files, changed_ids, changes, content_of, contents_of, memory_in
+from bindkit.scenes.checking import are_files, changed_ids, changes, content_of, contents_of, memory_in
 from bindkit.scenes.scene import SceneSet, require_scenes
 from bindkit.scenes.splits import SPLITS, Split, split_scenes
 from bindkit.scenes.synthetic import require_unseen

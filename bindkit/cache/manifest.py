@@ -18,7 +18,7 @@ import torch
 
 from bindkit.errors import CacheError, InvalidParameterError
 from bindkit.files import parse_json
-from bindkit.scenes.contents import SceneContents
+from bindkit.scenes.checking import SceneContents
 from bindkit.scenes.scene import BrokenScene
 from bindkit.scenes.splits import SPLITS
 

@@ -19,7 +19,7 @@ from bindkit.cache.store import ActivationCache, require_cache
 from bindkit.cache.writing import Damage
 from bindkit.errors import BindkitError, CacheError, CacheMismatchError, EmptySplitError
 from bindkit.files import RememberedDigests
-from bindkit.scenes.contents import MEMORY, changes, comings_and_goings, contents_of
+from bindkit.scenes.checking import MEMORY, changes, comings_and_goings, contents_of
 from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.labels import label_patches
 from bindkit.scenes.opening import open_scenes

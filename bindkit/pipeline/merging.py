@@ -18,8 +18,8 @@ from bindkit.errors import BindkitError, InvalidParameterError, WorkspaceMismatc
 from bindkit.files import write_bytes
 from bindkit.pipeline.workspace import SETTINGS_FILE, Workspace, recorded_settings, workspace_root
 from bindkit.probes import by_capability
-from bindkit.probes.chance import below_chance
-from bindkit.probes.folds import is_folds
+from bindkit.probes.judging import is_folds
+from bindkit.probes.metrics import below_chance
 from bindkit.probes.protocols import Protocol
 from bindkit.results.model_table import model_table
 from bindkit.results.sweeping import SWEEP_COLUMNS, kept_rows, remove_stale_fits, same_class_rows
@@ -283,7 +283,7 @@ def _require_same_pairs(spaces: dict[str, Workspace], tables: dict[str, pd.DataF
 def with_others(space: Workspace, also: str = "") -> tuple[pd.DataFrame, Any, Any]:
     """Results of a workspace and of others named in `also`, blanks between; caches and probes for their gains.
 
-    As `bindkit.results.gains.with_gain_intervals` takes them: of several workspaces those of each, by its name.
+    As `bindkit.results.model_table.with_gain_intervals` takes them: of several workspaces those of each, by its name.
     """
     if not also.strip():
         return _results_of(space), read_caches(space), space.probes

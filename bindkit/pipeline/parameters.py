@@ -184,19 +184,18 @@ def check_choices(values: Mapping[str, Any]) -> None:
     checked. Scenes are opened, ADE20K's directory is only looked for; depth and patch of a backbone are known where its
     config lies on this machine. Raises the error that a notebook would raise after minutes of caching.
     """
-    from bindkit.backbones.random_init import parse_random_init
-    from bindkit.backbones.shipped import depth_and_patch
-    from bindkit.cache.identity import DTYPES
-    from bindkit.cache.planning import CHANGED
-    from bindkit.probes.folds import LEAST_FOLDS
+    from bindkit.backbones.names import depth_and_patch, parse_random_init
+    from bindkit.cache.extraction import CHANGED
+    from bindkit.cache.manifest import DTYPES
+    from bindkit.probes.judging import LEAST_FOLDS
     from bindkit.probes.protocols import PROTOCOLS
     from bindkit.probes.tasks import require_pairwise
     from bindkit.results.sweeping import fitting_pairs
     from bindkit.scenes import open_scenes
-    from bindkit.scenes.ade20k import find_root
+    from bindkit.scenes.formats.ade20k import find_root
     from bindkit.scenes.geometry import PatchGrid
-    from bindkit.scenes.groups import named_groups
-    from bindkit.scenes.reading_options import ADE20K_OPTIONS, ReadingOptions, split_directory
+    from bindkit.scenes.reading import ADE20K_OPTIONS, ReadingOptions, split_directory
+    from bindkit.scenes.splits import named_groups
     from bindkit.scenes.synthetic import require_unseen
 
     for name, least in _AT_LEAST.items():

@@ -19,7 +19,7 @@ from bindkit.files import RememberedDigests, parse_json, write_json
 
 if TYPE_CHECKING:
     from bindkit.scenes import SceneSet
-    from bindkit.scenes.contents import SceneContents
+    from bindkit.scenes.checking import SceneContents
 
 SETTINGS_FILE = "workspace.json"
 FORMAT = 1
@@ -200,9 +200,9 @@ class Inputs:
     @classmethod
     def look(cls, parameters: Mapping[str, Any], cache: Path, index: Path) -> Inputs:
         """What scenes and backbones are made from now; what is read of files is remembered in `cache` and `index`."""
-        from bindkit.backbones.contents import contents_of_backbone
+        from bindkit.backbones.names import contents_of_backbone
         from bindkit.scenes import open_scenes
-        from bindkit.scenes.contents import SceneContents, contents_of, memory_in
+        from bindkit.scenes.checking import SceneContents, contents_of, memory_in
 
         digests = RememberedDigests(index / "backbones.json")
         names = shlex.split(parameters.get("backbones", ""))
@@ -229,7 +229,7 @@ class Inputs:
 
     def changes_since(self, before: Inputs, since: str) -> list[str]:
         """Say what has changed, by name; `since` ends each sentence. Backbones of one look only are no change."""
-        from bindkit.scenes.contents import changes, comings_and_goings, listed
+        from bindkit.scenes.checking import changes, comings_and_goings, listed
 
         then, now = before.contents, self.contents
         said = comings_and_goings(then.of, now.of, since)
@@ -250,7 +250,7 @@ class Inputs:
 
     def also_of(self, before: Inputs | None) -> Inputs:
         """These, and backbones that only an earlier look saw; of hub models that have come meanwhile the revision."""
-        from bindkit.backbones.contents import contents_of_backbone
+        from bindkit.backbones.names import contents_of_backbone
 
         backbones = {name: files or contents_of_backbone(name) for name, files in self.backbones.items()}
         return replace(self, backbones={**(before.backbones if before else {}), **backbones})
@@ -265,7 +265,7 @@ class Inputs:
     @classmethod
     def read(cls, file: Path) -> Inputs | None:
         """Those that were kept; None if there are none that can be read."""
-        from bindkit.scenes.contents import SceneContents
+        from bindkit.scenes.checking import SceneContents
 
         try:
             kept = parse_json(file.read_text(encoding="utf-8"))

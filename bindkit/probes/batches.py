@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bindkit.cache import ActivationCache
-from bindkit.cache.choosing import SceneChoice, activations_of, labels_of
+from bindkit.cache.store import SceneChoice, activations_of, labels_of
 from bindkit.errors import ConstantActivationsError, EmptySplitError, NonFiniteActivationsError, OneAnswerError
 from bindkit.probes.base import check_layer
 from bindkit.probes.metrics import JudgedPairs, distance_strata

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bindkit.arguments import is_control, read_device, whole_number
 from bindkit.cache import ActivationCache, require_cache
-from bindkit.cache.choosing import SceneChoice
+from bindkit.cache.store import SceneChoice
 from bindkit.errors import InvalidParameterError
 from bindkit.probes.base import Probe, require_probe
 from bindkit.probes.batches import PatchBatch, SplitPatches, flat_pairs

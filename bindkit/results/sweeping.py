@@ -19,21 +19,18 @@ import pandas as pd
 from bindkit import __version__
 from bindkit.arguments import CONTROL, SAME_CLASS, each_of, is_control, read_layers, read_seeds
 from bindkit.cache import ActivationCache
-from bindkit.cache.choosing import labels_of
+from bindkit.cache.store import labels_of
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.files import parse_json, progress, slug, with_nan, without_nan, write_json
 from bindkit.probes import PROBES, check_layer, parse_probe
-from bindkit.probes.chance import warn_below_chance
-from bindkit.probes.code_digests import class_digest
-from bindkit.probes.fits import RESULT_COLUMNS, load_folds
 from bindkit.probes.fitting import fit_folds, fit_probes
-from bindkit.probes.folds import is_folds, judged_scenes, said
-from bindkit.probes.judging import judge_same_class
-from bindkit.probes.layer_choice import validation_accuracy
+from bindkit.probes.judging import is_folds, judge_same_class, judged_scenes, said
 from bindkit.probes.layers import LayerPatches
+from bindkit.probes.metrics import warn_below_chance
 from bindkit.probes.protocols import Protocol
 from bindkit.probes.protocols import protocol as protocol_of
 from bindkit.probes.registry import is_shipped
+from bindkit.probes.saving import RESULT_COLUMNS, class_digest, load_folds, validation_accuracy
 from bindkit.probes.tasks import TASKS, require_fitting, takes
 from bindkit.scenes.geometry import WindowGeometry
 

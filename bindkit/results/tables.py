@@ -11,9 +11,9 @@ import pandas as pd
 from bindkit.arguments import CONTROL
 from bindkit.errors import InvalidParameterError
 from bindkit.probes import by_capability
-from bindkit.probes.chance import below_chance
-from bindkit.probes.folds import scenes_of
-from bindkit.probes.layer_choice import best_position
+from bindkit.probes.judging import scenes_of
+from bindkit.probes.metrics import below_chance
+from bindkit.probes.saving import best_position
 from bindkit.scenes.splits import FEW_SCENES
 
 PLAIN, MATCHED = ("auroc", "twins_auroc"), ("matched_auroc", "matched_twins_auroc")

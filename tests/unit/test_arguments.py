@@ -20,7 +20,7 @@ from bindkit.errors import InvalidParameterError, LayerError, ProbeError
 from bindkit.probes.fitting import fit_probe, fit_probes
 from bindkit.probes.layers import LayerPatches
 from bindkit.probes.saving import RESULT_COLUMNS
-from bindkit.results.model_table import format_results
+from bindkit.results.tables import format_results
 
 
 @pytest.mark.parametrize("given", [3, 3.0, np.int64(3), np.uint8(3), np.float64(3), np.float32(3), torch.tensor(3)])

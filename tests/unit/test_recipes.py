@@ -16,27 +16,23 @@ import bindkit as bk
 from bindkit.backbones import families
 from bindkit.pretraining import OBJECTIVES, TrainingScenes, objective_loss
 from bindkit.probes import PROBES
-from bindkit.scenes import opening
+from bindkit.scenes.opening import FORMATS
 
 
 @pytest.fixture
 def recipe(root):
     """The code block of a recipe, by the words that it begins with; what it registers is forgotten afterwards."""
     section = (root / "README.md").read_text(encoding="utf-8").split("### Something of your own")[1]
-    registries = [
-        *(PROBES, OBJECTIVES, families.FAMILIES),
-        *(table for module in (opening, families) for table in vars(module).values() if isinstance(table, dict)),
-    ]
-    before = [(registry, dict(registry)) for registry in registries if "__name__" not in registry]
+    before = [(table, dict(table)) for table in (PROBES, OBJECTIVES, FORMATS)]
 
     def code(begins):
         (block,) = re.findall(rf"\*\*{begins}\*\*.*?```python\n(.*?)```", section, re.DOTALL)
         return block
 
     yield code
-    for registry, entries in before:
-        registry.clear()
-        registry.update(entries)
+    for table, entries in before:
+        table.clear()
+        table.update(entries)
 
 
 def test_a_probe(recipe, tmp_path):
@@ -63,12 +59,12 @@ def test_a_scene_format(recipe, tmp_path, monkeypatch):
         bk.open_scenes("arrays:")
 
 
-def test_a_vit_family(recipe, tmp_path):
+def test_a_vit_family(recipe, tmp_path, monkeypatch):
     directory = str(write_checkpoint("vit-msn", tmp_path))
     assert bk.load_backbone(directory).objective == "unknown"
     row = eval(recipe("A ViT family"), {"Family": families.Family})
-    for table in [table for table in vars(families).values() if isinstance(table, dict) and "vit_mae" in table]:
-        table[row.name] = row
+    monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, row))
+    monkeypatch.setitem(families._BY_TYPE, row.name, row)
     backbone = bk.load_backbone(directory)
     assert (backbone.family, backbone.objective, backbone.layout.n_prefix) == (row.name, row.objective, row.n_prefix)
 

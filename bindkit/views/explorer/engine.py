@@ -21,7 +21,7 @@ from torch import Tensor
 from bindkit.affinities.scoring import MOST_PATCHES, image_activations, window_activations
 from bindkit.affinities.stitching import ImageGrid
 from bindkit.backbones.attention import attention_maps
-from bindkit.backbones.backbone import Backbone
+from bindkit.backbones.loading import Backbone
 from bindkit.errors import GeometryError, LayerError, NonFiniteActivationsError, ProbeError
 from bindkit.views.explorer.rows import AttentionRows, CosineRows, PatchColours, Rows, rows_of
 from bindkit.views.explorer.sources import ShownBackbone, ShownImage

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bindkit.affinities import Picture, image_pixels, layer_of
+from bindkit.affinities.scoring import Picture, image_pixels, layer_of
 from bindkit.affinities.stitching import ImageGrid
 from bindkit.arguments import each_of, require_kind
 from bindkit.cache.forward import ActivationSource

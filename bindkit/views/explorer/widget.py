@@ -11,7 +11,7 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 
-from bindkit.affinities import Picture
+from bindkit.affinities.scoring import Picture
 from bindkit.cache.forward import ActivationSource
 from bindkit.errors import BindkitError, GeometryError, InvalidParameterError, LayerError, ProbeError
 from bindkit.files import write_bytes
@@ -21,8 +21,7 @@ from bindkit.views.explorer.figure import picture_figure
 from bindkit.views.explorer.screen import Pad, Screen
 from bindkit.views.explorer.session import Session
 from bindkit.views.explorer.state import BESIDE, LOCKS, MEASURES, patch_of, place_of
-from bindkit.views.figures.pictures import browser
-from bindkit.views.figures.saving import compact
+from bindkit.views.figures.saving import browser, compact
 from bindkit.views.viewer.probe_choice import Probes
 
 

@@ -168,7 +168,7 @@ def loss_curves(history: pd.DataFrame) -> go.Figure:
     """Draw the training loss of every objective over the scenes seen, one line a training seed.
 
     Losses are in the objectives' own units and comparable only within a panel. `history` is what
-    `bindkit.analysis.emergence.training_histories` gives. Raises InvalidParameterError if there is no loss to draw.
+    `bindkit.analysis.checkpoints.training_histories` gives. Raises InvalidParameterError if there is no loss to draw.
     """
     if history.empty or not {"pretraining", "training_seed", "scenes_seen", "loss"} <= set(history):
         raise InvalidParameterError("there is no loss to draw; give what training_histories returned for finished runs")

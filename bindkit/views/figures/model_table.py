@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from bindkit.arguments import SAME_CLASS, control_title
 from bindkit.errors import InvalidParameterError
-from bindkit.probes.folds import scenes_of
+from bindkit.probes.judging import scenes_of
 from bindkit.results.model_table import bounds_text, differences
 from bindkit.results.tables import OVER_CONTROLS, ranked_by, require_one_kind
 from bindkit.views.figures.panels import framed, panels, small, subtitle_lines
@@ -42,7 +42,7 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
     figure says the same, with its interval where there is one. Bars are faint where nothing is added, or nothing that
     can be told from chance. Where there is no control, bars start at chance.
 
-    The table is one of `bindkit.results.model_table.model_table` or `bindkit.results.gains.with_gain_intervals`. Raises
+    The table is one of `model_table` or `with_gain_intervals` of `bindkit.results.model_table`. Raises
     InvalidParameterError for an empty one, one without the columns needed, or rows of several protocols or splits.
     """
     metrics = ("accuracy", *ranked_by(table))

@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
-from bindkit.affinities import Affinity
+from bindkit.affinities.scoring import Affinity
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes import Scene
 from bindkit.scenes.labels import PatchLabels

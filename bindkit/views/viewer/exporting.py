@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bindkit import __version__
-from bindkit.affinities import Picture, image_activations, layer_of, pair_logits
+from bindkit.affinities.scoring import Picture, image_activations, layer_of, pair_logits
 from bindkit.arguments import read_path, require_kind
 from bindkit.cache.forward import ActivationSource
 from bindkit.errors import InvalidParameterError, ProbeError

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bindkit.cache import ActivationCache
 from bindkit.cache.manifest import FileRecord, Identity, Making, Manifest, ShardRecord, differences
 from bindkit.errors import CacheError, InvalidParameterError
-from bindkit.scenes.contents import SceneContents
+from bindkit.scenes.checking import SceneContents
 from bindkit.scenes.scene import BrokenScene
 
 IDENTITY = Identity(
