@@ -206,16 +206,22 @@ def map_to_benchmark(class_names: Mapping[int, str], table: Path) -> dict[int, i
 # --- what is read once and kept --------------------------------------------------------------------
 
 
-def _kept(place: Path | None, source: dict[str, Any], read: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
-    """What `read` gives, kept at `place` as JSON (None keeps nothing) as long as it has this very source."""
+def _kept(
+    place: Path | None, source: dict[str, Any], read: Callable[[], dict[Any, Any]], holds: tuple[str, ...] = ()
+) -> dict[Any, Any]:
+    """What `read` gives, kept at `place` as JSON (None keeps nothing) as long as it has this very source.
+
+    A file without what it `holds`, as another version may have kept it, is read anew.
+    """
     if place is None:
         return read()
     try:
         kept = parse_json(place.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         kept = None
-    if isinstance(kept, dict) and kept.get("source") == source and isinstance(kept.get("content"), dict):
-        return kept["content"]
+    found = kept.get("content") if isinstance(kept, dict) and kept.get("source") == source else None
+    if isinstance(found, dict) and all(name in found for name in holds):
+        return found
     content = read()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +272,7 @@ def read_index(root: Path, index_dir: Path | None) -> dict[str, Any] | None:
         return {"files": files, "objectnames": lists["objectnames"]}
 
     source = {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    return _kept(_place(index_dir, "index", root), source, read)
+    return _kept(_place(index_dir, "index", root), source, read, holds=("files", "objectnames"))
 
 
 def _names_in(path: Path) -> dict[int, str]:

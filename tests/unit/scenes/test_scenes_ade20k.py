@@ -283,15 +283,18 @@ def test_the_index_is_read_once_and_kept_beside_the_workspace(release: Path, tmp
     assert [path.suffix for path in kept.iterdir()] == [".json"]
 
     kept_file = next(kept.iterdir())
-    kept_file.write_text("{}")
-    assert dict(open_scenes(f"ade20k:{release}", index_dir=kept).class_names) == dict(first.class_names)
-    assert len(read) == 2
+    in_part = json.loads(kept_file.read_text())
+    del in_part["content"]["objectnames"]
+    for damaged in ("{}", json.dumps(in_part)):
+        kept_file.write_text(damaged)
+        assert dict(open_scenes(f"ade20k:{release}", index_dir=kept).class_names) == dict(first.class_names)
+    assert len(read) == 3
 
     content = pickle.loads((release / "index_ade20k.pkl").read_bytes())
     content["objectnames"] = [name.upper() for name in content["objectnames"]]
     (release / "index_ade20k.pkl").write_bytes(pickle.dumps(content, protocol=2))
     assert open_scenes(f"ade20k:{release}", index_dir=kept).class_names[1] == "DISC"
-    assert len(read) == 3
+    assert len(read) == 4
 
     before = sorted(release.rglob("*"))
     open_scenes(f"ade20k:{release}")
