@@ -298,7 +298,7 @@ def test_the_index_is_read_once_and_kept_beside_the_workspace(release: Path, tmp
 
     before = sorted(release.rglob("*"))
     open_scenes(f"ade20k:{release}")
-    assert len(read) == 4
+    assert len(read) == 5
     assert sorted(release.rglob("*")) == before
 
 
