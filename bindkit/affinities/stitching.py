@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bindkit.errors import GeometryError
 from bindkit.scenes.geometry import Box, ScenePlan
-from bindkit.scenes.labels import resize_mask
+from bindkit.scenes.labels import pixels_by_cell, resize_mask
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,12 @@ class ImageGrid:
 
         The mask is of the original image's shape; it is resized as `bindkit.label_patches` does.
         """
-        height, width = self.resized
-        ids, compact = np.unique(resize_mask(mask, self.resized, self.arithmetic), return_inverse=True)
         # The cell that holds the centre of each pixel.
-        row_of = ((np.arange(height) + 0.5) * self.rows / height).astype(np.int64)
-        col_of = ((np.arange(width) + 0.5) * self.cols / width).astype(np.int64)
-        slots = (row_of[:, None] * self.cols + col_of) * len(ids) + compact.reshape(height, width)
-        counts = np.bincount(slots.ravel(), minlength=self.n_patches * len(ids)).reshape(self.n_patches, len(ids))
+        row_of, col_of = (
+            ((np.arange(length) + 0.5) * cells / length).astype(np.int64)
+            for cells, length in zip((self.rows, self.cols), self.resized, strict=True)
+        )
+        ids, counts = pixels_by_cell(resize_mask(mask, self.resized, self.arithmetic), row_of, col_of)
         return ids[counts.argmax(axis=1)].astype(np.int32)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from bindkit.affinities.scoring import Affinity
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes import Scene
-from bindkit.scenes.labels import PatchLabels
+from bindkit.scenes.labels import PatchLabels, object_classes
 from bindkit.views.figures.panels import panels, show_whole, titled
 from bindkit.views.figures.style import INK, PALETTE, channels
 
@@ -256,7 +256,7 @@ def picture(pixels: np.ndarray, size: tuple[int, int], lossy: bool) -> go.Image:
 def _objects(scene: Scene) -> pd.DataFrame:
     """``object`` (instance id), ``class`` of most of its pixels, ``pixels``, and whether another has a twin's class."""
     ids, pixels = np.unique(scene.instances[scene.instances > 0], return_counts=True)
-    classes = [np.bincount(scene.classes[scene.instances == value]).argmax() for value in ids]
+    classes = list(object_classes(scene).values())
     found = pd.DataFrame({"object": ids, "class": classes, "pixels": pixels}, dtype=np.int64)
     return found.assign(has_twin=found["class"].duplicated(keep=False) & (found["class"] > 0))
 

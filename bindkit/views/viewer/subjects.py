@@ -18,7 +18,7 @@ from bindkit.affinities.stitching import ImageGrid
 from bindkit.arguments import control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes import Scene
-from bindkit.scenes.labels import resize_mask
+from bindkit.scenes.labels import object_classes, resize_mask
 from bindkit.views.viewer.packing import to_text
 
 _LONGEST_PICTURE, _LONGEST_MASK = 800, 480
@@ -40,15 +40,16 @@ class Subject:
         """Labelled objects: instance id, name of the class, and which of the list are its twins."""
         if self.scene is None:
             return []
-        ids = [int(value) for value in np.unique(self.scene.instances) if value]
-        classes = [int(np.bincount(self.scene.classes[self.scene.instances == value]).argmax()) for value in ids]
+        classes = object_classes(self.scene)
         return [
             {
                 "id": instance,
                 "name": self.class_names.get(label, f"class {label}") if label else "unnamed object",
-                "twins": [k for k, other in enumerate(classes) if other == label and ids[k] != instance and label],
+                "twins": [
+                    k for k, other in enumerate(classes) if classes[other] == label and other != instance and label
+                ],
             }
-            for instance, label in zip(ids, classes, strict=True)
+            for instance, label in classes.items()
         ]
 
     def positions(self, instances: np.ndarray) -> np.ndarray:
