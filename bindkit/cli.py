@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--groups", metavar="TEXT", help=groups)
     add("--layers", metavar="LAYERS", default="all", help="all (the default), or numbers such as 0,6,12")
     add("--patches-per-scene", metavar="N", type=_count_or_all, default=512, help="a number, or all")
-    add("--dtype", choices=["float16", "float32"], default="float16")
+    add("--dtype", choices=["float16", "float32", "bfloat16", "int8"], default="float16")
     add("--window", metavar="PIXELS", type=int, default=0, help="0 (the default): the backbone's own")
     normalised = "whose mean and deviation; the paper protocol takes ImageNet's for every backbone"
     add("--normalization", choices=["checkpoint", "imagenet"], default="checkpoint", help=normalised)

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: a reader sees the old content or the new, never a part."""
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file atomically, its parts one after the other: a reader sees the old content or the new, whole."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as stream:
-            stream.write(content)
+            for part in parts:
+                stream.write(part)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)

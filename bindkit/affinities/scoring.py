@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from bindkit.affinities.stitching import ImageGrid, stitch
-from bindkit.cache.forward import ActivationSource, activations_of, require_source
+from bindkit.backbones.sources import ActivationSource, activations_of, require_source
 from bindkit.errors import GeometryError, InvalidParameterError, NonFiniteActivationsError, ProbeError
 from bindkit.probes import Probe, load_probe
 from bindkit.probes.saving import Fit

@@ -21,8 +21,8 @@ import pandas as pd
 
 from bindkit import __version__
 from bindkit.arguments import each_of, read_seeds
+from bindkit.backbones.sources import ActivationSource
 from bindkit.cache import ActivationCache, cache_activations
-from bindkit.cache.forward import ActivationSource
 from bindkit.errors import InvalidParameterError
 from bindkit.files import parse_json, progress, slug, with_nan, without_nan, write_json
 from bindkit.probes import load_probe, parse_probe

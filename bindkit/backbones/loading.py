@@ -16,12 +16,13 @@ from bindkit.backbones.contract import check_contract
 from bindkit.backbones.families import EncoderShape, objective_of
 from bindkit.backbones.names import directory_of, parse_random_init
 from bindkit.backbones.preprocessing import IMAGENET, Preprocessing
-from bindkit.backbones.tower import VisionTower, patch_tokens
+from bindkit.backbones.tower import Rows, VisionTower, patch_tokens
 from bindkit.backbones.untrained import embedded_config
 from bindkit.errors import BackboneError, GeometryError, InvalidParameterError
 from bindkit.scenes.geometry import TokenLayout, WindowGeometry
 
 NORMALIZATIONS = ("checkpoint", "imagenet")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # The paper resizes to 518 px for patches of 14 px and to 592 px for patches of 16 px: 37 patches each.
 _PAPER_PATCHES_PER_SIDE = {14: 37, 16: 37}
@@ -58,6 +59,8 @@ class Backbone:
         Prefix tokens and patch grid of one window.
     checks : tuple of str
         What the contract check saw, in words.
+    precision : "float32", "bfloat16" or "float16"
+        In which products are computed.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Backbone:
     device: torch.device
     tower: VisionTower
     checks: tuple[str, ...]
+    precision: str = "float32"
 
     def __repr__(self) -> str:
         return (
@@ -99,8 +103,8 @@ class Backbone:
         return resolve_layers(layers, self.n_layers, self.name)
 
     def activations(
-        self, windows: UInt8[Tensor, "window height width 3"], layers: Sequence[int]
-    ) -> dict[int, Float[Tensor, "window patch d_model"]]:
+        self, windows: UInt8[Tensor, "window height width 3"], layers: Sequence[int], rows: Rows | None = None
+    ) -> dict[int, Tensor]:
         """Patch activations at some layers: each block's output, before any final norm.
 
         Parameters
@@ -109,11 +113,14 @@ class Backbone:
             Windows of resized scenes, on any device; all of them go through the model in one batch.
         layers : sequence of int
             0-based; the forward pass stops behind the deepest.
+        rows : pair of int tensors, optional
+            The window and the patch of each row that is wanted, on the backbone's device. Default: every patch.
 
         Returns
         -------
         dict of int to float32 tensor
-            Patch tokens only, row-major, on the backbone's device.
+            Patch tokens only, on the backbone's device: [window, patch, d_model] with patches row-major, or
+            [row, d_model].
 
         Raises
         ------
@@ -125,12 +132,14 @@ class Backbone:
             For windows that are not uint8.
         """
         wanted = self.resolve_layers(layers)
-        tokens = self.tower.activations(self._pixels(windows), wanted)
+        tokens = self.tower.activations(self.pixels(windows), wanted, rows)
+        if rows is not None:
+            return tokens
         return {layer: patch_tokens(tokens[layer], self.layout.grid.n_patches) for layer in wanted}
 
     def embedding(self, windows: UInt8[Tensor, "window height width 3"]) -> Float[Tensor, "window patch d_model"]:
         """Patch tokens at the input of block 0. Raises as `activations` does."""
-        return patch_tokens(self.tower.embedding(self._pixels(windows)), self.layout.grid.n_patches)
+        return patch_tokens(self.tower.embedding(self.pixels(windows)), self.layout.grid.n_patches)
 
     def summary(self) -> dict[str, Any]:
         """One row for a table: what it is and how it looks at scenes (sizes in pixels)."""
@@ -138,7 +147,7 @@ class Backbone:
 
     def describe(self) -> dict[str, Any]:
         """Identity of the backbone as plain values that JSON can hold; equal for equal measurements."""
-        return {
+        described = {
             "name": self.name,
             "revision": self.revision,
             "family": self.family,
@@ -150,8 +159,10 @@ class Backbone:
             "geometry": self.geometry.describe(),
             "preprocessing": self.preprocessing.describe(),
         }
+        return described if self.precision == "float32" else described | {"precision": self.precision}
 
-    def _pixels(self, windows: Tensor) -> Tensor:
+    def pixels(self, windows: UInt8[Tensor, "window height width 3"]) -> Float[Tensor, "window 3 height width"]:
+        """The model's input: windows on the backbone's device, normalised. Raises as `activations` does."""
         if not isinstance(windows, Tensor) or windows.dtype != torch.uint8:
             got = windows.dtype if isinstance(windows, Tensor) else type(windows).__name__
             raise InvalidParameterError(f"windows should be a uint8 tensor of pixels from 0 to 255, got {got}")
@@ -161,7 +172,7 @@ class Backbone:
                 f"windows of {self.name} should have the shape [window, {side}, {side}, 3], got "
                 f"{list(windows.shape)}; load the backbone with another window= for other sizes"
             )
-        return self.preprocessing.normalise(windows.to(self.device))
+        return self.preprocessing.normalise(windows.to(self.device, non_blocking=True))
 
 
 def summary_of(described: Mapping[str, Any], n_parameters: int) -> dict[str, Any]:
@@ -187,6 +198,7 @@ def load_backbone(
     short_side: int | None = None,
     normalization: str = "checkpoint",
     arithmetic: str = "centred",
+    precision: str = "float32",
     revision: str | None = None,
     device: str | torch.device = "auto",
     objective: str | None = None,
@@ -211,6 +223,9 @@ def load_backbone(
     arithmetic : {"centred", "reference"}
         How sizes, windows and masks are rounded; "reference" as in the paper's reference implementation, whose masks
         lie up to a pixel beside the picture. ``bindkit.probes.protocols.loading_options`` gives what a protocol takes.
+    precision : {"float32", "bfloat16", "float16"}
+        In which matrix products are computed (`torch.autocast`); weights, norms and the residual stream stay float32.
+        On a GPU bfloat16 is several times as fast. It is part of what a cache is of.
     revision : str, optional
         Branch, tag or commit of a hub model.
     device : str or torch.device
@@ -233,6 +248,8 @@ def load_backbone(
     target = read_device(device)
     if normalization not in NORMALIZATIONS:
         raise InvalidParameterError(f"unknown normalization {normalization!r}; choose one of {NORMALIZATIONS}")
+    if precision not in PRECISIONS:
+        raise InvalidParameterError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     require_kind(name, str, "a backbone is named by a hub id or a directory's path as text", BackboneError)
     random_init = parse_random_init(name)
     source = name if random_init is None else random_init.source
@@ -256,7 +273,7 @@ def load_backbone(
         model, known_objective = load_weights(source, config, commit or revision), objective_of(config)
     else:
         model, known_objective = build_untrained(source, config, random_init.seed), "random-init"
-    tower = VisionTower.of(shape, model)
+    tower = VisionTower.of(shape, model, PRECISIONS[precision])
     digest = tower.weights_digest()
     tower.model.to(target)
     n_prefix, checks = check_contract(tower, preprocessing.normalise, geometry.window)
@@ -272,6 +289,7 @@ def load_backbone(
         device=target,
         tower=tower,
         checks=checks,
+        precision=precision,
     )
 
 

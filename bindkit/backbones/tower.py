@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bindkit.backbones.families import EncoderShape, family_of_type
@@ -25,6 +25,9 @@ from bindkit.scenes.geometry import PatchGrid
 
 EMBEDDING = -1
 """Stands among layers for the input of block 0."""
+
+Rows = tuple[Int[Tensor, " row"], Int[Tensor, " row"]]
+"""Patches of a batch that are wanted: the window of each, and its number in that window's grid."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +39,10 @@ class VisionTower:
     blocks: nn.ModuleList
     interpolates_on_request: bool
     masks_patches: bool
+    precision: torch.dtype = torch.float32
 
     @classmethod
-    def of(cls, shape: EncoderShape, model: nn.Module) -> VisionTower:
+    def of(cls, shape: EncoderShape, model: nn.Module, precision: torch.dtype = torch.float32) -> VisionTower:
         """Find a loaded encoder's blocks and how it wants to be called.
 
         Raises ContractError if it has no block list, or not as long a one as its config says.
@@ -58,7 +62,7 @@ class VisionTower:
         any_size = family.any_size
         if any_size is None:
             any_size = "interpolate_pos_encoding" not in inspect.signature(model.forward).parameters
-        return cls(shape, model, blocks, not any_size, family.masks_patches)
+        return cls(shape, model, blocks, not any_size, family.masks_patches, precision)
 
     @property
     def n_layers(self) -> int:
@@ -70,43 +74,63 @@ class VisionTower:
         """Number of weights of the encoder."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
-    def activations(
-        self, pixels: Float[Tensor, "window 3 height width"], layers: Sequence[int]
-    ) -> dict[int, Float[Tensor, "window token d_model"]]:
-        """Outputs of some blocks (of `EMBEDDING` the input of block 0), prefix tokens included, float32.
-
-        Raises GeometryError if a side is no multiple of the patch, ContractError if the encoder gives another number
-        of tokens or another width than it should.
-        """
-        grid = PatchGrid.of_size(pixels.shape[2], pixels.shape[3], self.shape.patch_size)
+    def run(self, pixels: Float[Tensor, "window 3 height width"]) -> None:
+        """One forward pass, for its hooks. Half precision multiplies in it; norms and the residual stay float32."""
         arguments: dict[str, Any] = {}
         if self.interpolates_on_request:
             arguments["interpolate_pos_encoding"] = True
         if self.masks_patches:
             # Rising noise keeps the patches in order; a mask ratio of 0 alone would still shuffle them.
+            grid = PatchGrid.of_size(pixels.shape[2], pixels.shape[3], self.shape.patch_size)
             rising = torch.arange(grid.n_patches, dtype=torch.float32, device=pixels.device)
             arguments["noise"] = rising.expand(pixels.shape[0], -1)
-        with torch.inference_mode(), captured(self.blocks, layers) as kept:
+        halved = self.precision != torch.float32
+        with torch.inference_mode(), torch.autocast(pixels.device.type, self.precision, enabled=halved):
             self.model(pixels, **arguments)
+
+    def activations(
+        self, pixels: Float[Tensor, "window 3 height width"], layers: Sequence[int], rows: Rows | None = None
+    ) -> dict[int, Tensor]:
+        """Outputs of some blocks (of `EMBEDDING` the input of block 0), float32.
+
+        All tokens ``[window, token, d_model]``, prefix tokens included; or only the patches asked for, ``[row,
+        d_model]``, picked while the pass runs, so that whole layers never pile up. Raises GeometryError if a side is
+        no multiple of the patch, ContractError if the encoder gives another number of tokens or another width than it
+        should.
+        """
+        grid = PatchGrid.of_size(pixels.shape[2], pixels.shape[3], self.shape.patch_size)
+
+        def picked(layer: int, tokens: Tensor) -> Tensor:
+            n_prefix = self._require_tokens(layer, tokens, grid)
+            if rows is None:
+                return whole_copy(layer, tokens)
+            return tokens[rows[0], n_prefix + rows[1]].to(torch.float32)
+
+        with captured(self.blocks, layers, picked) as kept:
+            self.run(pixels)
         for layer in layers:
             if layer not in kept:
                 raise ContractError(
                     f"block {max(layer, 0)} did not run, so this model is no plain ViT that bindkit can read"
                 )
-            tokens, where = kept[layer], "the embedding" if layer == EMBEDDING else f"layer {layer}"
-            n_prefix, wanted = tokens.shape[1] - grid.n_patches, self.shape.n_prefix
-            if n_prefix < 0 or (wanted is not None and n_prefix != wanted):
-                raise ContractError(
-                    f"{where} has {tokens.shape[1]} tokens for {grid.rows} x {grid.cols} patches, expected "
-                    f"{grid.n_patches} patch tokens behind {'some' if wanted is None else wanted} prefix tokens; this "
-                    "model is no plain ViT, or its patch size is another than its config says"
-                )
-            if tokens.shape[2] != self.shape.d_model:
-                raise ContractError(
-                    f"{where} has {tokens.shape[2]} channels, expected {self.shape.d_model} as the config says; this "
-                    "model is no plain ViT"
-                )
         return kept
+
+    def _require_tokens(self, layer: int, tokens: Tensor, grid: PatchGrid) -> int:
+        """Number of prefix tokens; refuses what is not the patches behind them, of the width that the config says."""
+        where = "the embedding" if layer == EMBEDDING else f"layer {layer}"
+        n_prefix, wanted = tokens.shape[1] - grid.n_patches, self.shape.n_prefix
+        if n_prefix < 0 or (wanted is not None and n_prefix != wanted):
+            raise ContractError(
+                f"{where} has {tokens.shape[1]} tokens for {grid.rows} x {grid.cols} patches, expected "
+                f"{grid.n_patches} patch tokens behind {'some' if wanted is None else wanted} prefix tokens; this "
+                "model is no plain ViT, or its patch size is another than its config says"
+            )
+        if tokens.shape[2] != self.shape.d_model:
+            raise ContractError(
+                f"{where} has {tokens.shape[2]} channels, expected {self.shape.d_model} as the config says; this "
+                "model is no plain ViT"
+            )
+        return n_prefix
 
     def embedding(self, pixels: Float[Tensor, "window 3 height width"]) -> Float[Tensor, "window token d_model"]:
         """Input of block 0, prefix tokens included, float32. Raises as `activations` does."""
@@ -154,9 +178,16 @@ class _DeepestReached(BaseException):
     """Ends the forward pass behind the deepest block asked for; never leaves `captured`."""
 
 
+def whole_copy(_layer: int, tokens: Tensor) -> Tensor:
+    """All tokens as float32; a copy, since a later block may work in place."""
+    return tokens.to(torch.float32, copy=True)
+
+
 @contextlib.contextmanager
-def captured(blocks: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Keep what some blocks put out, before any final norm: layer -> all tokens, float32 [window, token, d_model].
+def captured(
+    blocks: nn.ModuleList, layers: Sequence[int], picked: Callable[[int, Tensor], Tensor] = whole_copy
+) -> Iterator[dict[int, Tensor]]:
+    """Keep of some blocks' outputs [window, token, d_model], before any final norm, what `picked` copies: by layer.
 
     The forward pass stops behind the deepest, and the hooks go whatever happens.
     """
@@ -168,9 +199,9 @@ def captured(blocks: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int,
         if not isinstance(value, Tensor) or value.ndim != 3:
             got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ContractError(f"{what} should be a tensor of shape [window, token, d_model], got {got}")
-        # A copy, since a later block may work in place; outside inference mode, so that callers may train on it.
+        # Outside inference mode, so that callers may train on it.
         with torch.inference_mode(False):
-            kept[layer] = value.detach().to(torch.float32, copy=True)
+            kept[layer] = picked(layer, value.detach())
         if layer == max(layers):
             raise _DeepestReached
 

@@ -12,7 +12,7 @@ from it, and a skipped scene has none; nothing is ever padded.
 """
 
 from bindkit.cache.extraction import cache_activations
-from bindkit.cache.forward import estimate_bytes
+from bindkit.cache.sizing import estimate_bytes
 from bindkit.cache.store import ActivationCache, require_cache
 from bindkit.cache.verifying import compare_with_model
 

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from filelock import FileLock
 
 from bindkit import __version__
 from bindkit.arguments import read_path, whole_number
-from bindkit.cache import forward, writing
-from bindkit.cache.forward import ActivationSource, SceneSize, ShardContent
+from bindkit.backbones.sources import ActivationSource, require_source
+from bindkit.cache import sizing, writing
+from bindkit.cache.forward import ShardContent, compute_shard
 from bindkit.cache.manifest import (
     MANIFEST_NAME,
+    WORK,
     FileRecord,
     Identity,
     Making,
@@ -26,7 +35,8 @@ from bindkit.cache.manifest import (
     shard_file,
 )
 from bindkit.cache.sampling import DrawnScene, ahead, draw_scene
-from bindkit.cache.shards import activations_to_bytes, labels_to_bytes, layer_stamp
+from bindkit.cache.shards import activations_to_parts, labels_to_bytes, layer_stamp
+from bindkit.cache.sizing import SceneSize, scene_sizes
 from bindkit.cache.store import ActivationCache
 from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameterError
 from bindkit.files import RememberedDigests, progress, slug
@@ -47,6 +57,10 @@ _RECOMPUTE = (
     "depends on them, put back what it was made from"
 )
 _LIBRARIES = ("numpy", "pillow", "torch", "transformers")
+_WRITERS = 4
+"""Threads that hash and write files."""
+_LOOK_AGAIN = 0.5
+"""Seconds until the next look whether other processes have finished their shards."""
 _FILE_OVERHEAD = 8192
 """Headers and the last block of a file, generously."""
 
@@ -60,9 +74,10 @@ def cache_activations(
     dtype: str = "float16",
     seed: int = 0,
     windows_per_batch: int | None = None,
-    workers: int = 2,
+    workers: int | None = None,
     split: Split | None = None,
     changed: str = "refuse",
+    share: tuple[int, int] = (0, 1),
 ) -> ActivationCache:
     """Compute a backbone's activations on a scene set and keep them on disk, or find them there.
 
@@ -74,7 +89,8 @@ def cache_activations(
 
     The cache lies in ``root/SCENES/BACKBONE``. A second call with the same arguments computes nothing; more layers
     are added to what is there; an interrupted run goes on at the first missing shard and ends with the same bytes as
-    one that was not interrupted.
+    one that was not interrupted. Several processes that make the same call at once share its shards, and each returns
+    when all are there.
 
     Parameters
     ----------
@@ -88,20 +104,23 @@ def cache_activations(
         0-based blocks.
     patches_per_scene : int or "all"
         Patches drawn from each scene, over all its windows as evenly as possible.
-    dtype : "float16" or "float32"
-        Of the activations on disk.
+    dtype : "float16", "float32", "bfloat16" or "int8"
+        Of the activations on disk; int8 with one scale a patch. They are read as float32.
     seed : int
         Of the draw of patches.
     windows_per_batch : int, optional
         Windows per forward. Default: by the backbone's size and device (or as an unfinished cache was begun).
-    workers : int
-        Threads that read and label scenes ahead of the model; 0 for none.
+    workers : int, optional
+        Threads (of a backbone on a GPU: processes) that read and label scenes ahead of the model; 0 for none. Default:
+        2 threads, or a process for each core but one.
     split : Split, optional
         Which scenes train, validate and test, and which belong together. Default: `split_scenes`, without groups.
     changed : "refuse" or "recompute"
         What to do where the cache was made from other files than there are now: refuse and name them, or compute anew
         the shards of changed scenes, and all of them where weights, preprocessing, class names or the list of scenes
         have changed. What a cache was made from is known by content, not by names and times.
+    share : (int, int)
+        ``(rank, world size)``: compute every so many-th shard only, and return without waiting for those of others.
 
     Raises
     ------
@@ -118,12 +137,15 @@ def cache_activations(
     InvalidParameterError, LayerError
         For arguments outside what they take, and for synthetic scenes of a seed that is kept for training.
     """
-    backbone = forward.require_source(backbone)
+    backbone = require_source(backbone)
     require_scenes(scenes)
     require_unseen(scenes)
     if windows_per_batch is not None:
         windows_per_batch = whole_number(windows_per_batch, "windows_per_batch", least=1)
-    workers, root = whole_number(workers, "workers", least=0), read_path(root, "root")
+    workers, root = _read_workers(workers, backbone), read_path(root, "root")
+    rank, world_size = (whole_number(number, "share", least=0) for number in share)
+    if rank >= world_size:
+        raise InvalidParameterError(f"share is (rank, world size) with rank below the size, got {share}")
     if changed not in CHANGED:
         raise InvalidParameterError(f'changed is "refuse" or "recompute", got {changed!r}')
     if split is None:
@@ -151,17 +173,26 @@ def cache_activations(
     every = [position for chosen in positions.values() for position in chosen]
     identity = replace(identity, contents=contents_of(scenes, every, digests, workers))
     path = root / slug(scenes.uri) / slug(backbone.name)
-    job = _Job(path, backbone, scenes, positions, identity, wanted, windows_per_batch, workers, digests, changed)
+    job = _Job(
+        *(path, backbone, scenes, positions, identity, wanted, windows_per_batch, workers, digests, changed),
+        (rank, world_size),
+    )
     manifest = _read_matching(job)
     if manifest is not None and changed == "recompute":
         # A shard that is computed anew has all layers that it had.
         job = replace(job, layers=tuple(sorted({*wanted, *Manifest.read(path).layers})))
-    if manifest is None or job.missing(job.undamaged(manifest)):
+    if manifest is None or job.missing(job.undamaged(manifest)) or (path / WORK).exists():
         manifest = _complete(job)
     else:
         has = ", ".join(map(str, job.layers))
         logger.info("Nothing to compute: %s holds layers %s of %s already.", path, has, backbone.name)
     return ActivationCache(path, manifest)
+
+
+def _read_workers(workers: int | None, backbone: ActivationSource) -> int:
+    if workers is not None:
+        return whole_number(workers, "workers", least=0)
+    return max(1, (os.cpu_count() or 1) - 1) if backbone.device.type == "cuda" else 2
 
 
 @dataclass(frozen=True)
@@ -189,6 +220,7 @@ class _Job:
     workers: int
     digests: RememberedDigests
     changed: str
+    share: tuple[int, int]
 
     def missing(self, manifest: Manifest) -> list[_Task]:
         """Shards that lack labels or layers, in order."""
@@ -215,7 +247,7 @@ class _Job:
         """What this call would compute with; an unfinished cache's batch size is kept unless another is asked for."""
         versions = {name: importlib.metadata.version(name) for name in _LIBRARIES} | {"bindkit": __version__}
         windows = self.windows_per_batch or (manifest and manifest.making.windows_per_batch)
-        return Making(versions, self.backbone.device.type, windows or forward.default_windows_per_batch(self.backbone))
+        return Making(versions, self.backbone.device.type, windows or sizing.default_windows_per_batch(self.backbone))
 
     def nothing_readable(self, split: str, reason: str) -> EmptySplitError:
         """The error for a split of which no scene can be read."""
@@ -268,66 +300,83 @@ def _read_matching(job: _Job) -> Manifest | None:
 
 
 def _complete(job: _Job) -> Manifest:
-    """Compute what is missing, under the lock."""
+    """Compute what is missing, together with whoever else does."""
     path, backbone, identity = job.path, job.backbone, job.identity
     everything = [position for chosen in job.positions.values() for position in chosen]
-    sizes = forward.scene_sizes(job.scenes, everything, backbone.geometry, identity.patches_per_scene, job.workers)
+    sizes = scene_sizes(job.scenes, everything, backbone.geometry, identity.patches_per_scene, job.workers)
     first = next(name for name in SPLITS if job.positions[name])
     reasons = [sizes[k].reason for k in job.positions[first]]
     if all(reasons):
         raise job.nothing_readable(first, reasons[0])
     asked = identity.patches_per_scene
     rows = max(size.n_rows for size in sizes.values()) if asked == "all" else int(asked)
-    n_scenes = forward.scenes_per_shard(backbone, identity, rows)
+    n_scenes = sizing.scenes_per_shard(backbone, identity, rows)
     fresh = Manifest(identity, job.making(None), n_scenes, tuple(job.scenes.broken))
 
     manifest = _read_matching(job)
     _announce(job, job.undamaged(manifest) if manifest else fresh, sizes)
-    with writing.exclusive(path):
-        # Another process may have worked here between the first look and the lock.
-        manifest = _read_matching(job)
-        there = Manifest.read(path) if (path / MANIFEST_NAME).exists() else None
-        if there is not None and there != manifest:
-            if there.files():
-                gone = sum(not (manifest and manifest.record(split, shard)) for split, shard, _ in there.records())
-                logger.info("What %s was made from has changed: %d of its shards are computed anew.", path, gone)
-                for sentence in changes(there.identity.contents_by_id, identity.contents_by_id, job.scenes, SINCE):
-                    logger.info("%s", sentence)
-            writing.write_manifest(path, manifest or fresh)
-        writing.remove_strays(path, manifest)
-        if manifest is None:
-            manifest = fresh
-        elif job.missing(job.undamaged(manifest)):
-            if differing := differences(manifest.making.fields(), job.making(manifest).fields()):
-                raise CacheMismatchError(
-                    f"the cache {path} can be read, but what is missing in it cannot be added, since that would mix "
-                    "activations computed in different ways:\n  " + "\n  ".join(differing) + "\nAsk for the layers "
-                    "that it has, use what it was made with, give another root, or delete that directory to cache "
-                    "afresh."
-                )
-            if damaged := job.damage(manifest):
-                for name, reason in damaged.items():
-                    logger.warning("%s is damaged and is computed again (%s)", path / name, reason)
-                manifest = writing.remove_damage(path, manifest, damaged)
-        manifest = _compute(job, manifest)
-        records = manifest.shards[first]
-        if not any(record.rows for record in records.values()):
+    with writing.exclusive(path, writing.PATIENCE):
+        manifest = _begin(job, fresh)
+    _compute_all(job, manifest)
+    with writing.exclusive(path, writing.PATIENCE):
+        manifest = Manifest.read(path)
+        if job.missing(manifest) or not writing.is_idle(path):
+            # Whoever else works here ends it.
+            return manifest
+        if not any(record.rows for record in manifest.shards[first].values()):
             # All broken: forgotten, so that they are tried again.
             left = replace(manifest, shards={**manifest.shards, first: {}})
-            writing.write_manifest(path, left)
+            writing.seal(path, left)
             writing.remove_strays(path, left)
             raise job.nothing_readable(first, manifest.skipped[0].reason)
+        writing.seal(path, manifest)
     logger.info("Cached in %s.", path)
+    return manifest
+
+
+def _begin(job: _Job, fresh: Manifest) -> Manifest:
+    """Bring the directory into the state that this call goes on from; the caller holds it.
+
+    What another process left or changed between the first look and the lock is seen here.
+    """
+    path, manifest = job.path, _read_matching(job)
+    there = Manifest.read(path) if (path / MANIFEST_NAME).exists() else None
+    damaged = job.damage(manifest) if manifest else {}
+    differing = differences(manifest.making.fields(), job.making(manifest).fields()) if manifest else []
+    if manifest and differing and job.missing(manifest.without_files(damaged)):
+        raise CacheMismatchError(
+            f"the cache {path} can be read, but what is missing in it cannot be added, since that would mix "
+            "activations computed in different ways:\n  " + "\n  ".join(differing) + "\nAsk for the layers that it "
+            "has, use what it was made with, give another root, or delete that directory to cache afresh."
+        )
+    if not writing.is_idle(path):
+        # Others may go on with the very same, and with nothing else.
+        if there in (manifest, fresh) and not damaged:
+            return there or fresh
+        writing.require_idle(path)
+    if there is not None and there != manifest and there.files():
+        gone = sum(not (manifest and manifest.record(split, shard)) for split, shard, _ in there.records())
+        logger.info("What %s was made from has changed: %d of its shards are computed anew.", path, gone)
+        for sentence in changes(there.identity.contents_by_id, job.identity.contents_by_id, job.scenes, SINCE):
+            logger.info("%s", sentence)
+    for name, reason in damaged.items():
+        logger.warning("%s is damaged and is computed again (%s)", path / name, reason)
+    manifest = manifest or fresh
+    if damaged:
+        return writing.remove_damage(path, manifest, damaged)
+    if there != manifest or (path / WORK).exists():
+        writing.seal(path, manifest)
+    writing.remove_strays(path, manifest)
     return manifest
 
 
 def _announce(job: _Job, manifest: Manifest, sizes: dict[int, SceneSize]) -> None:
     """Say how much there is to do; refuse if the disk cannot hold it."""
-    tasks, d_model, itemsize = job.missing(manifest), job.backbone.d_model, job.identity.itemsize
+    tasks, per_row = job.missing(manifest), job.identity.bytes_per_row
     n_bytes = overhead = 0
     for task in tasks:
         rows, n_layers = sum(sizes[k].n_rows for k in task.positions), len(task.layers)
-        n_bytes += forward.bytes_of(len(task.positions), rows, n_layers, d_model, itemsize, task.needs_labels)
+        n_bytes += sizing.bytes_of(len(task.positions), rows, n_layers, per_row, task.needs_labels)
         overhead += _FILE_OVERHEAD * (n_layers + 1)
     free = writing.require_space(job.path, n_bytes + overhead + 2 * len(manifest.to_bytes()))
     logger.info(
@@ -343,65 +392,116 @@ def _announce(job: _Job, manifest: Manifest, sizes: dict[int, SceneSize]) -> Non
     )
 
 
-def _compute(job: _Job, manifest: Manifest) -> Manifest:
-    """Compute the missing shards in order; the files of one are written while the next is computed."""
-    tasks, identity, scenes = job.missing(manifest), job.identity, job.scenes
-    total, left = (sum(map(len, several)) for several in (job.positions.values(), [task.positions for task in tasks]))
+def _compute_all(job: _Job, manifest: Manifest) -> None:
+    """Compute shards that no other process has, until none is missing; a share of them alone does not wait."""
+    rank, world_size = job.share
+    mine = {(split, shard) for split, shard, _ in manifest.records()[rank::world_size]}
+    total = sum(map(len, job.positions.values()))
+    with progress(total, f"caching {job.backbone.name}", "scenes") as bar:
+        while True:
+            tasks = job.missing(manifest)
+            bar.update(total - sum(len(task.positions) for task in tasks) - bar.n)
+            wanted = [task for task in tasks if (task.split, task.shard) in mine]
+            if not wanted:
+                return
+            if not _compute(job, manifest, wanted, bar):
+                time.sleep(_LOOK_AGAIN)
+            manifest = Manifest.read(job.path)
 
-    def read(position: int) -> DrawnScene:
-        return draw_scene(scenes, position, job.backbone, identity.patches_per_scene, identity.seed)
 
-    drawn = ahead(read, [k for task in tasks for k in task.positions], job.workers)
+def _compute(job: _Job, manifest: Manifest, tasks: list[_Task], bar: Any) -> int:
+    """Compute those of some shards that can be had, and say how many: one is written while the next is computed."""
+    identity, scenes, backbone = job.identity, job.scenes, job.backbone
+    claimed: list[tuple[_Task, FileLock]] = []
 
-    def next_scenes(count: int) -> Iterator[DrawnScene]:
-        for scene in islice(drawn, count):
+    def positions() -> Iterator[int]:
+        """Shards are claimed as the readers come to them."""
+        for task in tasks:
+            if lock := writing.claim(job.path, task.split, task.shard):
+                # Another process may have finished it since the manifest was read.
+                now = job.missing(manifest.with_records(job.path))
+                if found := [other for other in now if (other.split, other.shard) == (task.split, task.shard)]:
+                    claimed.append((found[0], lock))
+                    yield from task.positions
+                else:
+                    lock.release()
+
+    look = SimpleNamespace(geometry=backbone.geometry, preprocessing=backbone.preprocessing)
+    read = partial(draw_scene, scenes, source=look, patches_per_scene=identity.patches_per_scene, seed=identity.seed)
+    drawn = ahead(read, positions(), job.workers, processes=backbone.device.type == "cuda")
+
+    def next_scenes(first: list[DrawnScene], count: int) -> Iterator[DrawnScene]:
+        for scene in chain(first, islice(drawn, count - len(first))):
             if scene.reason is not None:
                 logger.warning("scene %s is skipped: %s", scene.id, scene.reason)
             yield scene
             bar.update(1)
 
-    with (
-        progress(total, f"caching {job.backbone.name}", "scenes", initial=total - left) as bar,
-        ThreadPoolExecutor(1, thread_name_prefix="bindkit-writer") as writer,
-    ):
-        written: Future[Manifest] | None = None
+    done, written = 0, None
+    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="bindkit-writer") as writers:
         try:
-            for task in tasks:
-                here, windows = next_scenes(len(task.positions)), manifest.making.windows_per_batch
-                content = forward.compute_shard(job.backbone, here, task.layers, identity.dtype, windows)
+            # The first scene of a shard is there once the shard is claimed.
+            while first := list(islice(drawn, 1)):
+                task, lock = claimed[done]
+                here = next_scenes(first, len(task.positions))
+                content = compute_shard(backbone, here, task.layers, identity.dtype, manifest.making.windows_per_batch)
                 if are_files(scenes):
                     now = {scenes.ids[k]: content_of(scenes, job.digests, k) for k in task.positions}
                     if said := changes(identity.contents_by_id, now, scenes, "this call began"):
                         again = "make the same call again once they stay as they are"
                         raise CacheMismatchError(f"{'; '.join(said)}; {again}")
-                manifest = written.result() if written else manifest
-                written = writer.submit(_write_shard, job, manifest, task, content)
+                if written:
+                    written.result()
+                written = _write_shard(job, manifest, task, content, writers, lock)
+                done += 1
+            if written:
+                written.result()
         finally:
             drawn.close()
-        return written.result() if written else manifest
+            for future in [written] if written else []:
+                future.exception()
+            for _, lock in claimed:
+                lock.release()
+    return done
 
 
-def _write_shard(job: _Job, manifest: Manifest, task: _Task, content: ShardContent) -> Manifest:
-    """Write a shard's files, then the manifest that lists them."""
+def _write_shard(
+    job: _Job, manifest: Manifest, task: _Task, content: ShardContent, writers: ThreadPoolExecutor, lock: FileLock
+) -> Future[None]:
+    """Have a shard's files written, then its record, then the shard given back."""
     path, split, shard = job.path, task.split, task.shard
     stamp = manifest.stamp(split, shard)
     labels, n_rows = labels_to_bytes(content.labels, stamp), len(content.labels["instances"])
     record = manifest.record(split, shard) or ShardRecord(n_rows, content.skipped)
     same = record.rows == n_rows and [scene.id for scene in record.skipped] == [scene.id for scene in content.skipped]
-    files = dict(record.files)
-    if not same or files.get("labels") not in (None, FileRecord.of(labels)):
+    if not same or record.files.get("labels") not in (None, FileRecord.of(labels)):
         raise CacheMismatchError(
             f"scenes of shard {shard} of the {split} split are not those that the cache {path} was made "
             "from: their images, masks or readability have changed on disk; restore them, give another root, or "
             "delete that directory to cache afresh"
         )
-    if task.needs_labels:
-        files["labels"] = writing.write_file(path, shard_file(split, "labels", shard), labels)
-    for layer in task.layers:
-        # Popped, so that a layer's memory is free once it is written.
-        blocks, folder, stamped = content.blocks.pop(layer), layer_folder(layer), layer_stamp(stamp, layer)
-        encoded = activations_to_bytes(blocks, job.backbone.d_model, manifest.identity.dtype, stamped)
-        files[folder] = writing.write_file(path, shard_file(split, folder, shard), encoded)
-    manifest = manifest.with_shard(split, shard, replace(record, files=files))
-    writing.write_manifest(path, manifest)
-    return manifest
+
+    def arrive() -> None:
+        for batch in content.batches:
+            batch.arrive()
+
+    arrived = writers.submit(arrive)
+
+    def write_layer(layer: int) -> FileRecord:
+        arrived.result()
+        blocks = [batch.layers[layer] for batch in content.batches]
+        parts = activations_to_parts(blocks, job.backbone.d_model, job.identity.dtype, layer_stamp(stamp, layer))
+        return writing.write_file(path, shard_file(split, layer_folder(layer), shard), parts)
+
+    layers = {layer: writers.submit(write_layer, layer) for layer in task.layers}
+
+    def finish() -> None:
+        files = dict(record.files)
+        arrived.result()
+        if task.needs_labels:
+            files["labels"] = writing.write_file(path, shard_file(split, "labels", shard), labels)
+        files |= {layer_folder(layer): written.result() for layer, written in layers.items()}
+        writing.write_record(path, manifest, split, shard, replace(record, files=files))
+        lock.release()
+
+    return writers.submit(finish)

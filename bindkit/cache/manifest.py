@@ -14,8 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
+from bindkit.cache.encoding import ENCODINGS, Encoding
 from bindkit.errors import CacheError, InvalidParameterError
 from bindkit.files import parse_json
 from bindkit.scenes.checking import SceneContents
@@ -23,12 +22,11 @@ from bindkit.scenes.scene import BrokenScene
 from bindkit.scenes.splits import SPLITS
 
 MANIFEST_NAME = "manifest.json"
+WORK = ".work"
+"""Folder of a cache that is being filled: records of finished shards, and locks of those in work."""
 FORMAT = "bindkit activation cache"
 FORMAT_VERSION = 2
 """Version 1 did not say what the scenes held, nor its shards what they are of. It is read, and written when mended."""
-
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
-"""Of activations on disk."""
 
 
 def layer_folder(layer: int) -> str:
@@ -39,6 +37,11 @@ def layer_folder(layer: int) -> str:
 def shard_file(split: str, folder: str, shard: int) -> str:
     """Place of a shard's file, relative to the cache."""
     return f"{split}/{folder}/{shard:05d}.safetensors"
+
+
+def record_file(split: str, shard: int, suffix: str = ".json") -> str:
+    """Place of a shard's record while the cache is filled."""
+    return f"{WORK}/{split}-{shard:05d}{suffix}"
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ class Identity:
         count = self.patches_per_scene
         if count != "all" and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
             raise InvalidParameterError(f'patches_per_scene must be a positive integer or "all", got {count!r}')
-        if self.dtype not in DTYPES:
-            raise InvalidParameterError(f'dtype must be "float16" or "float32", got {self.dtype!r}')
+        if self.dtype not in ENCODINGS:
+            raise InvalidParameterError(f"dtype must be one of {', '.join(ENCODINGS)}, got {self.dtype!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise InvalidParameterError(f"seed must be a non-negative integer, got {self.seed!r}")
         object.__setattr__(self, "backbone", json.loads(json.dumps(dict(self.backbone))))
@@ -72,9 +75,14 @@ class Identity:
         return int(self.backbone["d_model"])
 
     @property
-    def itemsize(self) -> int:
-        """Bytes per stored number."""
-        return DTYPES[self.dtype].itemsize
+    def encoding(self) -> Encoding:
+        """How activations are stored."""
+        return ENCODINGS[self.dtype]
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one patch's activations at one layer."""
+        return self.encoding.bytes_per_row(self.d_model)
 
     @property
     def contents_by_id(self) -> Mapping[str, str]:
@@ -282,6 +290,32 @@ class Manifest:
         known = {name: getattr(self.identity, name) for name in ("backbone", "patches_per_scene", "dtype", "seed")}
         return known | {"scenes_per_shard": self.scenes_per_shard, "made_with": asdict(self.making)}
 
+    def record_bytes(self, record: ShardRecord) -> bytes:
+        """The content of a finished shard's record, which says of which manifest it is."""
+        payload = {"of": self._own_digest, **_record_to_json(record)}
+        return _canonical(payload | {"sha256": _digest(payload)})
+
+    def with_records(self, path: Path) -> Manifest:
+        """The manifest with the records of shards that were finished since it was written.
+
+        One that cannot be read, or is of another manifest, says nothing: its shard is computed again.
+        """
+        manifest = self
+        for split, shard, _ in self.records() if (path / WORK).is_dir() else ():
+            try:
+                payload = parse_json((path / record_file(split, shard)).read_bytes())
+                digest = payload.pop("sha256")
+                if digest == _digest(payload) and payload.pop("of") == self._own_digest:
+                    manifest = manifest.with_shard(split, shard, _record_from_json(payload))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
+        return manifest
+
+    @cached_property
+    def _own_digest(self) -> str:
+        """Of all but the shards."""
+        return hashlib.sha256(replace(self, shards={}).to_bytes()).hexdigest()
+
     def to_bytes(self) -> bytes:
         """The content of `manifest.json`, its own digest included."""
         identity, contents = self.identity, self.identity.contents
@@ -300,12 +334,7 @@ class Manifest:
         shards: dict[str, dict[str, Any]] = {}
         for split, records in self.shards.items():
             for shard, record in records.items():
-                shards.setdefault(split, {})[f"{shard:05d}"] = {
-                    "rows": record.rows,
-                    "skipped": [astuple(scene) for scene in record.skipped],
-                    "labels": record.files.get("labels"),
-                    "activations": {f"{layer:02d}": record.files[layer_folder(layer)] for layer in record.layers},
-                }
+                shards.setdefault(split, {})[f"{shard:05d}"] = _record_to_json(record)
         version = 1 if contents is None else FORMAT_VERSION
         payload = {"format": FORMAT, "format_version": version, **self._settings()}
         payload |= {"scenes": scenes, "layers": self.layers, "shards": shards}
@@ -313,7 +342,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Read ``path/manifest.json``.
+        """Read ``path/manifest.json``, and the records of shards finished since it was written.
 
         Raises CacheError if there is none, it is not JSON, was damaged, or has an unknown format version.
         """
@@ -352,7 +381,7 @@ class Manifest:
             raise CacheError(f"{file} lacks what a manifest must say ({error!r}); {again}") from error
         if manifest.to_bytes() != content:
             raise CacheError(f"{file} says things that do not belong together (was it edited?); {again}")
-        return manifest
+        return manifest.with_records(path)
 
     @classmethod
     def _from_json(cls, payload: dict[str, Any]) -> Manifest:
@@ -378,13 +407,25 @@ class Manifest:
         shards: dict[str, dict[int, ShardRecord]] = {}
         for split, records in payload["shards"].items():
             for shard, record in records.items():
-                files = {layer_folder(int(layer)): FileRecord(*file) for layer, file in record["activations"].items()}
-                if record["labels"]:
-                    files["labels"] = FileRecord(*record["labels"])
-                skipped = tuple(BrokenScene(*pair) for pair in record["skipped"])
-                shards.setdefault(split, {})[int(shard)] = ShardRecord(int(record["rows"]), skipped, files)
+                shards.setdefault(split, {})[int(shard)] = _record_from_json(record)
         broken = tuple(BrokenScene(*pair) for pair in scenes["broken"])
         return cls(identity, Making(**payload["made_with"]), payload["scenes_per_shard"], broken, shards)
+
+
+def _record_to_json(record: ShardRecord) -> dict[str, Any]:
+    return {
+        "rows": record.rows,
+        "skipped": [astuple(scene) for scene in record.skipped],
+        "labels": record.files.get("labels"),
+        "activations": {f"{layer:02d}": record.files[layer_folder(layer)] for layer in record.layers},
+    }
+
+
+def _record_from_json(record: Mapping[str, Any]) -> ShardRecord:
+    files = {layer_folder(int(layer)): FileRecord(*file) for layer, file in record["activations"].items()}
+    if record["labels"]:
+        files["labels"] = FileRecord(*record["labels"])
+    return ShardRecord(int(record["rows"]), tuple(BrokenScene(*pair) for pair in record["skipped"]), files)
 
 
 def _canonical(payload: dict[str, Any]) -> bytes:

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 from torch import Tensor
 
-from bindkit.cache.manifest import DTYPES, FileRecord, Manifest, differences, layer_folder, shard_file
+from bindkit.cache.encoding import ACTIVATIONS, ENCODINGS, SCALES
+from bindkit.cache.manifest import FileRecord, Manifest, differences, layer_folder, shard_file
 from bindkit.errors import CacheDamagedError
 from bindkit.files import parse_json
 
@@ -37,7 +37,6 @@ that layers added later are known to be of the same images."""
 BYTES_PER_ROW = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in COLUMNS.values())
 BYTES_PER_SCENE = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in OF_SCENES.values())
 
-_STORED = {f"F{8 * dtype.itemsize}": dtype for dtype in DTYPES.values()}
 REPAIR = "run `bindkit verify PATH --repair` (or cache.repair()) and the same cache_activations call again"
 
 
@@ -101,15 +100,31 @@ def layer_stamp(stamp: Stamp, layer: int) -> dict[str, str] | None:
     return {"layer": str(layer), "labels": hashlib.sha256(_text(stamp).encode()).hexdigest()[:8]}
 
 
-def activations_to_bytes(blocks: list[np.ndarray], d_model: int, dtype: str, stamp: Stamp = None) -> bytes:
-    """The content of an activations file: the blocks ``[rows, d_model]`` one below the other, and its `layer_stamp`."""
-    rows = np.concatenate(blocks) if blocks else np.empty((0, d_model), dtype)
-    return safetensors_numpy.save({"activations": np.ascontiguousarray(rows)}, _metadata(stamp))
+def activations_to_parts(
+    blocks: Sequence[Mapping[str, Tensor]], d_model: int, dtype: str, stamp: Stamp = None
+) -> list[bytes | memoryview]:
+    """The content of an activations file, stamped with its `layer_stamp`, in parts to be written one after the other.
+
+    Each block is what `Encoding.encode` gave of some rows; they lie one below the other. The file is one of
+    safetensors (a header in JSON, padded to 8 bytes, then the numbers), made without a copy of them.
+    """
+    encoding, n_rows = ENCODINGS[dtype], sum(len(block[ACTIVATIONS]) for block in blocks)
+    shapes: dict[str, tuple[str, list[int], int]] = {}
+    if encoding.scaled:
+        shapes[SCALES] = ("F32", [n_rows], 4 * n_rows)
+    shapes[ACTIVATIONS] = (encoding.in_file, [n_rows, d_model], n_rows * d_model * encoding.stored.itemsize)
+    header: dict[str, Any] = {} if stamp is None else {"__metadata__": _metadata(stamp)}
+    start = 0
+    for name, (kind, shape, n_bytes) in shapes.items():
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, start + n_bytes]}
+        start += n_bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    arrays = [block[name].contiguous().reshape(-1).view(torch.uint8).numpy() for name in shapes for block in blocks]
+    return [len(text).to_bytes(8, "little") + text, *(array.data for array in arrays if array.size)]
 
 
-def read_activations(
-    path: Path, manifest: Manifest, split: str, shard: int, layer: int
-) -> Float[Tensor, "row d_model"]:
+def read_activations(path: Path, manifest: Manifest, split: str, shard: int, layer: int) -> dict[str, Tensor]:
     """Activations of a shard, mapped into memory and held against the manifest. Raises CacheDamagedError."""
     record, identity = manifest.shards[split][shard], manifest.identity
     folder, stamp = layer_folder(layer), layer_stamp(manifest.stamp(split, shard), layer)
@@ -119,13 +134,17 @@ def read_activations(
 
 def map_activations(
     file: Path, record: FileRecord, rows: int, d_model: int, dtype: str, stamp: Stamp = None
-) -> Float[Tensor, "row d_model"]:
-    """Map an activations file into memory; only the rows that are looked at are read from disk.
+) -> dict[str, Tensor]:
+    """Map an activations file into memory, by name of its tensors; only rows that are looked at are read from disk.
 
     The file is opened read-only and no file descriptor stays open, so that thousands of shards can be mapped at once.
     Raises CacheDamagedError if it is missing, cut short, of another shape, dtype or `layer_stamp`. (A changed byte is
     found by `verify` only.)
     """
+    encoding = ENCODINGS[dtype]
+    wanted = {ACTIVATIONS: (encoding.in_file, [rows, d_model], encoding.stored)}
+    if encoding.scaled:
+        wanted[SCALES] = ("F32", [rows], torch.float32)
     try:
         size = file.stat().st_size
         if size != record.n_bytes:
@@ -133,19 +152,30 @@ def map_activations(
         with file.open("rb") as stream:
             start = 8 + int.from_bytes(stream.read(8), "little")
             header = parse_json(stream.read(start - 8))
-        stored, shape = _STORED[header["activations"]["dtype"]], tuple(header["activations"]["shape"])
-    except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
+        found = {name: (entry["dtype"], entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        places = {name: header[name]["data_offsets"] for name in found}
+        shape = found[ACTIVATIONS][1]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
         raise CacheDamagedError(f"{file} cannot be read as activations ({error!r}); {REPAIR}") from error
-    if shape != (rows, d_model) or start + rows * d_model * stored.itemsize != size:
+    n_bytes = {name: math.prod(shape) * stored.itemsize for name, (_, shape, stored) in wanted.items()}
+    lengths = {name: place[1] - place[0] for name, place in places.items()}
+    if shape != [rows, d_model] or (lengths.get(ACTIVATIONS), size - start) != (
+        n_bytes[ACTIVATIONS],
+        sum(lengths.values()),
+    ):
         raise CacheDamagedError(
-            f"{file} holds activations {list(shape)} but the manifest promises {rows} rows of width {d_model}; {REPAIR}"
+            f"{file} holds activations {shape} but the manifest promises {rows} rows of width {d_model}; {REPAIR}"
         )
-    if stored != DTYPES[dtype]:
-        raise CacheDamagedError(f"{file} holds {stored} but the manifest promises {dtype}; {REPAIR}")
+    if {name: entry[:2] for name, entry in wanted.items()} != found or lengths != n_bytes:
+        kinds = ", ".join(f"{name} {kind}" for name, (kind, _) in found.items())
+        raise CacheDamagedError(f"{file} holds {kinds} but the manifest promises {dtype}; {REPAIR}")
     _require_stamp(file, header, stamp)
     storage: Any = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=size)
     content = torch.empty(0, dtype=torch.uint8).set_(storage)
-    return content[start:].view(stored).reshape(rows, d_model)
+    return {
+        name: content[start + places[name][0] : start + places[name][1]].view(stored).reshape(shape)
+        for name, (_, shape, stored) in wanted.items()
+    }
 
 
 def _text(stamp: Mapping[str, str]) -> str:

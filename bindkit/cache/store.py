@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bindkit.arguments import read_path, require_kind
 from bindkit.cache import writing
+from bindkit.cache.encoding import ACTIVATIONS, SCALES
 from bindkit.cache.manifest import Manifest
 from bindkit.cache.shards import COLUMNS, read_activations, read_labels, stack
 from bindkit.cache.writing import Damage
@@ -76,7 +77,7 @@ class CachedActivations:
         records = [shard for shard in cache.manifest.records() if rows is not None or shard[0] == scenes]
         self._shards = [(split, shard) for split, shard, _ in records]
         self._starts = np.array([0, *accumulate(record.rows for _, _, record in records)], dtype=np.int64)
-        self._maps: dict[int, np.ndarray] = {}
+        self._maps: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
 
     @property
     def n_rows(self) -> int:
@@ -126,25 +127,36 @@ class CachedActivations:
         if np.count_nonzero(np.diff(shard_of)) * _SHORT_RUN > len(wanted):
             order = np.argsort(shard_of, kind="stable")
             wanted, shard_of = wanted[order], shard_of[order]
-        stored = np.empty((min(_ROWS_AT_ONCE, len(wanted)), self.d_model), self._manifest.identity.dtype)
+        encoding = self._manifest.identity.encoding
+        at_once = min(_ROWS_AT_ONCE, len(wanted))
+        # In numpy, which starts no threads for a few rows, as bits: it has no bfloat16.
+        stored = np.empty((at_once, self.d_model), f"u{encoding.stored.itemsize}")
+        scales = np.empty(at_once, np.float32)
         for first in range(0, len(wanted), _ROWS_AT_ONCE):
             part, of = (values[first : first + _ROWS_AT_ONCE] for values in (wanted, shard_of))
             for start, end in pairwise([0, *(np.flatnonzero(np.diff(of)) + 1).tolist(), len(of)]):
                 shard = int(of[start])
                 rows_there = part[start:end] - self._starts[shard]
-                # NumPy's: of a few rows, starting torch's threads takes longer than reading them.
-                np.take(self._map(shard), rows_there, axis=0, out=stored[start:end], mode="clip")
-            found = torch.from_numpy(stored[: len(part)])
+                bits, scales_there = self._map(shard)
+                np.take(bits, rows_there, axis=0, out=stored[start:end], mode="clip")
+                if scales_there is not None:
+                    np.take(scales_there, rows_there, out=scales[start:end], mode="clip")
+            found = torch.from_numpy(stored[: len(part)]).view(encoding.stored)
+            if encoding.scaled:
+                found = encoding.decode({ACTIVATIONS: found, SCALES: torch.from_numpy(scales[: len(part)])})
             if order is None:
                 taken[first : first + len(part)] = found
             else:
                 taken[torch.from_numpy(order[first : first + len(part)])] = found.float()
         return taken
 
-    def _map(self, number: int) -> np.ndarray:
+    def _map(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """A shard's rows as bits, and their scales where it has any."""
         if number not in self._maps:
             mapped = read_activations(self._path, self._manifest, *self._shards[number], self.layer)
-            self._maps[number] = mapped.numpy()
+            rows = mapped[ACTIVATIONS]
+            bits = rows.view({1: torch.uint8, 2: torch.uint16, 4: torch.uint32}[rows.itemsize]).numpy()
+            self._maps[number] = bits, mapped[SCALES].numpy() if SCALES in mapped else None
         return self._maps[number]
 
 
@@ -169,7 +181,7 @@ class ActivationCache:
         As `Backbone.describe` told it.
     d_model : int
         Width of an activation.
-    dtype : "float16" or "float32"
+    dtype : "float16", "float32", "bfloat16" or "int8"
         How activations lie on disk.
     splits : tuple
         ``("train", "validation", "test")``; one may have no scenes.
@@ -298,6 +310,7 @@ class ActivationCache:
             there = Manifest.read(self.path)
             damage = writing.find_damage(self.path, there)
             if damage:
+                writing.require_idle(self.path)
                 writing.remove_damage(self.path, there, [item.path for item in damage])
         for item in damage:
             if item.path not in there.files() and not writing.is_ours(item.path):

@@ -13,8 +13,9 @@ from bindkit.arguments import is_control
 from bindkit.backbones.controls import control_of
 from bindkit.backbones.loading import load_backbone
 from bindkit.backbones.preprocessing import IMAGENET
+from bindkit.backbones.sources import ActivationSource, activations_of, require_source
+from bindkit.cache.encoding import ENCODINGS
 from bindkit.cache.extraction import NOBODY_LOOKED, SINCE, cache_activations
-from bindkit.cache.forward import ActivationSource, activations_of, require_source
 from bindkit.cache.store import ActivationCache, require_cache
 from bindkit.cache.writing import Damage
 from bindkit.errors import BindkitError, CacheError, CacheMismatchError, EmptySplitError
@@ -28,8 +29,8 @@ from bindkit.scenes.splits import split_scenes
 
 logger = logging.getLogger(__name__)
 
-# float16 rounds to 2**-11 of a value; what is left is for other batch sizes, which change the last bits in float32.
-_ALLOWED = {"float16": 1e-3, "float32": 1e-4}
+_HALVED = 2e-2
+"""What half precision lets another batch size change, as a share of a layer's largest activation."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def compare_with_model(cache: ActivationCache, backbone: ActivationSource, scene
             direct[torch.from_numpy(here)] = seen[torch.from_numpy(cached.patch[rows][here]).long()]
         differences.append((stored - direct).abs().max() / direct.abs().max().clamp(min=1e-12))
     # Torch's maximum of NaN is NaN, which is within nothing; Python's max would pass over it.
-    return Deviation(scene.id, len(rows), float(torch.stack(differences).max()), _ALLOWED[cache.dtype])
+    allowed = max(ENCODINGS[cache.dtype].deviation, _HALVED if "precision" in described else 0.0)
+    return Deviation(scene.id, len(rows), float(torch.stack(differences).max()), allowed)
 
 
 def scene_changes(cache: ActivationCache) -> list[str]:
@@ -178,6 +180,7 @@ def repair_cache(path: str | Path) -> Repair:
                 short_side=geometry.short_side,
                 arithmetic=geometry.arithmetic,
                 normalization="imagenet" if described["preprocessing"] == IMAGENET.describe() else "checkpoint",
+                precision=described.get("precision", "float32"),
                 revision=described.get("revision"),
                 device=making.device,
             )

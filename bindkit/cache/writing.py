@@ -1,23 +1,31 @@
-"""A cache's directory: one writer at a time, whole files or none, and what is damaged there found and taken away."""
+"""A cache's directory: whole files or none, several processes at once, and damage found and taken away.
+
+While a cache is filled, a folder `WORK` in it holds a lock for each shard that some process works on, and a record of
+each that is finished; `Manifest.read` takes both records and manifest. Whoever finishes last writes the records into
+the manifest and removes the folder (`seal`). A process that dies loses its locks with its life.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bindkit.cache.manifest import MANIFEST_NAME, FileRecord, Manifest, shard_file
+from bindkit.cache.manifest import MANIFEST_NAME, WORK, FileRecord, Manifest, ShardRecord, record_file, shard_file
 from bindkit.cache.shards import REPAIR, read_activations, read_labels
 from bindkit.errors import CacheDamagedError, CacheError, DiskSpaceError, WorkspaceBusyError
 from bindkit.files import progress, sha256_of, write_bytes
 
+PATIENCE = 60.0
+"""Seconds that a process waits for another to write down what it finished."""
 _LOCK_NAME = ".lock"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _SHARD = r"(train|validation|test)/(labels|layer_\d{2,})/\d{5,}\.safetensors"
@@ -25,19 +33,18 @@ _OURS = re.compile(rf"{_SHARD}|({_SHARD}|manifest\.json)\.\d+\.partial")
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold a cache for writing; makes the directory if there is none.
+def exclusive(path: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold a cache's list of files; makes the directory if there is none.
 
-    Raises WorkspaceBusyError at once if another process holds it, CacheError if nothing can be written there.
+    Raises WorkspaceBusyError if another process holds it for longer than `patience` seconds, CacheError if nothing can
+    be written there.
     """
     lock = FileLock(path / _LOCK_NAME)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout:
-        raise WorkspaceBusyError(
-            f"another process is writing to the cache {path}; wait until it ends, or give this one another root"
-        ) from None
+        raise _busy(path) from None
     except OSError as error:
         if error.errno in _FULL:
             raise _disk_full(path, error) from error
@@ -50,15 +57,60 @@ def exclusive(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def write_file(path: Path, name: str, content: bytes) -> FileRecord:
+def claim(path: Path, split: str, shard: int) -> FileLock | None:
+    """Take a shard to compute, until the lock is released or this process ends; None where another process has it."""
+    # Not bound to a thread: whoever writes a shard gives it back.
+    lock = FileLock(path / record_file(split, shard, ".lock"), thread_local=False)
+    with exclusive(path, PATIENCE):
+        (path / WORK).mkdir(exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+    return lock
+
+
+def is_idle(path: Path) -> bool:
+    """Whether no process works on any shard; whoever asks holds the cache, so that none begins meanwhile."""
+    for file in (path / WORK).glob("*.lock"):
+        lock = FileLock(file)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        lock.release()
+    return True
+
+
+def require_idle(path: Path) -> None:
+    """Raise WorkspaceBusyError if a process works on a shard."""
+    if not is_idle(path):
+        raise _busy(path)
+
+
+def write_record(path: Path, manifest: Manifest, split: str, shard: int, record: ShardRecord) -> None:
+    """Write what is known of a finished shard beside the manifest."""
+    write_file(path, record_file(split, shard), manifest.record_bytes(record))
+
+
+def seal(path: Path, manifest: Manifest) -> None:
+    """Write all that is known into the manifest; whoever calls holds the cache while it is idle."""
+    write_manifest(path, manifest)
+    if (path / WORK).exists():
+        shutil.rmtree(path / WORK)
+
+
+def write_file(path: Path, name: str, content: bytes | Sequence[bytes | memoryview]) -> FileRecord:
     """Write one file of the cache at `path`: whole and on disk when this returns, or not at all.
 
-    Raises DiskSpaceError if the disk filled up; what was there before is still there.
+    Its content may come in parts, one after the other. Raises DiskSpaceError if the disk filled up; what was there
+    before is still there.
     """
+    parts = [content] if isinstance(content, bytes) else content
     file = path / name
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, content)
+        write_bytes(file, *parts)
         if os.name != "nt":  # the rename, too, is to last through a power cut, where the system can
             directory = os.open(file.parent, os.O_RDONLY)
             try:
@@ -69,12 +121,21 @@ def write_file(path: Path, name: str, content: bytes) -> FileRecord:
         if error.errno in _FULL:
             raise _disk_full(file, error) from error
         raise
-    return FileRecord.of(content)
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return FileRecord(digest.hexdigest(), sum(len(part) for part in parts))
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write the manifest, atomically. Raises DiskSpaceError as `write_file`."""
     write_file(path, MANIFEST_NAME, manifest.to_bytes())
+
+
+def _busy(path: Path) -> WorkspaceBusyError:
+    return WorkspaceBusyError(
+        f"another process is writing to the cache {path}; wait until it ends, or give this one another root"
+    )
 
 
 def _disk_full(place: Path, error: OSError) -> DiskSpaceError:
@@ -103,9 +164,9 @@ def readable_bytes(n_bytes: int) -> str:
 
 
 def walk(path: Path) -> list[str]:
-    """Every file below a cache but its lock, relative to it and with forward slashes, sorted."""
+    """Every file below a cache but those of work in progress, relative to it and with forward slashes, sorted."""
     found = [file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()]
-    return sorted(name for name in found if name != _LOCK_NAME)
+    return sorted(name for name in found if name != _LOCK_NAME and not name.startswith(f"{WORK}/"))
 
 
 def is_ours(name: str) -> bool:
@@ -186,7 +247,7 @@ def remove_damage(path: Path, manifest: Manifest, damaged: Iterable[str]) -> Man
     """
     names = [name for name in damaged if name in manifest.files()]
     manifest = manifest.without_files(names)
-    write_manifest(path, manifest)
+    seal(path, manifest)
     for name in names:
         (path / name).unlink(missing_ok=True)
     remove_strays(path, manifest)

@@ -185,8 +185,8 @@ def check_choices(values: Mapping[str, Any]) -> None:
     config lies on this machine. Raises the error that a notebook would raise after minutes of caching.
     """
     from bindkit.backbones.names import depth_and_patch, parse_random_init
+    from bindkit.cache.encoding import ENCODINGS
     from bindkit.cache.extraction import CHANGED
-    from bindkit.cache.manifest import DTYPES
     from bindkit.probes.judging import LEAST_FOLDS
     from bindkit.probes.protocols import PROTOCOLS
     from bindkit.probes.tasks import require_pairwise
@@ -205,7 +205,7 @@ def check_choices(values: Mapping[str, Any]) -> None:
         read_seed(values["seed"])
     if 0 < values.get("folds", 0) < LEAST_FOLDS:
         raise InvalidParameterError(f"folds is 0 for none, or at least {LEAST_FOLDS}; got {values['folds']}")
-    for name, known in (("protocol", tuple(PROTOCOLS)), ("dtype", DTYPES), ("changed", CHANGED)):
+    for name, known in (("protocol", tuple(PROTOCOLS)), ("dtype", ENCODINGS), ("changed", CHANGED)):
         if name in values and values[name] not in known:
             raise InvalidParameterError(f"unknown {name} {values[name]!r}; choose one of {', '.join(known)}")
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from bindkit.affinities.scoring import Picture
 from bindkit.affinities.stitching import ImageGrid
-from bindkit.cache.forward import ActivationSource
+from bindkit.backbones.sources import ActivationSource
 from bindkit.errors import BindkitError, InvalidParameterError, ProbeError
 from bindkit.scenes import Scene
 from bindkit.scenes.scene import SceneSet

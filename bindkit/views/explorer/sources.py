@@ -13,7 +13,7 @@ import numpy as np
 from bindkit.affinities.scoring import Picture, image_pixels, layer_of
 from bindkit.affinities.stitching import ImageGrid
 from bindkit.arguments import each_of, require_kind
-from bindkit.cache.forward import ActivationSource
+from bindkit.backbones.sources import ActivationSource
 from bindkit.errors import BindkitError, InvalidParameterError, LayerError, ProbeError
 from bindkit.probes import Probe, load_probe
 from bindkit.scenes.decoding import read_image

@@ -12,7 +12,7 @@ import ipywidgets as widgets
 import numpy as np
 
 from bindkit.affinities.scoring import Picture
-from bindkit.cache.forward import ActivationSource
+from bindkit.backbones.sources import ActivationSource
 from bindkit.errors import BindkitError, GeometryError, InvalidParameterError, LayerError, ProbeError
 from bindkit.files import write_bytes
 from bindkit.scenes.scene import SceneSet

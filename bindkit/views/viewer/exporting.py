@@ -20,7 +20,7 @@ from typing import Any
 from bindkit import __version__
 from bindkit.affinities.scoring import Picture, image_activations, layer_of, pair_logits
 from bindkit.arguments import read_path, require_kind
-from bindkit.cache.forward import ActivationSource
+from bindkit.backbones.sources import ActivationSource
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.files import progress, write_bytes
 from bindkit.probes import Probe, load_probe

@@ -9,7 +9,7 @@ from planted import PlantedBackbone, PlantedScenes
 
 import bindkit as bk
 from bindkit.affinities.scoring import image_activations, image_pixels, read_probe
-from bindkit.cache.forward import require_source
+from bindkit.backbones.sources import require_source
 from bindkit.errors import (
     BackboneError,
     BrokenSceneError,

@@ -81,7 +81,7 @@ def test_windows_of_another_size_or_type_are_refused(backbone: Backbone) -> None
     with pytest.raises((InvalidParameterError, TypeError)):
         backbone.embedding(torch.zeros(1, IMAGE, IMAGE, 3))
     with pytest.raises(InvalidParameterError, match="uint8"):
-        backbone._pixels(torch.zeros(1, IMAGE, IMAGE, 3))
+        backbone.pixels(torch.zeros(1, IMAGE, IMAGE, 3))
 
 
 # --- layers -----------------------------------------------------------------------------------------

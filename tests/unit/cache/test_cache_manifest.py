@@ -161,7 +161,7 @@ def test_differences_name_fields_that_one_side_lacks() -> None:
     ]
 
 
-@pytest.mark.parametrize("wrong", [{"patches_per_scene": True}, {"dtype": "int8"}, {"seed": -1}])
+@pytest.mark.parametrize("wrong", [{"patches_per_scene": True}, {"dtype": "int4"}, {"seed": -1}])
 def test_an_identity_checks_itself(wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidParameterError, match=next(iter(wrong))):
         replace(IDENTITY, **wrong)

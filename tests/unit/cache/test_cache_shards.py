@@ -12,18 +12,27 @@ from cache_fakes import D_MODEL, ExactBackbone, ExactScenes, all_bytes, thirds
 from safetensors.numpy import load
 
 from bindkit.cache import cache_activations, extraction
+from bindkit.cache.encoding import ACTIVATIONS, ENCODINGS
 from bindkit.cache.manifest import FileRecord
 from bindkit.cache.shards import (
     BYTES_PER_ROW,
     BYTES_PER_SCENE,
     Labels,
-    activations_to_bytes,
+    activations_to_parts,
     labels_from_file,
     labels_to_bytes,
     map_activations,
 )
 from bindkit.errors import CacheDamagedError
 from bindkit.scenes import Split
+
+
+def activations_to_bytes(blocks: list[np.ndarray], d_model: int, dtype: str) -> bytes:
+    """What the parts of an activations file make together."""
+    encoding = ENCODINGS[dtype]
+    rows = [torch.from_numpy(block) for block in blocks]
+    encoded = [encoding.encode(block, block.abs().amax(dim=1)) for block in rows]
+    return b"".join(activations_to_parts(encoded, d_model, dtype))
 
 
 def labels(n_rows: int = 3, scene_rows: tuple[int, ...] = (2, 0, 1)) -> Labels:
@@ -122,10 +131,10 @@ def test_files_that_are_no_labels_are_refused(tmp_path: Path, content: bytes) ->
 def test_mapped_activations_are_those_written(tmp_path: Path, dtype: str) -> None:
     content = np.random.default_rng(0).normal(size=(7, 5)).astype(dtype)
     file, record = written(tmp_path / "a", activations_to_bytes([content], 5, dtype))
-    mapped = map_activations(file, record, 7, 5, dtype)
+    mapped = map_activations(file, record, 7, 5, dtype)[ACTIVATIONS]
     np.testing.assert_array_equal(mapped.numpy(), content)
     empty, record = written(tmp_path / "b", activations_to_bytes([], 5, dtype))
-    assert map_activations(empty, record, 0, 5, dtype).shape == (0, 5)
+    assert map_activations(empty, record, 0, 5, dtype)[ACTIVATIONS].shape == (0, 5)
 
 
 def test_a_wrong_width_is_refused_by_name(tmp_path: Path) -> None:
@@ -148,7 +157,7 @@ def test_cut_missing_and_senseless_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CacheDamagedError, match="cannot be read as activations"):
         map_activations(file, record, 3, 4, "float16")
     file.write_bytes(whole.replace(b"F16", b"F99"))
-    with pytest.raises(CacheDamagedError, match="cannot be read as activations"):
+    with pytest.raises(CacheDamagedError, match="holds activations F99 but the manifest promises float16"):
         map_activations(file, record, 3, 4, "float16")
     file.unlink()
     with pytest.raises(CacheDamagedError, match="cannot be read as activations"):
@@ -167,7 +176,7 @@ def test_a_read_only_cache_can_be_mapped_and_writing_to_a_map_does_not_reach_the
     content = activations_to_bytes([np.ones((3, 4), np.float16)], 4, "float16")
     file, record = written(tmp_path / "a", content)
     file.chmod(0o400)
-    mapped = map_activations(file, record, 3, 4, "float16")
+    mapped = map_activations(file, record, 3, 4, "float16")[ACTIVATIONS]
     mapped += 1
     assert torch.equal(mapped, torch.full((3, 4), 2.0, dtype=torch.float16))
     assert file.read_bytes() == content

@@ -11,7 +11,7 @@ from cache_fakes import D_MODEL, ExactBackbone, ExactScenes, expected_rows, thir
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bindkit.cache import ActivationCache, cache_activations, forward
+from bindkit.cache import ActivationCache, cache_activations, sizing
 from bindkit.errors import CacheDamagedError, InvalidParameterError, LayerError
 from bindkit.scenes import Split
 
@@ -21,7 +21,7 @@ N_SCENES = 11
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forward, "_LARGEST_SHARD", 2)
+        patch.setattr(sizing, "_LARGEST_SHARD", 2)
         made = cache_activations(
             ExactBackbone(),
             ExactScenes(N_SCENES),

@@ -13,7 +13,7 @@ from cache_fakes import ExactBackbone, ExactScenes, all_bytes, thirds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bindkit.cache import ActivationCache, cache_activations, forward
+from bindkit.cache import ActivationCache, cache_activations, sizing
 from bindkit.cache.manifest import _digest as manifest_digest
 from bindkit.cache.writing import exclusive
 from bindkit.cli import main
@@ -23,7 +23,7 @@ from bindkit.scenes import Split
 
 def run(root: Path, backbone: ExactBackbone | None = None) -> ActivationCache:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forward, "_LARGEST_SHARD", 2)
+        patch.setattr(sizing, "_LARGEST_SHARD", 2)
         return cache_activations(
             backbone or ExactBackbone(), ExactScenes(), root, patches_per_scene=11, split=Split(**vars(thirds(7)))
         )

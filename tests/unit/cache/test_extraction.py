@@ -18,7 +18,7 @@ import torch
 from cache_fakes import D_MODEL, ExactBackbone, ExactScenes, all_bytes, expected_rows, thirds
 
 import bindkit as bk
-from bindkit.cache import cache_activations, estimate_bytes, forward
+from bindkit.cache import cache_activations, estimate_bytes, sizing
 from bindkit.cache.forward import compute_shard
 from bindkit.cache.sampling import DrawnScene, draw_scene
 from bindkit.cli import main
@@ -37,7 +37,7 @@ from bindkit.scenes.synthetic import TRAINING_SEED
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "_LARGEST_SHARD", 2)
+    monkeypatch.setattr(sizing, "_LARGEST_SHARD", 2)
 
 
 def split_of(n: int) -> Split:
@@ -143,9 +143,9 @@ def test_pixels_are_let_go_while_a_shard_is_computed(layers: list[int]) -> None:
     def drawn() -> Iterator[DrawnScene]:
         for position in range(len(scenes)):
             scene = draw_scene(scenes, position, backbone, 8, 0)
-            pixels = scene.windows.numpy().copy()
+            pixels = scene.windows.copy()
             held.append(weakref.ref(pixels))
-            yield dataclasses.replace(scene, windows=torch.from_numpy(pixels))
+            yield dataclasses.replace(scene, windows=pixels)
             del pixels, scene
             alive.append(sum(array() is not None for array in held))
 
@@ -372,7 +372,7 @@ def test_a_layer_that_the_backbone_does_not_have(tmp_path: Path) -> None:
     [
         {"patches_per_scene": 0},
         {"patches_per_scene": "some"},
-        {"dtype": "bfloat16"},
+        {"dtype": "int4"},
         {"seed": -1},
         {"windows_per_batch": 0},
         {"workers": -1},
@@ -432,11 +432,11 @@ def test_scenes_per_shard_keep_all_layers_within_a_gibibyte(monkeypatch: pytest.
     identity = make_identity(512, "float16")
     large = ExactBackbone(n_layers=24)
     large.d_model = 1024
-    count = forward.scenes_per_shard(large, identity, 512)
+    count = sizing.scenes_per_shard(large, identity, 512)
     assert count == 32 and count * 512 * 24 * 1024 * 2 <= 2**30 < 2 * count * 512 * 24 * 1024 * 2
-    assert forward.scenes_per_shard(ExactBackbone(), identity, 512) == 128
+    assert sizing.scenes_per_shard(ExactBackbone(), identity, 512) == 128
     large.d_model = 10**7
-    assert forward.scenes_per_shard(large, identity, 512) == 1
+    assert sizing.scenes_per_shard(large, identity, 512) == 1
 
 
 def make_identity(patches: int, dtype: str) -> Any:

@@ -14,7 +14,7 @@ from cache_fakes import ExactBackbone, ExactScenes, all_bytes, thirds
 from changing_scenes import add_scene, both, break_file, invert, remove, rename_class, touch, write_folder
 
 import bindkit as bk
-from bindkit.cache import ActivationCache, cache_activations, forward
+from bindkit.cache import ActivationCache, cache_activations, sizing
 from bindkit.cache.manifest import Manifest
 from bindkit.cache.verifying import repair_cache
 from bindkit.cli import main
@@ -24,7 +24,7 @@ from bindkit.scenes import Split
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "_LARGEST_SHARD", 2)
+    monkeypatch.setattr(sizing, "_LARGEST_SHARD", 2)
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def as_version_1(cache: ActivationCache) -> ActivationCache:
     from dataclasses import replace
 
     from bindkit.cache.manifest import FileRecord, layer_folder, shard_file
-    from bindkit.cache.shards import activations_to_bytes, labels_from_file, labels_to_bytes
+    from bindkit.cache.shards import activations_to_parts, labels_from_file, labels_to_bytes
 
     old = replace(cache.manifest, identity=replace(cache.manifest.identity, contents=None))
     for split, shard, record in cache.manifest.records():
@@ -239,8 +239,8 @@ def as_version_1(cache: ActivationCache) -> ActivationCache:
         for layer in record.layers:
             start = sum(r.rows for k, r in cache.manifest.shards[split].items() if k < shard)
             rows = cache.activations(split, layer).take(np.arange(start, start + record.rows))
-            block = rows.numpy().astype(cache.dtype)
-            written[layer_folder(layer)] = activations_to_bytes([block], cache.d_model, cache.dtype)
+            block = cache.manifest.identity.encoding.encode(rows, rows.abs().amax(dim=1))
+            written[layer_folder(layer)] = b"".join(activations_to_parts([block], cache.d_model, cache.dtype))
         for folder, content in written.items():
             (cache.path / shard_file(split, folder, shard)).write_bytes(content)
         files = {folder: FileRecord.of(content) for folder, content in written.items()}

@@ -38,7 +38,7 @@ def test_rows_in_another_order_are_seen(tmp_path: Path, monkeypatch: pytest.Monk
     whole = DrawnScene.__init__
 
     def reversed_patches(self: DrawnScene, id, labels, windows, patches, digest, reason=None) -> None:
-        whole(self, id, labels, windows, tuple(patch.flip(0) for patch in patches), digest, reason)
+        whole(self, id, labels, windows, tuple(patch[::-1].copy() for patch in patches), digest, reason)
 
     monkeypatch.setattr(DrawnScene, "__init__", reversed_patches)
     cache = cache_activations(ExactBackbone(), ExactScenes(), tmp_path, patches_per_scene=12)

@@ -14,7 +14,7 @@ import pytest
 from cache_fakes import ExactBackbone, ExactScenes, all_bytes, thirds
 
 import bindkit as bk
-from bindkit.cache import cache_activations, forward
+from bindkit.cache import cache_activations, sizing
 from bindkit.errors import DiskSpaceError, WorkspaceBusyError
 from bindkit.scenes import Split
 
@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from cache_fakes import ExactBackbone, ExactScenes, thirds
-from bindkit.cache import cache_activations, forward
+from bindkit.cache import cache_activations, sizing
 from bindkit.scenes import Split
 import bindkit.files
 
@@ -54,7 +54,7 @@ def die_at(fatal):
     def replace(path, target): step(); found = real_replace(path, target); step(); return found
     Path.open, os.fsync, Path.replace = opened, fsync, replace
 
-forward._LARGEST_SHARD = 2
+sizing._LARGEST_SHARD = 2
 root, stride = Path(sys.argv[1]), int(sys.argv[2])
 for k in range(0, 10_000, stride):
     child = os.fork()
@@ -75,7 +75,7 @@ print(k)
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "_LARGEST_SHARD", 2)
+    monkeypatch.setattr(sizing, "_LARGEST_SHARD", 2)
 
 
 def run(root: Path, **options: Any) -> bk.ActivationCache:

@@ -1,0 +1,97 @@
+"""How large a cache will be, from headers alone: rows, bytes, scenes a shard, windows a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bindkit.backbones.sources import ActivationSource, require_source
+from bindkit.cache.manifest import Identity
+from bindkit.cache.sampling import ahead
+from bindkit.cache.shards import BYTES_PER_ROW, BYTES_PER_SCENE
+from bindkit.errors import BrokenSceneError, GeometryError
+from bindkit.scenes.geometry import WindowGeometry
+from bindkit.scenes.scene import SceneSet, require_scenes
+
+_SHARD_BYTES = 2**30
+_LARGEST_SHARD = 128
+_BATCH = {"cpu": (2**28, 64), "cuda": (2**32, 256)}
+"""Bytes that all layers of a batch's patches would take, and its windows at most."""
+
+
+@dataclass(frozen=True)
+class SceneSize:
+    """Windows and drawn patches of one scene; none, and the reason, if it cannot be read."""
+
+    n_windows: int
+    n_rows: int
+    reason: str = ""
+
+
+def scene_sizes(
+    scenes: SceneSet, positions: Sequence[int], geometry: WindowGeometry, patches_per_scene: int | str, workers: int = 2
+) -> dict[int, SceneSize]:
+    """Size of each scene by position. Reads headers only."""
+
+    def size(position: int) -> SceneSize:
+        try:
+            plan = geometry.plan(scenes.size_of(position))
+        except (BrokenSceneError, GeometryError) as error:
+            return SceneSize(0, 0, str(error))
+        rows = plan.n_patches if patches_per_scene == "all" else min(int(patches_per_scene), plan.n_patches)
+        return SceneSize(plan.n_windows, rows)
+
+    return dict(zip(positions, ahead(size, positions, workers), strict=True))
+
+
+def bytes_of(n_scenes: int, n_rows: int, n_layers: int, bytes_per_row: int, with_labels: bool = True) -> int:
+    """Bytes of the tensors of so many rows, file headers (about 100 bytes a file) not counted."""
+    labels = n_rows * BYTES_PER_ROW + n_scenes * BYTES_PER_SCENE if with_labels else 0
+    return labels + n_rows * n_layers * bytes_per_row
+
+
+def scenes_per_shard(backbone: ActivationSource, identity: Identity, largest_rows: int) -> int:
+    """Largest power of two up to 128 for which all layers of a shard stay within 1 GiB, at `largest_rows` a scene."""
+    per_scene = max(1, largest_rows) * backbone.n_layers * identity.encoding.bytes_per_row(backbone.d_model)
+    return _power_of_two(_SHARD_BYTES // per_scene, _LARGEST_SHARD)
+
+
+def default_windows_per_batch(backbone: ActivationSource) -> int:
+    """Largest power of two for which all layers of a batch stay within 256 MiB (4 GiB on a GPU), at most 64 (256)."""
+    n_bytes, largest = _BATCH["cuda" if backbone.device.type == "cuda" else "cpu"]
+    per_window = backbone.geometry.grid.n_patches * backbone.d_model * 4 * backbone.n_layers
+    return _power_of_two(n_bytes // per_window, largest)
+
+
+def _power_of_two(at_most: int, largest: int) -> int:
+    return min(largest, 1 << max(0, at_most.bit_length() - 1))
+
+
+def estimate_bytes(
+    backbone: ActivationSource,
+    scenes: SceneSet,
+    layers: str | int | Sequence[int] = "all",
+    patches_per_scene: int | str = 512,
+    dtype: str = "float16",
+) -> int:
+    """Bytes that `cache_activations` would write for these arguments, from image headers alone.
+
+    Exact but for file headers and the manifest, as long as no scene turns out to be broken.
+
+    ::
+
+        print(f"{bk.estimate_bytes(backbone, scenes) / 1e9:.1f} GB")
+
+    Raises
+    ------
+    LayerError
+        For a layer that the backbone does not have.
+    InvalidParameterError
+        For a dtype or patches_per_scene that there is not.
+    """
+    require_source(backbone)
+    require_scenes(scenes)
+    identity = Identity({"d_model": backbone.d_model}, scenes.uri, {}, {}, patches_per_scene, dtype, 0)
+    sizes = scene_sizes(scenes, range(len(scenes)), backbone.geometry, patches_per_scene)
+    n_rows, n_layers = sum(size.n_rows for size in sizes.values()), len(backbone.resolve_layers(layers))
+    return bytes_of(len(scenes), n_rows, n_layers, identity.bytes_per_row)
