@@ -428,12 +428,18 @@ def _compute(job: _Job, manifest: Manifest, tasks: list[_Task], bar: Any) -> int
 
     look = SimpleNamespace(geometry=backbone.geometry, preprocessing=backbone.preprocessing)
     read = partial(draw_scene, scenes, source=look, patches_per_scene=identity.patches_per_scene, seed=identity.seed)
-    drawn = ahead(read, positions(), job.workers, processes=backbone.device.type == "cuda")
+    processes = backbone.device.type == "cuda"
+    drawn = ahead(read, positions(), job.workers, processes)
+    remarked: set[str] = set()
 
     def next_scenes(first: list[DrawnScene], count: int) -> Iterator[DrawnScene]:
         for scene in chain(first, islice(drawn, count - len(first))):
             if scene.reason is not None:
                 logger.warning("scene %s is skipped: %s", scene.id, scene.reason)
+            for remark in scene.remarks if processes else ():  # which no scene set here has said
+                if remark not in remarked:
+                    logger.warning("%s: %s", scene.id, remark)
+                    remarked.add(remark)
             yield scene
             bar.update(1)
 

@@ -32,6 +32,7 @@ class DrawnScene:
     patches: tuple[Int[np.ndarray, " _"], ...]  # drawn patches of each of these windows, ascending
     digest: bytes  # SHA-256 of its pixels and size; zeros where it is skipped
     reason: str | None = None  # why it is skipped
+    remarks: tuple[str, ...] = ()  # as `Scene.remarks`
 
 
 def draw_patches(
@@ -78,7 +79,7 @@ def draw_scene(
     )
     patches = tuple(patch_of[window_of == k] for k in used)
     digest = hashlib.sha256(str(scene.size).encode() + np.ascontiguousarray(scene.image).data).digest()
-    return DrawnScene(scene_id, labels.take(rows), pixels, patches, digest)
+    return DrawnScene(scene_id, labels.take(rows), pixels, patches, digest, remarks=scene.remarks)
 
 
 _in_this_process: Any = None

@@ -176,6 +176,10 @@ def choose_orientation(files: Sequence[Header], paths: Sequence[Path], wish: str
     )
 
 
+_saying = threading.Lock()
+"""One for all sets, which then can be sent to other processes."""
+
+
 class FileScenes(SceneSequence):
     """Base of the sets whose scenes are read from files.
 
@@ -190,7 +194,6 @@ class FileScenes(SceneSequence):
         self.uri = f"{scheme}:{root.as_posix()}{options}"
         self.options = options
         self._said: set[str] = set()
-        self._lock = threading.Lock()
 
     def require_usable(self, looked_for: str) -> None:
         """Say what was left out. Raises SceneSetError where nothing remains."""
@@ -223,7 +226,7 @@ class FileScenes(SceneSequence):
 
     def say(self, remark: str, path: Path) -> None:
         """Log a remark the first time that it comes up; `check_scenes` names all scenes that it is true of."""
-        with self._lock:
+        with _saying:
             is_new = remark not in self._said
             self._said.add(remark)
         if is_new:

@@ -19,6 +19,8 @@ import shutil
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,21 +50,25 @@ def write_model(place: Path, size: str) -> str:
     return f"random-init:{place}"
 
 
+def write_scene(place: Path, k: int) -> None:
+    down, across = np.mgrid[:512, :683]
+    rng = np.random.default_rng(k)
+    instances = np.zeros((512, 683), dtype=np.uint8)
+    picture = rng.normal(0, 12, (512, 683, 3)) + 60 + 0.1 * across[..., None]
+    for number in range(1, 21):
+        top, left, height, width = rng.integers([0, 0, 30, 30], [480, 650, 200, 260])
+        inside = ((down - top) / height) ** 2 + ((across - left) / width) ** 2 < 1
+        instances[inside], picture[inside] = number, rng.normal(rng.uniform(30, 220, 3), 18, (inside.sum(), 3))
+    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(place / "images" / f"{k:05d}.jpg", quality=92)
+    Image.fromarray(instances).save(place / "instances" / f"{k:05d}.png")
+    Image.fromarray(instances % 7).save(place / "classes" / f"{k:05d}.png")
+
+
 def write_scenes(place: Path, n: int) -> str:
     for folder in ("images", "instances", "classes"):
         (place / folder).mkdir(parents=True)
-    down, across = np.mgrid[:512, :683]
-    for k in range(n):
-        rng = np.random.default_rng(k)
-        instances = np.zeros((512, 683), dtype=np.uint8)
-        picture = rng.normal(0, 12, (512, 683, 3)) + 60 + 0.1 * across[..., None]
-        for number in range(1, 21):
-            top, left, height, width = rng.integers([0, 0, 30, 30], [480, 650, 200, 260])
-            inside = ((down - top) / height) ** 2 + ((across - left) / width) ** 2 < 1
-            instances[inside], picture[inside] = number, rng.normal(rng.uniform(30, 220, 3), 18, (inside.sum(), 3))
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(place / "images" / f"{k:05d}.jpg", quality=92)
-        Image.fromarray(instances).save(place / "instances" / f"{k:05d}.png")
-        Image.fromarray(instances % 7).save(place / "classes" / f"{k:05d}.png")
+    with ProcessPoolExecutor() as processes:
+        list(processes.map(partial(write_scene, place), range(n), chunksize=8))
     return f"folder:{place}"
 
 

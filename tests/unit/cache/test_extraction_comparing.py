@@ -37,8 +37,8 @@ def test_rows_in_another_order_are_seen(tmp_path: Path, monkeypatch: pytest.Monk
     """As if a forward pass had returned its patches shuffled."""
     whole = DrawnScene.__init__
 
-    def reversed_patches(self: DrawnScene, id, labels, windows, patches, digest, reason=None) -> None:
-        whole(self, id, labels, windows, tuple(patch[::-1].copy() for patch in patches), digest, reason)
+    def reversed_patches(self: DrawnScene, id, labels, windows, patches, digest, **more) -> None:
+        whole(self, id, labels, windows, tuple(patch[::-1].copy() for patch in patches), digest, **more)
 
     monkeypatch.setattr(DrawnScene, "__init__", reversed_patches)
     cache = cache_activations(ExactBackbone(), ExactScenes(), tmp_path, patches_per_scene=12)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from cache_fakes import ExactBackbone, ExactScenes
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+import bindkit as bk
 from bindkit.cache.sampling import ahead, draw_patches, draw_scene
 
 counts = st.integers(1, 9)
@@ -121,3 +126,29 @@ def test_ahead_passes_errors_on_and_ends_its_threads() -> None:
     while time.monotonic() < deadline and any(t.name.startswith("bindkit-scenes") for t in threading.enumerate()):
         time.sleep(0.01)
     assert not any(t.name.startswith("bindkit-scenes") for t in threading.enumerate())
+
+
+@pytest.mark.parametrize("uri", ["synthetic:n=5,seed=3", "folder:{}"])
+def test_processes_give_what_threads_give(tmp_path: Path, uri: str) -> None:
+    """Real scene sets, sent to other processes; the geometry and resizing of a real backbone."""
+    for name, mode, top in (("images", "RGB", 256), ("instances", "L", 4)):
+        (tmp_path / name).mkdir()
+        for k in range(5):
+            shape = (40, 50, 3) if mode == "RGB" else (40, 50)
+            pixels = np.random.default_rng(k).integers(0, top, shape).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{k}.png")
+    backbone = bk.load_backbone("random-init:vit", window=32, short_side=32)
+    look = SimpleNamespace(geometry=backbone.geometry, preprocessing=backbone.preprocessing)
+    read = partial(draw_scene, bk.open_scenes(uri.format(tmp_path)), source=look, patches_per_scene=9, seed=0)
+    for one, other in zip(ahead(read, range(5), 2), ahead(read, range(5), 2, processes=True), strict=True):
+        assert (one.id, one.digest, one.reason, one.remarks) == (other.id, other.digest, other.reason, other.remarks)
+        np.testing.assert_array_equal(one.windows, other.windows)
+        np.testing.assert_array_equal(np.concatenate(one.patches), np.concatenate(other.patches))
+        assert (one.labels.instances == other.labels.instances).all() and one.labels.plan == other.labels.plan
+
+
+def test_an_error_in_a_process_passes_and_ends_them() -> None:
+    results = ahead(partial(divmod, 1), [1, 0, 1], 1, processes=True)
+    assert next(results) == (1, 0)
+    with pytest.raises(ZeroDivisionError):
+        list(results)
