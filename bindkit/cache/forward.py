@@ -23,7 +23,7 @@ from bindkit.scenes.scene import BrokenScene
 @dataclass(frozen=True)
 class _DrawnWindow:
     scene_id: str
-    pixels: UInt8[np.ndarray, "height width 3"]
+    pixels: UInt8[Tensor, "height width 3"]
     patches: Int[np.ndarray, " patch"]
     corner: tuple[int, int]
     scene_size: tuple[int, int]
@@ -121,8 +121,7 @@ def _forward(
     counts = [len(window.patches) for window in batch]
     window_of, patch_of = np.repeat(np.arange(len(batch)), counts), np.concatenate([w.patches for w in batch])
     windows = torch.empty((len(batch), *batch[0].pixels.shape), dtype=torch.uint8, pin_memory=on_gpu)
-    for place, window in zip(windows.numpy(), batch, strict=True):
-        place[:] = window.pixels
+    torch.stack([window.pixels for window in batch], out=windows)
     kept = activations_of(
         backbone,
         windows,

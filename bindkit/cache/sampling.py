@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Int, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from bindkit.backbones.controls import HasGeometry
 from bindkit.errors import BrokenSceneError, GeometryError
@@ -28,7 +31,7 @@ class DrawnScene:
 
     id: str
     labels: PatchLabels | None  # sorted by window and patch
-    windows: UInt8[np.ndarray, "window height width 3"]  # those that hold a drawn patch, in order
+    windows: UInt8[Tensor, "window height width 3"]  # those that hold a drawn patch, in order
     patches: tuple[Int[np.ndarray, " _"], ...]  # drawn patches of each of these windows, ascending
     digest: bytes  # SHA-256 of its pixels and size; zeros where it is skipped
     reason: str | None = None  # why it is skipped
@@ -68,7 +71,7 @@ def draw_scene(
         scene = scenes[position]
         labels = label_patches(scene, source.geometry)
     except (BrokenSceneError, GeometryError) as error:
-        return DrawnScene(scene_id, None, np.empty((0, side, side, 3), np.uint8), (), bytes(32), str(error))
+        return DrawnScene(scene_id, None, torch.empty(0, side, side, 3, dtype=torch.uint8), (), bytes(32), str(error))
     plan = labels.plan
     rows = draw_patches(scene_id, plan.n_windows, plan.grid.n_patches, patches_per_scene, seed)
     resized = source.preprocessing.resize(scene.image, plan.resized)
@@ -79,20 +82,17 @@ def draw_scene(
     )
     patches = tuple(patch_of[window_of == k] for k in used)
     digest = hashlib.sha256(str(scene.size).encode() + np.ascontiguousarray(scene.image).data).digest()
-    return DrawnScene(scene_id, labels.take(rows), pixels, patches, digest, remarks=scene.remarks)
+    return DrawnScene(scene_id, labels.take(rows), torch.from_numpy(pixels), patches, digest, remarks=scene.remarks)
 
 
-_in_this_process: Any = None
-"""What a worker process was started to do."""
+class _Calls(Dataset):
+    """What a function gives for an item, for worker processes."""
 
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
 
-def _start(function: Callable[[Any], Any]) -> None:
-    global _in_this_process  # noqa: PLW0603  # handed over once, since a scene set may be large
-    _in_this_process = function
-
-
-def _do(item: Any) -> Any:
-    return _in_this_process(item)
+    def __getitem__(self, item: Any) -> Any:
+        return self.function(item)
 
 
 def ahead(
@@ -100,28 +100,28 @@ def ahead(
 ) -> Generator[T, None, None]:
     """Give ``function(item)`` in order, computed by threads (or processes) ahead of the consumer.
 
-    At most ``2 * workers`` wait (``4 * workers`` of processes). With no workers everything happens in the caller's
-    thread.
+    At most ``2 * workers`` wait (``4 * workers`` of processes, which give tensors back through shared memory). With no
+    workers everything happens in the caller's thread.
     """
     if workers == 0:
         yield from map(function, items)
         return
-    remaining = iter(items)
-    pool: Executor
-    call: Callable[[S], T] = function
-    waiting_at_most = 2 * workers
     if processes:
-        # Loky's needs no `if __name__ == "__main__"` in scripts, and takes classes that a notebook defines.
-        from loky import ProcessPoolExecutor
+        calls = _Calls(function)
+        yield from DataLoader(
+            calls, batch_size=None, sampler=items, collate_fn=_as_it_is, num_workers=workers, prefetch_factor=4
+        )
+        return
+    remaining = iter(items)
+    with ThreadPoolExecutor(workers, thread_name_prefix="bindkit-scenes") as threads:
+        try:
+            waiting = deque(threads.submit(function, item) for item in islice(remaining, 2 * workers))
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(threads.submit(function, item) for item in islice(remaining, 1))
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
-        pool = ProcessPoolExecutor(workers, initializer=_start, initargs=(function,))
-        call, waiting_at_most = _do, 4 * workers
-    else:
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="bindkit-scenes")
-    try:
-        waiting = deque(pool.submit(call, item) for item in islice(remaining, waiting_at_most))
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(call, item) for item in islice(remaining, 1))
-    finally:
-        pool.shutdown(wait=False, **({"kill_workers": True} if processes else {"cancel_futures": True}))
+
+def _as_it_is(given: Any) -> Any:
+    return given

@@ -16,8 +16,6 @@ from bindkit.scenes.scene import Scene
 if TYPE_CHECKING:
     import pandas as pd
 
-_FEW_IDS = 1 << 16
-"""Of masks with ids below it, a table of all ids is filled faster than pixels are sorted."""
 _DENSE = 1 << 22
 """Counts of so many possible pairs fit a table that is made faster than pixels are sorted."""
 
@@ -84,17 +82,14 @@ def pixels_by_cell(mask: np.ndarray, row_of: np.ndarray, col_of: np.ndarray) -> 
     `row_of` and `col_of` are the cells' row of every row of pixels, and their column of every column; cells row-major.
     """
     n_rows, n_cols = int(row_of[-1]) + 1, int(col_of[-1]) + 1
-    if mask.min(initial=0) >= 0 and mask.max(initial=0) < _FEW_IDS:
-        # A table of all ids up to the highest is filled many times as fast as pixels are sorted.
-        labels = np.flatnonzero(np.bincount(mask.ravel())).astype(mask.dtype)
-        place = np.zeros(int(mask.max(initial=0)) + 1, dtype=np.int64)
-        place[labels] = np.arange(len(labels))
-        compact = place[mask]
-    else:
+    labels, highest = None, int(mask.max(initial=0))
+    if mask.min(initial=0) < 0 or n_rows * n_cols * (highest + 1) > _DENSE:
         labels, compact = np.unique(mask, return_inverse=True)
-    slots = (row_of[:, None] * n_cols + col_of) * len(labels) + compact.reshape(mask.shape)
-    counts = np.bincount(slots.ravel(), minlength=n_rows * n_cols * len(labels))
-    return labels, counts.reshape(n_rows * n_cols, len(labels))
+        mask, highest = compact.reshape(mask.shape), len(labels) - 1
+    slots = (row_of[:, None] * n_cols + col_of) * (highest + 1) + mask
+    counts = np.bincount(slots.ravel(), minlength=n_rows * n_cols * (highest + 1)).reshape(n_rows * n_cols, -1)
+    found = np.flatnonzero(counts.any(axis=0))
+    return (found.astype(mask.dtype) if labels is None else labels[found]), counts[:, found]
 
 
 def majority(mask: np.ndarray, grid: PatchGrid) -> tuple[np.ndarray, np.ndarray]:

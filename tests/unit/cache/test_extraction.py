@@ -143,9 +143,9 @@ def test_pixels_are_let_go_while_a_shard_is_computed(layers: list[int]) -> None:
     def drawn() -> Iterator[DrawnScene]:
         for position in range(len(scenes)):
             scene = draw_scene(scenes, position, backbone, 8, 0)
-            pixels = scene.windows.copy()
+            pixels = scene.windows.numpy().copy()
             held.append(weakref.ref(pixels))
-            yield dataclasses.replace(scene, windows=pixels)
+            yield dataclasses.replace(scene, windows=torch.from_numpy(pixels))
             del pixels, scene
             alive.append(sum(array() is not None for array in held))
 

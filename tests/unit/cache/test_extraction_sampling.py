@@ -75,7 +75,7 @@ def test_a_drawn_scene_has_only_the_windows_that_hold_a_drawn_patch() -> None:
     lefts = [window.left for window in drawn.labels.plan.windows]
     for pixels, window, patches in zip(drawn.windows, drawn.labels.window, drawn.patches, strict=True):
         left = lefts[window]
-        np.testing.assert_array_equal(pixels, scenes.image(2)[:, left : left + 16])
+        np.testing.assert_array_equal(pixels.numpy(), scenes.image(2)[:, left : left + 16])
         assert len(patches) == 1
     np.testing.assert_array_equal(np.concatenate(drawn.patches), drawn.labels.patch)
 
