@@ -1,6 +1,6 @@
 """Files that are either whole or absent: written beside their place, flushed to disk, then renamed.
 
-Also what is said of long work meanwhile: progress bars, messages.
+Also what long work needs: it is done ahead by threads or processes, and said meanwhile by bars and messages.
 """
 
 from __future__ import annotations
@@ -14,9 +14,15 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
@@ -78,8 +84,9 @@ class RememberedDigests:
     """
 
     def __init__(self, memory: Path | None = None) -> None:
-        self._place, self._learned = memory, False
+        self._place = memory
         self._known: dict[str, list[Any]] = {}
+        self._new: dict[str, list[Any]] = {}
         if memory is not None:
             with contextlib.suppress(OSError, ValueError, TypeError):
                 self._known = dict(json.loads(memory.read_text(encoding="utf-8")))
@@ -93,18 +100,28 @@ class RememberedDigests:
                 return str(known[-1])
             digest = sha256_of(path)
             if max(state[1:]) < now - _SETTLED_NS and _state(path) == state:
-                self._known[place], self._learned = [*state, digest], True
+                self.learn({place: [*state, digest]})
             return digest
         except OSError:
             return ""
 
+    def learn(self, found: Mapping[str, list[Any]]) -> None:
+        """Take over what another process has found."""
+        self._known.update(found)
+        self._new.update(found)
+
+    def told(self) -> dict[str, list[Any]]:
+        """What was found since this was last asked."""
+        found, self._new = self._new, {}
+        return found
+
     def keep(self) -> None:
         """Write the memory, where there is anything new and the disk takes it."""
-        if self._place is not None and self._learned:
+        if self._place is not None and self._new:
             with contextlib.suppress(OSError):
                 self._place.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(self._place, json.dumps(self._known).encode())
-                self._learned = False
+                self._new = {}
 
 
 def _state(path: Path) -> list[int]:
@@ -123,6 +140,55 @@ def slug(text: str, longest: int = 80) -> str:
     if len(readable) <= longest and text.isascii():
         return readable
     return f"{readable[: longest - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def ahead(
+    function: Callable[[S], T], items: Iterable[S], workers: int, processes: bool = False, at_once: int = 1
+) -> Generator[T, None, None]:
+    """Give ``function(item)`` in order, computed by threads (or processes) ahead of the consumer.
+
+    At most ``2 * workers`` wait; of processes ``4 * workers`` times `at_once`, as many as one of them takes at a time,
+    and tensors come back through shared memory. With no workers everything happens in the caller's thread.
+    """
+    if workers == 0:
+        yield from map(function, items)
+    elif processes:
+        from torch.utils.data import DataLoader
+
+        calls: Any = _Calls(function)
+        options: dict[str, Any] = {"collate_fn": _as_it_is, "num_workers": workers, "prefetch_factor": 4}
+        for found in DataLoader(calls, batch_size=None, sampler=_several(items, at_once), **options):
+            yield from found
+    else:
+        remaining = iter(items)
+        with ThreadPoolExecutor(workers, thread_name_prefix="bindkit-ahead") as threads:
+            try:
+                waiting = deque(threads.submit(function, item) for item in islice(remaining, 2 * workers))
+                while waiting:
+                    yield waiting.popleft().result()
+                    waiting.extend(threads.submit(function, item) for item in islice(remaining, 1))
+            finally:
+                threads.shutdown(wait=False, cancel_futures=True)
+
+
+class _Calls:
+    """What a function gives for items, as the data set of a `torch.utils.data.DataLoader`."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+
+    def __getitem__(self, items: list[Any]) -> list[Any]:
+        return [self.function(item) for item in items]
+
+
+def _several(items: Iterable[S], at_once: int) -> Iterator[list[S]]:
+    remaining = iter(items)
+    while chosen := list(islice(remaining, at_once)):
+        yield chosen
+
+
+def _as_it_is(given: Any) -> Any:
+    return given
 
 
 def progress(total: int, description: str, unit: str, initial: int = 0) -> Any:

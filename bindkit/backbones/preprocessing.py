@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,18 @@ class Preprocessing:
     def normalise(self, windows: UInt8[Tensor, "window height width 3"]) -> Float[Tensor, "window 3 height width"]:
         """Turn windows of pixels into a model's input, float32 on the device of `windows`."""
         pixels = windows.permute(0, 3, 1, 2).to(torch.float32) * self.rescale_factor
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=windows.device).view(3, 1, 1)
-            for values in (self.mean, self.std)
-        )
-        return (pixels - mean) / std
+        return (pixels - _by_channel(self.mean, windows.device)) / _by_channel(self.std, windows.device)
 
     def describe(self) -> dict[str, Any]:
         """Settings as plain values that JSON can hold."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+
+@lru_cache
+def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept on the device: sending them anew would wait for all that it has to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
 
 
 # Mean and standard deviation of ImageNet's training pixels, as the paper (arXiv 2510.24709) uses for every model.

@@ -55,6 +55,11 @@ class PlacedSource(Protocol):
         """As `ActivationSource.activations`, given (top, left) of each window and (height, width) of its scene."""
 
 
+def on_gpu(source: ActivationSource) -> bool:
+    """Whether a source computes beside the processor, which then has time for other things."""
+    return source.device.type == "cuda"
+
+
 def require_source(given: Any) -> ActivationSource:
     """Refuse what is no backbone, such as its name. Raises BackboneError."""
     if not isinstance(given, ActivationSource):

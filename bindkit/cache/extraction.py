@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from bindkit import __version__
 from bindkit.arguments import read_path, whole_number
-from bindkit.backbones.sources import ActivationSource, require_source
+from bindkit.backbones.sources import ActivationSource, on_gpu, require_source
 from bindkit.cache import sizing, writing
 from bindkit.cache.forward import ShardContent, compute_shard
 from bindkit.cache.manifest import (
@@ -34,12 +34,12 @@ from bindkit.cache.manifest import (
     layer_folder,
     shard_file,
 )
-from bindkit.cache.sampling import DrawnScene, ahead, draw_scene
+from bindkit.cache.sampling import DrawnScene, draw_scene
 from bindkit.cache.shards import activations_to_parts, labels_to_bytes, layer_stamp
 from bindkit.cache.sizing import SceneSize, scene_sizes
 from bindkit.cache.store import ActivationCache
 from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameterError
-from bindkit.files import RememberedDigests, progress, slug
+from bindkit.files import RememberedDigests, ahead, progress, slug
 from bindkit.scenes.checking import are_files, changed_ids, changes, content_of, contents_of, memory_in
 from bindkit.scenes.scene import SceneSet, require_scenes
 from bindkit.scenes.splits import SPLITS, Split, split_scenes
@@ -57,7 +57,7 @@ _RECOMPUTE = (
     "depends on them, put back what it was made from"
 )
 _LIBRARIES = ("numpy", "pillow", "torch", "transformers")
-_WRITERS = 4
+_WRITERS = 8
 """Threads that hash and write files."""
 _LOOK_AGAIN = 0.5
 """Seconds until the next look whether other processes have finished their shards."""
@@ -171,7 +171,7 @@ def cache_activations(
     wanted = backbone.resolve_layers(layers)
     digests = RememberedDigests(memory_in(root, scenes.uri))
     every = [position for chosen in positions.values() for position in chosen]
-    identity = replace(identity, contents=contents_of(scenes, every, digests, workers))
+    identity = replace(identity, contents=contents_of(scenes, every, digests, workers, on_gpu(backbone)))
     path = root / slug(scenes.uri) / slug(backbone.name)
     job = _Job(
         *(path, backbone, scenes, positions, identity, wanted, windows_per_batch, workers, digests, changed),
@@ -192,7 +192,7 @@ def cache_activations(
 def _read_workers(workers: int | None, backbone: ActivationSource) -> int:
     if workers is not None:
         return whole_number(workers, "workers", least=0)
-    return max(1, (os.cpu_count() or 1) - 1) if backbone.device.type == "cuda" else 2
+    return max(1, (os.cpu_count() or 1) - 1) if on_gpu(backbone) else 2
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,9 @@ def _complete(job: _Job) -> Manifest:
     """Compute what is missing, together with whoever else does."""
     path, backbone, identity = job.path, job.backbone, job.identity
     everything = [position for chosen in job.positions.values() for position in chosen]
-    sizes = scene_sizes(job.scenes, everything, backbone.geometry, identity.patches_per_scene, job.workers)
+    sizes = scene_sizes(
+        job.scenes, everything, backbone.geometry, identity.patches_per_scene, job.workers, on_gpu(backbone)
+    )
     first = next(name for name in SPLITS if job.positions[name])
     reasons = [sizes[k].reason for k in job.positions[first]]
     if all(reasons):
@@ -428,7 +430,7 @@ def _compute(job: _Job, manifest: Manifest, tasks: list[_Task], bar: Any) -> int
 
     look = SimpleNamespace(geometry=backbone.geometry, preprocessing=backbone.preprocessing)
     read = partial(draw_scene, scenes, source=look, patches_per_scene=identity.patches_per_scene, seed=identity.seed)
-    processes = backbone.device.type == "cuda"
+    processes = on_gpu(backbone)
     drawn = ahead(read, positions(), job.workers, processes)
     remarked: set[str] = set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from bindkit.backbones.sources import ActivationSource, activations_of
+from bindkit.backbones.sources import ActivationSource, activations_of, on_gpu
 from bindkit.cache.encoding import ENCODINGS, Encoding
 from bindkit.cache.sampling import DrawnScene
 from bindkit.cache.shards import COLUMNS, Labels, stack
@@ -117,18 +118,19 @@ def _forward(
     backbone: ActivationSource, batch: list[_DrawnWindow], layers: Sequence[int], encoding: Encoding
 ) -> EncodedBatch:
     """Drawn rows of a batch. What else the model gave is let go on return."""
-    on_gpu = backbone.device.type == "cuda"
+    elsewhere = on_gpu(backbone)
     counts = [len(window.patches) for window in batch]
     window_of, patch_of = np.repeat(np.arange(len(batch)), counts), np.concatenate([w.patches for w in batch])
-    windows = torch.empty((len(batch), *batch[0].pixels.shape), dtype=torch.uint8, pin_memory=on_gpu)
-    torch.stack([window.pixels for window in batch], out=windows)
+    windows = torch.empty((len(batch), *batch[0].pixels.shape), dtype=torch.uint8, pin_memory=elsewhere)
+    for place, window in zip(windows.numpy(), batch, strict=True):
+        place[:] = window.pixels.numpy()  # torch's would start a thread a core, where all cores read scenes
     kept = activations_of(
         backbone,
         windows,
         torch.tensor([window.corner for window in batch]),
         torch.tensor([window.scene_size for window in batch]),
         list(layers),
-        (torch.from_numpy(window_of).to(backbone.device), torch.from_numpy(patch_of).to(backbone.device)),
+        (_to_device(window_of, backbone.device), _to_device(patch_of, backbone.device)),
     )
     ends, found = [], {}
     for layer in layers:
@@ -139,15 +141,31 @@ def _forward(
         found[layer] = {name: _to_host(values) for name, values in encoded.items()}
     scene_of_row = tuple(np.repeat([window.scene_id for window in batch], counts).tolist())
     all_ends, arrived = _to_host(torch.stack(ends)), None
-    if on_gpu:
+    if elsewhere:
         arrived = torch.cuda.Event()
-        arrived.record(torch.cuda.current_stream(backbone.device))
+        arrived.record(_copying(backbone.device))
     return EncodedBatch(backbone.name, scene_of_row, encoding, found, all_ends, arrived)
 
 
+def _to_device(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """On its way, from pinned memory: from any other, the copy would wait for the device."""
+    found = torch.from_numpy(numbers)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found
+
+
+@lru_cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    """Beside the stream of computations, which need not wait for copies."""
+    return torch.cuda.Stream(device)
+
+
 def _to_host(values: Tensor) -> Tensor:
-    """On its way into pinned memory, which other work need not wait for."""
+    """On its way into pinned memory."""
     if values.device.type != "cuda":
         return values
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    return host.copy_(values, non_blocking=True)
+    host, stream = torch.empty(values.shape, dtype=values.dtype, pin_memory=True), _copying(values.device)
+    stream.wait_stream(torch.cuda.current_stream(values.device))
+    with torch.cuda.stream(stream):
+        host.copy_(values, non_blocking=True)
+    values.record_stream(stream)
+    return host

@@ -1,28 +1,19 @@
-"""Which patches of a scene are kept, and the pixels and labels that belong to them; scenes read ahead of the model."""
+"""Which patches of a scene are kept, and the pixels and labels that belong to them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from bindkit.backbones.controls import HasGeometry
 from bindkit.errors import BrokenSceneError, GeometryError
 from bindkit.scenes.labels import PatchLabels, label_patches
 from bindkit.scenes.scene import SceneSet
-
-T = TypeVar("T")
-S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -83,45 +74,3 @@ def draw_scene(
     patches = tuple(patch_of[window_of == k] for k in used)
     digest = hashlib.sha256(str(scene.size).encode() + np.ascontiguousarray(scene.image).data).digest()
     return DrawnScene(scene_id, labels.take(rows), torch.from_numpy(pixels), patches, digest, remarks=scene.remarks)
-
-
-class _Calls(Dataset):
-    """What a function gives for an item, for worker processes."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
-
-    def __getitem__(self, item: Any) -> Any:
-        return self.function(item)
-
-
-def ahead(
-    function: Callable[[S], T], items: Iterable[S], workers: int, processes: bool = False
-) -> Generator[T, None, None]:
-    """Give ``function(item)`` in order, computed by threads (or processes) ahead of the consumer.
-
-    At most ``2 * workers`` wait (``4 * workers`` of processes, which give tensors back through shared memory). With no
-    workers everything happens in the caller's thread.
-    """
-    if workers == 0:
-        yield from map(function, items)
-        return
-    if processes:
-        calls = _Calls(function)
-        yield from DataLoader(
-            calls, batch_size=None, sampler=items, collate_fn=_as_it_is, num_workers=workers, prefetch_factor=4
-        )
-        return
-    remaining = iter(items)
-    with ThreadPoolExecutor(workers, thread_name_prefix="bindkit-scenes") as threads:
-        try:
-            waiting = deque(threads.submit(function, item) for item in islice(remaining, 2 * workers))
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(threads.submit(function, item) for item in islice(remaining, 1))
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _as_it_is(given: Any) -> Any:
-    return given

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from bindkit.backbones.sources import ActivationSource, require_source
 from bindkit.cache.manifest import Identity
-from bindkit.cache.sampling import ahead
 from bindkit.cache.shards import BYTES_PER_ROW, BYTES_PER_SCENE
 from bindkit.errors import BrokenSceneError, GeometryError
+from bindkit.files import ahead
 from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.scene import SceneSet, require_scenes
 
@@ -29,9 +29,14 @@ class SceneSize:
 
 
 def scene_sizes(
-    scenes: SceneSet, positions: Sequence[int], geometry: WindowGeometry, patches_per_scene: int | str, workers: int = 2
+    scenes: SceneSet,
+    positions: Sequence[int],
+    geometry: WindowGeometry,
+    patches_per_scene: int | str,
+    workers: int = 2,
+    processes: bool = False,
 ) -> dict[int, SceneSize]:
-    """Size of each scene by position. Reads headers only."""
+    """Size of each scene by position, read by threads or processes from headers only."""
 
     def size(position: int) -> SceneSize:
         try:
@@ -41,7 +46,7 @@ def scene_sizes(
         rows = plan.n_patches if patches_per_scene == "all" else min(int(patches_per_scene), plan.n_patches)
         return SceneSize(plan.n_windows, rows)
 
-    return dict(zip(positions, ahead(size, positions, workers), strict=True))
+    return dict(zip(positions, ahead(size, positions, workers, processes, at_once=64), strict=True))
 
 
 def bytes_of(n_scenes: int, n_rows: int, n_layers: int, bytes_per_row: int, with_labels: bool = True) -> int:

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bindkit.arguments import whole_number
 from bindkit.errors import BrokenSceneError, OneAnswerError
-from bindkit.files import RememberedDigests, progress, slug, write_bytes
+from bindkit.files import RememberedDigests, ahead, progress, slug, write_bytes
 from bindkit.scenes.labels import object_classes
 from bindkit.scenes.scene import BrokenScene, Scene, SceneSet, require_scenes, sources_of, subset
 
@@ -213,8 +213,9 @@ def contents_of(
     positions: Iterable[int] | None = None,
     digests: RememberedDigests | None = None,
     workers: int = 2,
+    processes: bool = False,
 ) -> SceneContents:
-    """Look what the scenes at some positions (by default all) are made from.
+    """Look what the scenes at some positions (by default all) are made from, with threads or processes.
 
     A set that computes its scenes says so in ``made_by``. Files are read as far as they are not remembered.
     """
@@ -222,14 +223,20 @@ def contents_of(
         return SceneContents(str(made_by))
     chosen = list(range(len(scenes)) if positions is None else positions)
     known = RememberedDigests() if digests is None else digests
-    one = partial(content_of, scenes, known)
     of: dict[str, str] = {}
-    with progress(len(chosen), "look at scene files", "scene") as bar, ThreadPoolExecutor(max(1, workers)) as threads:
-        for position, content in zip(chosen, (threads.map if workers else map)(one, chosen), strict=True):
+    with progress(len(chosen), "look at scene files", "scene") as bar:
+        looked = ahead(partial(_look, scenes, known), chosen, workers, processes, at_once=64)
+        for position, (content, found) in zip(chosen, looked, strict=True):
             of[scenes.ids[position]] = content
+            known.learn(found)
             bar.update(1)
     known.keep()
     return SceneContents("", of)
+
+
+def _look(scenes: SceneSet, digests: RememberedDigests, position: int) -> tuple[str, dict[str, list[Any]]]:
+    """What a scene is made from, and which digests were new, for the process that asked."""
+    return content_of(scenes, digests, position), digests.told()
 
 
 def are_files(scenes: SceneSet) -> bool:
