@@ -32,8 +32,8 @@ from bindkit.probes.protocols import protocol as protocol_of
 from bindkit.probes.saving import RESULT_COLUMNS
 from bindkit.results.sweeping import own_code, probe_directory, sweep
 from bindkit.scenes import open_scenes, split_scenes
+from bindkit.scenes.opening import scene_variations
 from bindkit.scenes.synthetic import require_unseen
-from bindkit.scenes.variations import scene_variations
 
 logger = logging.getLogger(__name__)
 

@@ -37,8 +37,8 @@ from bindkit.probes.protocols import STRICT
 from bindkit.probes.saving import RESULT_COLUMNS
 from bindkit.scenes import open_scenes
 from bindkit.scenes.geometry import WindowGeometry
+from bindkit.scenes.opening import read_variations, scene_variations
 from bindkit.scenes.synthetic import SyntheticOptions
-from bindkit.scenes.variations import read_variations, scene_variations
 from bindkit.views.figures import difficulty_figure, difficulty_scenes
 
 BRIEF = replace(STRICT, epochs=2, min_steps=4, judged_patches=24)
