@@ -194,29 +194,11 @@ def _hash(x: np.ndarray, y: np.ndarray, salt: int) -> np.ndarray:
     return (mixed >> np.uint64(56)).astype(np.int64)
 
 
-def _stripes(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    return (x // scale & 1) * 255 + 0 * y
-
-
-def _checks(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    return ((x // scale + y // scale) & 1) * 255
-
-
 def _dots(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
     period = 2 * scale
     row = y // period
     right, down = (x + (row & 1) * scale) % period - scale, y % period - scale
     return (right * right + down * down <= (5 * scale // 8) ** 2) * 255
-
-
-def _grid(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    period = 2 * scale
-    return ((x % period < period // 4) | (y % period < period // 4)) * 255
-
-
-def _zigzag(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    period = 4 * scale
-    return ((y + abs(x % period - period // 2)) // scale & 1) * 255
 
 
 def _bricks(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
@@ -229,10 +211,6 @@ def _bricks(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
 def _target(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
     edges = (np.arange(1, 64, dtype=np.int64) * scale) ** 2
     return (np.searchsorted(edges, x * x + y * y, side="right") & 1) * 255
-
-
-def _speckle(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    return (_hash(2 * x // scale, 2 * y // scale, salt) > 140) * 255
 
 
 def _clouds(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
@@ -267,8 +245,15 @@ def fade(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
 
 
 OBJECT_TEXTURES: tuple[Texture, ...] = (
-    *(_stripes, _checks, _dots, _grid, _zigzag),
-    *(_bricks, _target, _speckle, _clouds),
+    lambda x, y, scale, salt: (x // scale & 1) * 255 + 0 * y,  # stripes
+    lambda x, y, scale, salt: ((x // scale + y // scale) & 1) * 255,  # checks
+    _dots,
+    lambda x, y, scale, salt: ((x % (2 * scale) < scale // 2) | (y % (2 * scale) < scale // 2)) * 255,  # a grid
+    lambda x, y, scale, salt: ((y + abs(x % (4 * scale) - 2 * scale)) // scale & 1) * 255,  # zigzag
+    _bricks,
+    _target,
+    lambda x, y, scale, salt: (_hash(2 * x // scale, 2 * y // scale, salt) > 140) * 255,  # speckle
+    _clouds,
 )
 GROUND_TEXTURES: tuple[Texture, ...] = (_clouds, _weave, _planks)
 
@@ -301,12 +286,6 @@ GROUND_COLOURS: tuple[tuple[Colour, Colour], ...] = (
 )
 
 
-def mix(base: Colour, accent: Colour, share: np.ndarray) -> np.ndarray:
-    """Colours between two: int64 array of shape (height, width, 3) from shares 0..255 of the accent."""
-    low, high = np.array(base, dtype=np.int64), np.array(accent, dtype=np.int64)
-    return low + (high - low) * share[..., None] // 255
-
-
 @dataclass(frozen=True)
 class Surface:
     """A pattern in two colours: how coarse (1/64 pixel), which noise field, how it is turned (times 15 degrees)."""
@@ -320,5 +299,6 @@ class Surface:
     def paint(self, right: np.ndarray, down: np.ndarray) -> np.ndarray:
         """int64 ``[height, width, 3]`` at pixel offsets from the pattern's origin."""
         x, y = rotate(right, down, self.turn)
-        mixed = self.texture(x * SUBPIXELS // UNIT, y * SUBPIXELS // UNIT, self.scale, self.salt)
-        return mix(*self.colours, mixed)
+        accent = self.texture(x * SUBPIXELS // UNIT, y * SUBPIXELS // UNIT, self.scale, self.salt)
+        low, high = np.array(self.colours, dtype=np.int64)
+        return low + (high - low) * accent[..., None] // 255

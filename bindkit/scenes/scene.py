@@ -185,15 +185,19 @@ class SceneSubset(SceneSequence):
         return getattr(self._scenes, "benchmark_classes", None)
 
     def __getitem__(self, position: int) -> Scene:
-        return self._scenes[self._positions[self._position(position)]]
+        return self._scenes[self._position(position)]
 
     def size_of(self, position: int) -> tuple[int, int]:
         """``(height, width)`` in pixels, from the file's header only. Raises BrokenSceneError."""
-        return self._scenes.size_of(self._positions[self._position(position)])
+        return self._scenes.size_of(self._position(position))
 
     def sources(self, position: int) -> tuple[Path, ...]:
         """Files that a scene is read from, its picture first; none of a scene that is computed."""
-        return sources_of(self._scenes, self._positions[self._position(position)])
+        return sources_of(self._scenes, self._position(position))
+
+    def _position(self, position: int) -> int:
+        """In the set that it is a view of."""
+        return self._positions[super()._position(position)]
 
 
 def subset(scenes: SceneSet, positions: Iterable[int], broken: Sequence[BrokenScene] | None = None) -> SceneSet:
@@ -204,8 +208,7 @@ def subset(scenes: SceneSet, positions: Iterable[int], broken: Sequence[BrokenSc
     Raises InvalidParameterError for a position outside the set, or one given twice.
     """
     chosen = tuple(int(position) for position in positions)
-    outside = [position for position in chosen if not 0 <= position < len(scenes)]
-    if outside:
+    if outside := [position for position in chosen if not 0 <= position < len(scenes)]:
         raise InvalidParameterError(
             f"position {outside[0]} is outside a set of {len(scenes)} scenes (0..{len(scenes) - 1})"
         )

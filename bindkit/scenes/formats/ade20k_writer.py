@@ -1,7 +1,4 @@
-"""Write any scene set in the folder layout of ADE20K's full release, with masks, JSON files and index.
-
-It makes data that the ADE20K reader did not invent for itself, and hands synthetic scenes to other tools.
-"""
+"""Write any scene set in the folder layout of ADE20K's full release, with masks, JSON files and index."""
 
 from __future__ import annotations
 
@@ -29,11 +26,9 @@ def encode_masks(scene: Scene) -> np.ndarray:
     """Encode both masks as ``_seg.png`` does: R = class // 256 * 10, G = class % 256, B = instance value.
 
     Instance values are unique within the image and spread over 1..255 as the release spreads them: of k instances
-    the j-th gets ``255 j / k``, rounded. Raises InvalidParameterError for more than 255 instances or a class id above
-    6655, which the format cannot hold.
+    the j-th gets ``255 j / k``, rounded.
     """
-    present = np.unique(scene.instances)
-    instances = present[present > 0]
+    instances = np.setdiff1d(scene.instances, [0])
     if len(instances) > 255 or scene.classes.max(initial=0) > HIGHEST_CLASS:
         raise InvalidParameterError(
             f"scene {scene.id} has {len(instances)} instances and class ids up to {scene.classes.max(initial=0)}; "
@@ -44,8 +39,7 @@ def encode_masks(scene: Scene) -> np.ndarray:
     encoded = np.zeros((*scene.size, 3), dtype=np.uint8)
     encoded[..., 0] = scene.classes // 256 * 10
     encoded[..., 1] = scene.classes % 256
-    labelled = scene.instances > 0
-    encoded[..., 2][labelled] = blue[np.searchsorted(instances, scene.instances[labelled])]
+    encoded[..., 2] = np.append(0, blue)[np.searchsorted(np.append(0, instances), scene.instances)]
     return encoded
 
 
@@ -127,15 +121,12 @@ def write_ade20k(
     """
     root = Path(directory)
     names = dict(scenes.class_names)
-    if split is None:
-        splits = list(scenes.official_splits or [OFFICIAL_SPLITS[0]] * len(scenes))
-    else:
-        splits = [split] * len(scenes) if isinstance(split, str) else list(split)
-    wrong = sorted(set(splits) - set(OFFICIAL_SPLITS))
-    if wrong or len(splits) != len(scenes):
+    asked = (scenes.official_splits or OFFICIAL_SPLITS[0]) if split is None else split
+    splits = [asked] * len(scenes) if isinstance(asked, str) else list(asked)
+    if set(splits) - set(OFFICIAL_SPLITS) or len(splits) != len(scenes):
         raise InvalidParameterError(
             f"split must be one of {', '.join(OFFICIAL_SPLITS)}, or one of them for each of the {len(scenes)} scenes, "
-            f"got {repr(wrong[0]) if wrong else f'{len(splits)} of them'}"
+            f"got {asked!r:.80}"
         )
     numbers = dict.fromkeys(OFFICIAL_SPLITS, 0)
     filenames, folders, counts = [], [], []
