@@ -30,11 +30,11 @@ from bindkit.pretraining import (
     ship,
 )
 from bindkit.pretraining.cards import CARD_FILE, command_of
-from bindkit.pretraining.common_fate import draw_hints, draw_motion
+from bindkit.pretraining.class_objectives import END, PADDING, START, Vocabulary
 from bindkit.pretraining.distillation import crop, hide
-from bindkit.pretraining.image_text import END, PADDING, START, Vocabulary
 from bindkit.pretraining.loop import STATE_FILE, Plan, _Trainer
 from bindkit.pretraining.objectives import make_objective
+from bindkit.pretraining.patch_objectives import draw_hints, draw_motion
 from bindkit.scenes.synthetic import SyntheticOptions
 
 NAMES = sorted(OBJECTIVES)

@@ -1,4 +1,7 @@
-"""Contrastive matching of images and captions (CLIP; Radford et al. 2021), with captions written from the scene."""
+"""Objectives that are told the classes of a scene: supervised classification, and matching with captions.
+
+The captions of contrastive matching (CLIP; Radford et al. 2021) are written from the scene.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,33 @@ _TEXT_LAYERS, _LENGTH, _JOINT_WIDTH = 2, 40, 64
 _DOWN = ("upper", "central", "lower")
 _ACROSS = ("left", "middle", "right")
 _SILENT = frozenset({"a", "an", "at", "the"})
+
+
+@register
+class Classification(Objective):
+    """Binary cross-entropy in nats a class, read from the CLS token by a linear head."""
+
+    name = "supervised"
+    label = "supervised"
+    supervision = "the classes that are in a scene"
+    vision_part = "vit"
+
+    def _build(self) -> nn.Module:
+        from transformers import ViTConfig, ViTForImageClassification
+
+        names = dict(enumerate(shape.name for shape in SHAPES))
+        config = ViTConfig(
+            **VISION_SETTINGS,
+            intermediate_size=4 * WIDTH,
+            id2label=names,
+            label2id={name: number for number, name in names.items()},
+            problem_type="multi_label_classification",
+        )
+        return ViTForImageClassification(config)
+
+    def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: D102
+        loss: Tensor = self.model(batch.images.to(self.device), labels=batch.present().to(self.device)).loss
+        return loss
 
 
 @register
