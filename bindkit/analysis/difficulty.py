@@ -1,9 +1,4 @@
-"""Scenes made harder one option at a time, and what each option costs a backbone.
-
-::
-
-    table = bk.vary_scenes([backbone], "synthetic:n=200,seed=0", {"twins": [0.2, 0.5, 0.9]}, root="varied", layers=[8])
-"""
+"""Scenes made harder one option at a time, and what each option costs a backbone."""
 
 from __future__ import annotations
 
@@ -158,8 +153,7 @@ def vary_scenes(
                 measured[uri, backbone.name] = rows
                 bar.update(1)
     table = [
-        {**row, "option": varied.option, "value": varied.value, "is_base": varied.is_base, "scenes": varied.uri}
-        | {"probe_from": origin}
+        row | dict(zip(VARIED_COLUMNS, (varied.option, varied.value, varied.is_base, varied.uri, origin), strict=True))
         for varied in variations
         for origin in (PROBES_FROM if transfer else ("own",))
         for name in names
