@@ -41,8 +41,7 @@ VARIED_COLUMNS = ("option", "value", "is_base", "scenes", "probe_from")
 Layers = str | int | Sequence[int]
 """As backbones take them: "all", "0,6" or whole numbers, 0-based."""
 
-BASE = "base"
-"""Directory of what belongs to the base set."""
+BASE = "base"  # directory of what belongs to the base set
 
 
 def vary_scenes(
@@ -60,6 +59,12 @@ def vary_scenes(
     device: str = "auto",
 ) -> pd.DataFrame:
     """Measure backbones on synthetic scenes that are varied one option at a time.
+
+    ::
+
+        table = bk.vary_scenes([backbone, *bk.load_controls([backbone])], "synthetic:n=200,seed=0",
+            {"twins": [0.2, 0.5, 0.9], "surface": ["textured", "flat", "camouflage"]}, layers=[8])
+        table.pivot_table("auroc", ["option", "value"], "backbone", sort=False)
 
     On every set the probe is fitted anew on that set's own training scenes, so that its figures say what *can* be
     read there. With `transfer`, the probe that was fitted on the base set is judged on each of the others too: does
@@ -109,20 +114,6 @@ def vary_scenes(
         one name. Before anything is computed.
     LayerError, ProbeError
         For a layer or probe that there is not. Before anything is computed.
-
-    Examples
-    --------
-    ::
-
-        backbone = bk.load_backbone("facebook/dinov2-small")
-        table = bk.vary_scenes(
-            [backbone, *bk.load_controls([backbone])],
-            base="synthetic:n=200,seed=0",
-            options={"twins": [0.2, 0.5, 0.9], "surface": ["textured", "flat", "camouflage"]},
-            root="varied",
-            layers=[8],
-        )
-        table.pivot_table("auroc", ["option", "value"], "backbone", sort=False)
     """
     variations, rules = scene_variations(base, options), protocol_of(protocol)
     for varied in variations:

@@ -35,8 +35,8 @@ def emergence_gains(table: pd.DataFrame) -> pd.DataFrame:
 
     `table` is as `bindkit.measure_checkpoints` gives it, of one probe, task, protocol and split. One row an objective
     (``pretraining``) and ``figure``: at the last checkpoint that all its seeds have (``scenes_seen``), the best
-    ``layer``, averaged over seeds, and its ``value`` (``_low``, ``_high``: of the least and the greatest seed); the same
-    at 0 scenes (``untrained``); the strongest ``control``; and the mean differences ``over_untrained`` and
+    ``layer``, averaged over seeds, and its ``value`` (``_low``, ``_high``: of the least and greatest seed); the same at
+    0 scenes (``untrained``); the strongest ``control``; and the mean differences ``over_untrained`` and
     ``over_control`` with bounds. What does not apply is NaN.
 
     Differences are taken within each training seed. From three seeds on the bounds are a 95 % interval of their mean

@@ -31,7 +31,6 @@ FEW_SCENES = 20
 Groups = str | Mapping[str, Any] | Sequence[Any] | None
 """How groups are told: a regular expression, a column, a name for each id, or one for each scene."""
 Members = tuple[int, ...]
-Sides = tuple[list[int], list[int], list[int]]
 _SHOWN = 3
 
 
@@ -191,8 +190,8 @@ def _joined(n_scenes: int, groups: Sequence[Members]) -> tuple[Members, ...]:
     return tuple(_alike(range(n_scenes), lambda position: part_of[position]))
 
 
-def _split_officially(official: Sequence[str], groups: Sequence[Members]) -> tuple[Sides, list[str]]:
-    """The data set's own split, with groups moved to one side of it, and what was moved, in words."""
+def _split_officially(official: Sequence[str], groups: Sequence[Members]) -> tuple[list[int], list[str]]:
+    """Side of each scene in the data set's own split, whole groups on one, and what was moved for that, in words."""
     training = [position for position, split in enumerate(official) if split == OFFICIAL_SPLITS[0]]
     n_train = max(1, len(training) * 4 // 5)
     side = [2] * len(official)
@@ -211,26 +210,27 @@ def _split_officially(official: Sequence[str], groups: Sequence[Members]) -> tup
             "every training scene shares a group with a validation scene of the data set; nothing is left to train on: "
             "give finer groups"
         )
-    train, validation, test = ([position for position, of in enumerate(side) if of == name] for name in range(3))
     said = f"{_counted(moved, 'scene')} moved from the data set's own split to the rest of their group"
-    return (train, validation, test), [said] if moved else []
+    return side, [said] if moved else []
 
 
-def _split_by_hash(ids: Sequence[str], groups: Sequence[Members]) -> Sides:
-    """Groups in the order of their ids' hashes, large ones first, each to the first side with room for it."""
+def _split_by_hash(ids: Sequence[str], groups: Sequence[Members]) -> list[int]:
+    """Side of each scene: groups in the order of their ids' hashes, large ones first, to the first side with room."""
     units = in_order(ids, groups)
     n_held = max(1, len(ids) // 5)
     room = [len(ids) - 2 * n_held, n_held, n_held] if len(units) > 2 else [len(ids)] * 3
-    sides: Sides = ([], [], [])
+    side_of: dict[int, int] = {}
+    filled: set[int] = set()
     used = (0, 1, 2) if len(units) > 2 else (0, 2)
     for number, members in enumerate(units):
-        empty = [side for side in used if not sides[side]]
+        empty = [side for side in used if side not in filled]
         choice = empty if len(units) - number <= len(empty) else used
         fitting = [side for side in choice if room[side] >= len(members)]
         side = fitting[0] if fitting else max(choice, key=lambda at: room[at])
-        sides[side].extend(members)
+        side_of |= dict.fromkeys(members, side)
+        filled.add(side)
         room[side] -= len(members)
-    return sorted(sides[0]), sorted(sides[1]), sorted(sides[2])
+    return [side_of[position] for position in range(len(ids))]
 
 
 def in_order(ids: Sequence[str], groups: Sequence[Members]) -> list[Members]:
@@ -241,7 +241,7 @@ def in_order(ids: Sequence[str], groups: Sequence[Members]) -> list[Members]:
     return sorted(units, key=lambda members: (-len(members), min(keys[position] for position in members)))
 
 
-def _notices(sides: Sides, groups: Sequence[Members]) -> list[str]:
+def _notices(sides: Sequence[Members], groups: Sequence[Members]) -> list[str]:
     """What is too small to measure with, in words."""
     first = {position: members[0] for members in groups for position in members}
     n_groups = [len({first.get(position, position) for position in side}) for side in sides]
@@ -332,10 +332,10 @@ def split_scenes(scenes: _Identified, groups: Groups = None) -> Split:
     together = _joined(n_scenes, [*named, *same])
     official = scenes.official_splits
     if official is not None and set(OFFICIAL_SPLITS) <= set(official):
-        sides, moved = _split_officially(official, together)
+        side_of, moved = _split_officially(official, together)
         notices += moved
     else:
-        sides = _split_by_hash(scenes.ids, together)
-    notices += _notices(sides, together)
-    train, validation, test = (tuple(side) for side in sides)
-    return Split(train, validation, test, tuple(notices), together)
+        side_of = _split_by_hash(scenes.ids, together)
+    sides = [tuple(position for position, of in enumerate(side_of) if of == side) for side in range(3)]
+    train, validation, test = sides
+    return Split(train, validation, test, (*notices, *_notices(sides, together)), together)
