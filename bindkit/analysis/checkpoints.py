@@ -1,11 +1,4 @@
-"""Runs of `pretrain`, and every checkpoint of theirs measured as any backbone is, beside controls; rows are kept.
-
-::
-
-    runs = [bk.pretrain("mae", f"runs/mae-{seed}", scenes_seen=50_000, seed=seed).directory for seed in (0, 1)]
-    table = bk.measure_checkpoints(runs, "synthetic:n=200,seed=0,size=80x80", root="emergence")
-    emergence_verdicts(table)                               # the answer in words
-"""
+"""Runs of `pretrain`, and every checkpoint of theirs measured as any backbone is, beside controls; rows are kept."""
 
 from __future__ import annotations
 
@@ -152,7 +145,8 @@ def measure_checkpoints(
 
     ::
 
-        table = bk.measure_checkpoints(["runs/mae", "runs/dino"], "synthetic:n=200,seed=0,size=80x80", "emergence")
+        runs = [bk.pretrain("mae", f"runs/mae-{seed}", scenes_seen=50_000, seed=seed).directory for seed in (0, 1)]
+        table = bk.measure_checkpoints(runs, "synthetic:n=200,seed=0,size=80x80", "emergence")
         table.groupby(["pretraining", "scenes_seen"])["twins_auroc"].max()
 
     Each checkpoint is loaded, cached, probed and judged as any backbone is. Its rows are kept in ``root`` as one CSV,

@@ -105,13 +105,6 @@ def _bounded(name: str, differences: pd.Series) -> dict[str, float]:
 
 # --- in words --------------------------------------------------------------------------------------------------------
 
-_BESIDE = {
-    "above": "{gap:.2f} above {other}{bounds}",
-    "below": "{gap:.2f} below {other}{bounds}",
-    "not told apart": "not told apart from {other}{bounds}",
-}
-"""Status of a figure beside a random init or a control -> what is said of it."""
-
 _RANKING = {
     "no twins": "Which objective binds best cannot be said: no twins were judged.",
     "none binds": "No objective binds by this measure; {highest}.",
@@ -193,14 +186,14 @@ def _told(row: Mapping[str, Any]) -> tuple[str, list[str]]:
         bounds = {1: "", 2: f" (its two seeds: {low:+.2f} and {high:+.2f})"}.get(n_seeds, f" [{low:+.2f}, {high:+.2f}]")
         low, high = (gap, gap) if n_seeds == 1 else (low, high)
         # Differences that are said as 0.00 are none.
-        status = "above" if round(gap, 2) > 0 and low > 0 else "below" if round(gap, 2) < 0 and high < 0 else None
-        if status != "above":
+        is_above, is_below = round(gap, 2) > 0 and low > 0, round(gap, 2) < 0 and high < 0
+        if not is_above:
             not_above.append(other)
         against = f"{other} ({row['untrained']:.2f})"
         if column == "over_control":
             against = f"the strongest control ({control_title(row['control'])}, {row['control_value']:.2f})"
-        beside = _BESIDE[status or "not told apart"].format(gap=abs(gap), other=against, bounds=bounds)
-        words += f", {beside}"
+        apart = f"{abs(gap):.2f} {'above' if is_above else 'below'}" if is_above or is_below else "not told apart from"
+        words += f", {apart} {against}{bounds}"
     if not_above:
         lacking.append(f"{name} is not above {' nor above '.join(not_above)}")
     return words, lacking

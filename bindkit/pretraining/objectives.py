@@ -53,8 +53,7 @@ class Objective(nn.Module, ABC):
 
         objective = OBJECTIVES["mae"](seed=0)
         loss = objective(pool.batch(64, generator), generator)
-        objective.write("runs/mae/final")                   # a Hugging Face directory
-        bk.load_backbone("runs/mae/final")
+        bk.load_backbone(str(objective.write("runs/mae/final")))    # a Hugging Face directory
 
     `seed` is of the starting weights; `settings` are options of the objective, plain values, kept in the directory.
     """

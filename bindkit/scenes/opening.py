@@ -92,10 +92,7 @@ class Variation:
 
 
 def read_variations(text: str) -> dict[str, list[str]]:
-    """Options and their values from one line: ``"twins=0 0.5 0.9; surface=flat camouflage"``.
-
-    Raises InvalidParameterError where an option has no value, or is given twice.
-    """
+    """Options and their values from one line: ``"twins=0 0.5 0.9; surface=flat camouflage"``."""
     options: dict[str, list[str]] = {}
     for part in filter(None, (part.strip() for part in text.split(";"))):
         option, equals, values = (piece.strip() for piece in part.partition("="))
@@ -113,8 +110,7 @@ def scene_variations(base: str, options: Mapping[str, Sequence[Any]] | str) -> l
     """Every option of a ``synthetic:`` set varied by itself, all else as in the base.
 
     `options` gives each its values, from easy to hard; or is one line as `read_variations` takes it. A value that is
-    given twice counts once. Raises InvalidParameterError for scenes that are not synthetic, no option, an option
-    without values, and whatever the scenes themselves refuse; SceneSetError for a URI that names no scene set.
+    given twice counts once. Raises InvalidParameterError, also for scenes that are not synthetic.
     """
     scenes = open_scenes(base)
     if not isinstance(scenes, SyntheticScenes):

@@ -174,7 +174,7 @@ class SceneSubset(SceneSequence):
         self.uri = f"{scenes.uri}#subset={digest[:16]}"
         self.broken = broken
         splits = scenes.official_splits
-        self.official_splits = None if splits is None else tuple(splits[k] for k in positions)
+        self.official_splits = splits and tuple(splits[k] for k in positions)
         self.class_names = scenes.class_names
         self.scenes_csv = getattr(scenes, "scenes_csv", None)
         self.made_by = getattr(scenes, "made_by", None)
@@ -205,13 +205,10 @@ def subset(scenes: SceneSet, positions: Iterable[int], broken: Sequence[BrokenSc
 
     Each position once, in the order wanted; all of them in order give `scenes` itself. `broken` is what the view lists
     as left out, by default that of `scenes`. Its `uri` is an identity, which `open_scenes` does not open.
-    Raises InvalidParameterError for a position outside the set, or one given twice.
     """
     chosen = tuple(int(position) for position in positions)
     if outside := [position for position in chosen if not 0 <= position < len(scenes)]:
-        raise InvalidParameterError(
-            f"position {outside[0]} is outside a set of {len(scenes)} scenes (0..{len(scenes) - 1})"
-        )
+        raise InvalidParameterError(f"position {outside[0]} is outside a set of {len(scenes)} scenes")
     if len(set(chosen)) != len(chosen):
         raise InvalidParameterError("a subset takes each position once; some were given twice")
     left_out = tuple(scenes.broken if broken is None else broken)

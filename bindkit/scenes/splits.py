@@ -44,10 +44,7 @@ class _Identified(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """Positions of the scenes that train, validate and test; no scene is in two of them.
-
-    Raises InvalidParameterError if a position is in two splits, or twice in one, or a group is in two.
-    """
+    """Positions of the scenes that train, validate and test; no scene and no group is in two of them."""
 
     train: tuple[int, ...]
     """Ascending, as the others. Validation and test are empty where there are too few scenes."""

@@ -109,10 +109,7 @@ class SyntheticOptions:
 
     @classmethod
     def parse(cls, text: str) -> SyntheticOptions:
-        """Read ``"n=400,seed=0"``; options left out keep their defaults.
-
-        Raises InvalidParameterError for an option that is unknown, malformed, out of range or given twice.
-        """
+        """Read ``"n=400,seed=0"``; options left out keep their defaults. Raises InvalidParameterError."""
         given: dict[str, Any] = {}
         for item in filter(None, (part.strip() for part in text.split(","))):
             option, equals, value = (part.strip() for part in item.partition("="))
@@ -254,10 +251,7 @@ def _draw_ground(draws: Draws, options: SyntheticOptions) -> Surface:
 
 
 def compose(scene_id: str, options: SyntheticOptions, draws: Draws) -> Scene:
-    """Draw one scene from its own stream of draws: the same stream gives the same scene.
-
-    Instances are numbered 1..k from back to front, classes as in `SHAPES`; the ground is unlabelled.
-    """
+    """Draw one scene: instances numbered 1..k from back to front, classes as in `SHAPES`, the ground unlabelled."""
     ground = _draw_ground(draws, options) if options.surface == "camouflage" else None
     placed = _place_all(draws, _draw_looks(draws, options, ground), options)
     ground = ground or _draw_ground(draws, options)
@@ -301,10 +295,7 @@ class SyntheticScenes(SceneSequence):
 
 
 def require_unseen(scenes: SceneSet) -> None:
-    """Refuse to measure on synthetic scenes that backbones may have been trained on; other scenes pass.
-
-    Raises InvalidParameterError for a seed from `TRAINING_SEED` on.
-    """
+    """Refuse to measure on synthetic scenes that backbones may have been trained on: seeds from `TRAINING_SEED` on."""
     # By the URI, which a subset of a set carries on.
     found = re.match(r"synthetic:.*?\bseed=([0-9]+)", scenes.uri)
     if found and int(found[1]) >= TRAINING_SEED:

@@ -51,7 +51,7 @@ def find_root(directory: Path) -> Path:
     if not directory.is_dir():
         raise SceneSetError(f"{directory} is not a directory; give the one that holds ADE20K's full release")
     try:
-        candidates = [directory, *sorted(child for child in directory.iterdir() if child.is_dir())]
+        candidates = [directory, *sorted(filter(Path.is_dir, directory.iterdir()))]
     except OSError as error:
         raise SceneSetError(f"{directory} cannot be listed ({error.strerror}); check that you may read it") from error
     inner = [Path("images", "ADE", split) for split in OFFICIAL_SPLITS]
@@ -73,10 +73,7 @@ def find_root(directory: Path) -> Path:
 
 
 def _walk(root: Path) -> tuple[dict[str, str], list[BrokenScene]]:
-    """Image -> split, training first, each split by file name; and what has no image or cannot be listed.
-
-    Images are named from the data set's directory on: ``images/ADE/training/.../ADE_train_00000001.jpg``.
-    """
+    """Image (from ``images/`` on) -> split, training first, by file name; and what has no image or cannot be listed."""
     found: dict[str, str] = {}
     lost: list[BrokenScene] = []
 
@@ -177,7 +174,7 @@ class Ade20kScenes(FileScenes):
 def map_to_benchmark(class_names: Mapping[int, str], table: Path) -> dict[int, int]:
     """Map class names of the full release to the 150 classes of ``objectInfo150.csv`` (columns Idx, Name).
 
-    Its names are written with ";" for both ", " and " ". Capitals do not count. Raises SceneSetError.
+    Its names are written with ";" for both ", " and " ". Capitals do not count.
     """
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
