@@ -171,11 +171,13 @@ class Ade20kScenes(FileScenes):
         return None
 
 
-def map_to_benchmark(class_names: Mapping[int, str], table: Path) -> dict[int, int]:
-    """Map class names of the full release to the 150 classes of ``objectInfo150.csv`` (columns Idx, Name).
+def benchmark_name(name: str) -> str:
+    """A class name of the full release as ``objectInfo150.csv`` writes it."""
+    return name.lower().replace(", ", ";").replace(" ", ";")
 
-    Its names are written with ";" for both ", " and " ". Capitals do not count.
-    """
+
+def map_to_benchmark(class_names: Mapping[int, str], table: Path) -> dict[int, int]:
+    """Map class names of the full release to the 150 classes of ``objectInfo150.csv`` (columns Idx, Name)."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             numbers = {row["Name"].strip().lower(): int(row["Idx"]) for row in csv.DictReader(stream)}
@@ -186,12 +188,10 @@ def map_to_benchmark(class_names: Mapping[int, str], table: Path) -> dict[int, i
             f"{table} cannot be read as the benchmark's table ({type(error).__name__}: {error}); expected a CSV with "
             f"the columns Idx and Name. Fetch it anew, or remove it to go without the 150 classes"
         ) from error
-    mapped = {}
-    for class_id, name in class_names.items():
-        lowered = name.lower()
-        spelled = lowered.replace(", ", ";").replace(" ", ";")
-        mapped[class_id] = BENCHMARK_BY_HAND.get(lowered) or numbers.get(spelled, 0)
-    return mapped
+    return {
+        class_id: BENCHMARK_BY_HAND.get(name.lower()) or numbers.get(benchmark_name(name), 0)
+        for class_id, name in class_names.items()
+    }
 
 
 def _kept(
@@ -265,11 +265,9 @@ def _names_in(path: Path) -> dict[int, str]:
         return {}
     if isinstance(objects, dict):  # a single object, as some exporters write it
         objects = [objects]
-    names = {}
-    for item in objects if isinstance(objects, list) else []:
-        if isinstance(item, dict) and isinstance(item.get("name_ndx"), int) and isinstance(item.get("name"), str):
-            names[item["name_ndx"]] = item["name"]
-    return names
+    named = [item for item in objects if isinstance(item, dict)] if isinstance(objects, list) else []
+    pairs = ((item.get("name_ndx"), item.get("name")) for item in named)
+    return {class_id: name for class_id, name in pairs if isinstance(class_id, int) and isinstance(name, str)}
 
 
 def names_from_annotations(root: Path, paths: Sequence[Path], index_dir: Path | None) -> dict[int, str]:

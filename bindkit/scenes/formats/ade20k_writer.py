@@ -6,6 +6,7 @@ import csv
 import json
 import pickle
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bindkit.errors import InvalidParameterError
-from bindkit.scenes.formats.ade20k import BENCHMARK_NAME, INDEX_NAME
+from bindkit.scenes.formats.ade20k import BENCHMARK_NAME, INDEX_NAME, benchmark_name
 from bindkit.scenes.labels import object_classes
 from bindkit.scenes.scene import OFFICIAL_SPLITS, Scene, SceneSet
 
@@ -129,8 +130,7 @@ def write_ade20k(
             f"got {asked!r:.80}"
         )
     numbers = dict.fromkeys(OFFICIAL_SPLITS, 0)
-    filenames, folders, counts = [], [], []
-    n_classes = max(names, default=0)
+    written: list[dict[str, Any]] = []
     for position, wanted in enumerate(splits):
         scene = scenes[position]
         numbers[wanted] += 1
@@ -143,18 +143,17 @@ def write_ade20k(
         Image.fromarray(encode_masks(scene)).save(place / f"{stem}_seg.png")
         annotation = _annotation(scene, f"{stem}.jpg", f"{RELEASE}/{inner}", names)
         (place / f"{stem}.json").write_text(json.dumps(annotation, ensure_ascii=False), encoding="utf-8")
-        filenames.append(f"{stem}.jpg")
-        folders.append(f"{RELEASE}/{inner}")
-        counts.append([item["name_ndx"] for item in annotation["annotation"]["object"]])
-        n_classes = max([n_classes, *counts[-1]])
+        written.append(annotation["annotation"])
     if index:
-        presence = np.zeros((n_classes, len(filenames)), dtype=np.uint16)
-        for column, class_ids in enumerate(counts):
-            np.add.at(presence[:, column], np.array(class_ids, dtype=np.int64) - 1, 1)
+        class_ids = [[item["name_ndx"] for item in one["object"]] for one in written]
+        n_classes = max([0, *names, *chain.from_iterable(class_ids)])
+        presence = np.zeros((n_classes, len(written)), dtype=np.uint16)
+        for column, present in enumerate(class_ids):
+            np.add.at(presence[:, column], np.array(present, dtype=np.int64) - 1, 1)
         content = {
-            "filename": filenames,
-            "folder": folders,
-            "scene": ["/".join(folder.split("/")[-2:]) for folder in folders],
+            "filename": [one["filename"] for one in written],
+            "folder": [one["folder"] for one in written],
+            "scene": ["/".join(one["scene"]) for one in written],
             "objectnames": [names.get(class_id, "-") for class_id in range(1, n_classes + 1)],
             "objectPresence": presence,
         }
@@ -164,5 +163,5 @@ def write_ade20k(
             table = csv.writer(stream)
             table.writerow(["Idx", "Ratio", "Train", "Val", "Stuff", "Name"])
             for number, class_id in enumerate(sorted(names)[:150], start=1):
-                table.writerow([number, 0, 0, 0, 0, names[class_id].lower().replace(", ", ";").replace(" ", ";")])
+                table.writerow([number, 0, 0, 0, 0, benchmark_name(names[class_id])])
     return root
