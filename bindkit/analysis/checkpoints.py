@@ -218,9 +218,12 @@ def measure_checkpoints(
             bar.update(1)
         first = next(iter(known[0].checkpoints.values()))
         seeing, like = _digests(first, weights=False), cache(partial(load_backbone, str(first), device=device))
+
+        def control(kind: str) -> ActivationSource:
+            return load_control(kind, like())
+
         for kind in CONTROL_KINDS:
-            load = partial(lambda kind: load_control(kind, like()), kind)
-            rows = measuring.rows_of(f"control-{kind}", seeing, "all", load)
+            rows = measuring.rows_of(f"control-{kind}", seeing, "all", partial(control, kind))
             parts.append(rows.assign(pretraining=None, training_seed=math.nan, scenes_seen=math.nan))
             bar.update(1)
     table = pd.concat(parts, ignore_index=True)
