@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -253,9 +254,9 @@ def changes(before: Mapping[str, str], now: Mapping[str, str], scenes: SceneSet,
     named: dict[int, list[str]] = {}
     for scene_id in sorted(changed_ids(before, now), key=lambda scene_id: position_of.get(scene_id, len(scenes))):
         files = sources_of(scenes, position_of[scene_id]) if scene_id in position_of else ()
-        old, new = before[scene_id].split(" "), now[scene_id].split(" ")
-        for number in range(max(len(old), len(new))):
-            if old[number : number + 1] != new[number : number + 1]:
+        looks = zip_longest(before[scene_id].split(" "), now[scene_id].split(" "))
+        for number, (old, new) in enumerate(looks):
+            if old != new:
                 named.setdefault(number, []).append(files[number].name if number < len(files) else scene_id)
     return [
         f"{_counted(len(named[number]), _KINDS[min(number, 2)])} changed since {since}: {listed(named[number])}"

@@ -41,8 +41,7 @@ class PatchLabels:
 
     def take(self, rows: np.ndarray) -> PatchLabels:
         """Labels of the chosen rows, in the order given."""
-        names = ("instances", "classes", "purity", "window", "patch", "corners")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+        return replace(self, **{name: column[rows] for name, column in vars(self).items() if name != "plan"})
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int], arithmetic: str = "centred") -> np.ndarray:
