@@ -1,11 +1,4 @@
-"""Runs of `pretrain`, and every checkpoint of theirs measured as any backbone is, beside controls; rows are kept.
-
-::
-
-    runs = [bk.pretrain("mae", f"runs/mae-{seed}", scenes_seen=50_000, seed=seed).directory for seed in (0, 1)]
-    table = bk.measure_checkpoints(runs, "synthetic:n=200,seed=0,size=80x80", root="emergence")
-    emergence_verdicts(table)                               # the answer in words
-"""
+"""Runs of `pretrain`, and every checkpoint of theirs measured as any backbone is, beside controls; rows are kept."""
 
 from __future__ import annotations
 
@@ -78,11 +71,7 @@ def find_runs(places: Iterable[str | Path]) -> list[Path]:
 
 
 def read_runs(directories: str | Path | Iterable[str | Path]) -> list[TrainingRun]:
-    """Read what was trained in each directory, and which checkpoints there are.
-
-    BackboneError if a directory holds no run of `pretrain`, or no checkpoint yet; InvalidParameterError if none is
-    given, or one training with one seed is there twice.
-    """
+    """Read what was trained in each directory, and which checkpoints there are; no training with one seed twice."""
     if isinstance(directories, str | Path) or not isinstance(directories, Iterable):
         directories = [directories]
     places = [read_path(directory, "a run's directory") for directory in directories]
@@ -111,29 +100,20 @@ def read_runs(directories: str | Path | Iterable[str | Path]) -> list[TrainingRu
 
 def _labels(plans: Sequence[Mapping[str, Any]]) -> list[str]:
     """The objective of each run; with the settings in which it differs from others of that objective."""
-    flat = [
-        {name: value for name, value in {**plan, **plan.get("settings", {})}.items() if name != "settings"}
-        for plan in plans
-    ]
+    flat = [{**plan, **plan.get("settings", {})} for plan in plans]
     labels = []
     for own in flat:
         alike = [other for other in flat if other["objective"] == own["objective"]]
-        differing = [name for name in own if any(other.get(name) != own[name] for other in alike)]
-        # Runs of one training may differ in these.
-        differing = [name for name in differing if name not in ("objective", "seed", "checkpoints")]
+        told = [name for name in own if name not in ("objective", "settings", "seed", "checkpoints")]
+        differing = [name for name in told if any(other.get(name) != own[name] for other in alike)]
         labels.append(", ".join([own["objective"], *(f"{name}={own[name]}" for name in differing)]))
     return labels
 
 
 def training_histories(runs: Sequence[str | Path]) -> pd.DataFrame:
-    """Training losses of runs, which they keep beside their checkpoints; errors as `read_runs`.
+    """Training losses of runs, which they keep beside their checkpoints; a run without a state to resume from has none.
 
-    ::
-
-        training_histories(["runs/mae", "runs/dino"]).groupby("pretraining")["loss"].last()
-
-    Columns ``pretraining, training_seed, scenes_seen, loss, seconds``: the loss is a mean since the row before, in the
-    objective's own units. A run without a state to resume from has no rows.
+    The loss is a mean since the row before, in the objective's own units.
     """
     rows = []
     for run in read_runs(runs):
@@ -165,7 +145,8 @@ def measure_checkpoints(
 
     ::
 
-        table = bk.measure_checkpoints(["runs/mae", "runs/dino"], "synthetic:n=200,seed=0,size=80x80", "emergence")
+        runs = [bk.pretrain("mae", f"runs/mae-{seed}", scenes_seen=50_000, seed=seed).directory for seed in (0, 1)]
+        table = bk.measure_checkpoints(runs, "synthetic:n=200,seed=0,size=80x80", "emergence")
         table.groupby(["pretraining", "scenes_seen"])["twins_auroc"].max()
 
     Each checkpoint is loaded, cached, probed and judged as any backbone is. Its rows are kept in ``root`` as one CSV,
@@ -216,11 +197,10 @@ def measure_checkpoints(
     wanted: list[tuple[TrainingRun, int]] = []
     for run in known:
         chosen = list(run.checkpoints) if checkpoints is None else sorted({int(seen) for seen in checkpoints})
-        absent = [seen for seen in chosen if seen not in run.checkpoints]
-        if absent or not chosen:
+        if not chosen or not set(chosen) <= set(run.checkpoints):
             raise InvalidParameterError(
-                f"{run.directory} has checkpoints at {', '.join(map(str, run.checkpoints))} scenes, not at "
-                f"{', '.join(map(str, absent)) or 'none'}"
+                f"{run.directory} has checkpoints at {', '.join(map(str, run.checkpoints))} scenes; choose among them, "
+                f"got {chosen}"
             )
         wanted += [(run, seen) for seen in chosen]
     fixed_seeds = tuple(read_seeds(seeds))
@@ -268,16 +248,13 @@ class _Measuring:
     device: str
 
     def rows_of(
-        self,
-        name: str,
-        digests: Mapping[str, str],
-        layers: str | tuple[int, ...],
-        load: Callable[[], ActivationSource],
+        self, name: str, digests: Mapping[str, str], layers: str | Sequence[int], load: Callable[[], ActivationSource]
     ) -> pd.DataFrame:
         """Rows of one source, ordered by layer and seed: those that were kept, the others measured now."""
         code = own_code(self.probe)
         # What rows depend on besides layer, probe and seed.
-        made_from = {"files": dict(digests), "rules": repr(self.rules), "bindkit": __version__, **self._seen, **code}
+        seen = {"scenes": self.scenes.uri, "ids": list(self.scenes.ids), "contents": self._contents}
+        made_from = {"files": dict(digests), "rules": repr(self.rules), "bindkit": __version__, **seen, **code}
         digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
         place = self.root / f"{name}-{digest[:12]}"
         file = place.with_name(f"{place.name}.csv")
@@ -287,7 +264,7 @@ class _Measuring:
         rows = self._asked(kept, layers)
         if rows is None:
             source = load()
-            missing = [layer for layer in source.resolve_layers(layers) if self._lacks(kept, layer)]
+            missing = self._missing(kept, source.resolve_layers(layers))
             fitted = sweep(
                 [cache_activations(source, self.scenes, root=place / "cache", layers=missing)],
                 missing,
@@ -306,28 +283,25 @@ class _Measuring:
                 shutil.rmtree(place)
         return rows
 
-    def _asked(self, kept: pd.DataFrame, layers: str | tuple[int, ...]) -> pd.DataFrame | None:
+    def _asked(self, kept: pd.DataFrame, layers: str | Sequence[int]) -> pd.DataFrame | None:
         """The rows that were asked for; None where one of them is not there."""
         if kept.empty:
             return None
-        numbers = tuple(range(int(kept["n_layers"].iloc[0]))) if layers == "all" else layers
-        if any(self._lacks(kept, int(layer)) for layer in numbers):
+        numbers = [*range(int(kept["n_layers"].iloc[0]))] if isinstance(layers, str) else layers
+        if self._missing(kept, numbers):
             return None
         own = kept[(kept["probe"] == self.probe) & kept["seed"].isin(self.seeds)]
         own = own[own["layer"].fillna(0).isin(numbers)].sort_values(["layer", "seed"], kind="stable")
         return own[list(RESULT_COLUMNS)].reset_index(drop=True)
 
-    def _lacks(self, kept: pd.DataFrame, layer: int) -> bool:
+    def _missing(self, kept: pd.DataFrame, layers: Sequence[int]) -> list[int]:
         # A control's only layer, 0, is empty in its rows.
         there = set(zip(kept["layer"].fillna(0), kept["probe"], kept["seed"], strict=True))
-        return any((layer, self.probe, seed) not in there for seed in self.seeds)
+        return [layer for layer in layers if any((layer, self.probe, seed) not in there for seed in self.seeds)]
 
     @cached_property
-    def _seen(self) -> dict[str, Any]:
-        """The scenes, by what is in their files."""
-        memory = RememberedDigests(memory_in(self.root, self.scenes.uri))
-        contents = dict(contents_of(self.scenes, digests=memory).of)
-        return {"scenes": self.scenes.uri, "ids": list(self.scenes.ids), "contents": contents}
+    def _contents(self) -> dict[str, str]:
+        return dict(contents_of(self.scenes, digests=RememberedDigests(memory_in(self.root, self.scenes.uri))).of)
 
 
 def _kept_rows(file: Path) -> pd.DataFrame:

@@ -1,9 +1,4 @@
-"""Scenes made harder one option at a time, and what each option costs a backbone.
-
-::
-
-    table = bk.vary_scenes([backbone], "synthetic:n=200,seed=0", {"twins": [0.2, 0.5, 0.9]}, root="varied", layers=[8])
-"""
+"""Scenes made harder one option at a time, and what each option costs a backbone."""
 
 from __future__ import annotations
 
@@ -32,8 +27,8 @@ from bindkit.probes.protocols import protocol as protocol_of
 from bindkit.probes.saving import RESULT_COLUMNS
 from bindkit.results.sweeping import own_code, probe_directory, sweep
 from bindkit.scenes import open_scenes, split_scenes
+from bindkit.scenes.opening import scene_variations
 from bindkit.scenes.synthetic import require_unseen
-from bindkit.scenes.variations import scene_variations
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +41,7 @@ VARIED_COLUMNS = ("option", "value", "is_base", "scenes", "probe_from")
 Layers = str | int | Sequence[int]
 """As backbones take them: "all", "0,6" or whole numbers, 0-based."""
 
-BASE = "base"
-"""Directory of what belongs to the base set."""
+BASE = "base"  # directory of what belongs to the base set
 
 
 def vary_scenes(
@@ -65,6 +59,12 @@ def vary_scenes(
     device: str = "auto",
 ) -> pd.DataFrame:
     """Measure backbones on synthetic scenes that are varied one option at a time.
+
+    ::
+
+        table = bk.vary_scenes([backbone, *bk.load_controls([backbone])], "synthetic:n=200,seed=0",
+            {"twins": [0.2, 0.5, 0.9], "surface": ["textured", "flat", "camouflage"]}, layers=[8])
+        table.pivot_table("auroc", ["option", "value"], "backbone", sort=False)
 
     On every set the probe is fitted anew on that set's own training scenes, so that its figures say what *can* be
     read there. With `transfer`, the probe that was fitted on the base set is judged on each of the others too: does
@@ -114,20 +114,6 @@ def vary_scenes(
         one name. Before anything is computed.
     LayerError, ProbeError
         For a layer or probe that there is not. Before anything is computed.
-
-    Examples
-    --------
-    ::
-
-        backbone = bk.load_backbone("facebook/dinov2-small")
-        table = bk.vary_scenes(
-            [backbone, *bk.load_controls([backbone])],
-            base="synthetic:n=200,seed=0",
-            options={"twins": [0.2, 0.5, 0.9], "surface": ["textured", "flat", "camouflage"]},
-            root="varied",
-            layers=[8],
-        )
-        table.pivot_table("auroc", ["option", "value"], "backbone", sort=False)
     """
     variations, rules = scene_variations(base, options), protocol_of(protocol)
     for varied in variations:
@@ -158,8 +144,7 @@ def vary_scenes(
                 measured[uri, backbone.name] = rows
                 bar.update(1)
     table = [
-        {**row, "option": varied.option, "value": varied.value, "is_base": varied.is_base, "scenes": varied.uri}
-        | {"probe_from": origin}
+        row | dict(zip(VARIED_COLUMNS, (varied.option, varied.value, varied.is_base, varied.uri, origin), strict=True))
         for varied in variations
         for origin in (PROBES_FROM if transfer else ("own",))
         for name in names

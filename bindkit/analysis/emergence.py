@@ -33,26 +33,21 @@ _ASKED_FOR = ("motion",)
 def emergence_gains(table: pd.DataFrame) -> pd.DataFrame:
     """Set every objective at its last checkpoint against its own random init and against the strongest control.
 
-    `table` is as `bindkit.measure_checkpoints` gives it, of one probe, task, protocol and split; any other is an
-    InvalidParameterError. One row an objective (``pretraining``) and ``figure`` (of `bindkit.results.tables.ranked_by`)
-    has ``scenes_seen`` at the last checkpoint that all its seeds have; the ``layer`` that is best there, averaged over
-    seeds, and its ``value``; the same at 0 scenes in ``untrained_layer`` and ``untrained``; the strongest ``control``
-    and its ``control_value``; ``over_untrained`` and ``over_control``, the mean differences, each with bounds ``_low``
-    and ``_high``; ``value_low`` and ``value_high``, the least and the greatest of a training seed; ``n_seeds`` of
-    training and ``n_scenes`` judged. What does not apply is NaN.
+    `table` is as `bindkit.measure_checkpoints` gives it, of one probe, task, protocol and split. One row an objective
+    (``pretraining``) and ``figure``: at the last checkpoint that all its seeds have (``scenes_seen``), the best
+    ``layer``, averaged over seeds, and its ``value`` (``_low``, ``_high``: of the least and greatest seed); the same at
+    0 scenes (``untrained``); the strongest ``control``; and the mean differences ``over_untrained`` and
+    ``over_control`` with bounds. What does not apply is NaN.
 
     Differences are taken within each training seed. From three seeds on the bounds are a 95 % interval of their mean
     (Student's t); of two seeds they are the two differences; of one there are none. They tell how much training seeds
-    differ; that scenes differ too, they do not. The best layer is that of the tables
-    (`bindkit.results.tables.layer_of_best`): on the validation scenes, where the table says how each layer does there.
+    differ; that scenes differ too, they do not. The best layer is that of `bindkit.results.tables.layer_of_best`.
     """
     needed = ["backbone", "objective", "layer", "pretraining", "training_seed", "scenes_seen", "n_scenes", *PLAIN]
     missing = [name for name in needed if name not in table.columns]
     if missing or table["pretraining"].isna().all():
-        raise InvalidParameterError(
-            f"this is no table of checkpoints ({', '.join(missing) or 'every pretraining is empty'}"
-            f"{' missing' if missing else ''}); give what measure_checkpoints returned"
-        )
+        why = f"{', '.join(missing)} missing" if missing else "every pretraining is empty"
+        raise InvalidParameterError(f"this is no table of checkpoints ({why}); give what measure_checkpoints returned")
     require_one_kind(table, "the table", ("probe", "task", "protocol", "split"), "table")
     controls = table[[is_control(objective) for objective in table["objective"]]]
     rows = []
@@ -97,7 +92,7 @@ def _at_best_layer(own: pd.DataFrame, seen: float, figure: str) -> tuple[float, 
 
 
 def _bounded(name: str, differences: pd.Series) -> dict[str, float]:
-    """Mean of the differences of training seeds, and bounds: of three and more a 95 % interval, of two the two."""
+    """Mean of the differences of training seeds, and its bounds."""
     values = differences.dropna()
     mean, low, high = values.mean(), math.nan, math.nan
     if len(values) >= FEW_SEEDS:
@@ -109,13 +104,6 @@ def _bounded(name: str, differences: pd.Series) -> dict[str, float]:
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
-
-_BESIDE = {
-    "above": "{gap:.2f} above {other}{bounds}",
-    "below": "{gap:.2f} below {other}{bounds}",
-    "not told apart": "not told apart from {other}{bounds}",
-}
-"""Status of a figure beside a random init or a control -> what is said of it."""
 
 _RANKING = {
     "no twins": "Which objective binds best cannot be said: no twins were judged.",
@@ -148,15 +136,8 @@ def emergence_verdicts(table: pd.DataFrame) -> list[str]:
     """Say of every objective whether binding emerged, and then which one binds best and how far that carries.
 
     "Yes" takes AUROC and twins AUROC that are both above the objective's own random init and above the strongest
-    control in every sense of `emergence_gains`, and twins told apart better than by chance.
-
-    ::
-
-        for sentence in emergence_verdicts(table):
-            print("-", sentence)
-
-    `table` and errors are as of `emergence_gains`. One entry an objective, one for the comparison, one for what the
-    numbers cannot say.
+    control in every sense of `emergence_gains`, and twins told apart better than by chance. One entry an objective, one
+    for the comparison, one for what the numbers cannot say.
     """
     gains = emergence_gains(table)
     judged = []
@@ -205,14 +186,14 @@ def _told(row: Mapping[str, Any]) -> tuple[str, list[str]]:
         bounds = {1: "", 2: f" (its two seeds: {low:+.2f} and {high:+.2f})"}.get(n_seeds, f" [{low:+.2f}, {high:+.2f}]")
         low, high = (gap, gap) if n_seeds == 1 else (low, high)
         # Differences that are said as 0.00 are none.
-        status = "above" if round(gap, 2) > 0 and low > 0 else "below" if round(gap, 2) < 0 and high < 0 else None
-        if status != "above":
+        is_above, is_below = round(gap, 2) > 0 and low > 0, round(gap, 2) < 0 and high < 0
+        if not is_above:
             not_above.append(other)
         against = f"{other} ({row['untrained']:.2f})"
         if column == "over_control":
             against = f"the strongest control ({control_title(row['control'])}, {row['control_value']:.2f})"
-        beside = _BESIDE[status or "not told apart"].format(gap=abs(gap), other=against, bounds=bounds)
-        words += f", {beside}"
+        apart = f"{abs(gap):.2f} {'above' if is_above else 'below'}" if is_above or is_below else "not told apart from"
+        words += f", {apart} {against}{bounds}"
     if not_above:
         lacking.append(f"{name} is not above {' nor above '.join(not_above)}")
     return words, lacking

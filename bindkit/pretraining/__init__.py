@@ -8,9 +8,9 @@ scenes, as their cards say.
 ['clip', 'dino', 'mae', 'motion', 'supervised']
 """
 
-from bindkit.pretraining import classification, common_fate, distillation, image_text, masked  # noqa: F401
+from bindkit.pretraining import class_objectives, distillation, patch_objectives  # noqa: F401
 from bindkit.pretraining.cards import ship
-from bindkit.pretraining.image_text import caption
+from bindkit.pretraining.class_objectives import caption
 from bindkit.pretraining.loop import PretrainingRun, checkpoints_of, pretrain
 from bindkit.pretraining.objectives import OBJECTIVES, Objective, objective_loss, read_objective
 from bindkit.pretraining.training_scenes import GRID, PATCH, SIDE, TRAINING_SCENES, TRAINING_SEED, TrainingScenes

@@ -21,14 +21,7 @@ _HELD_OUT_SCENES = 512
 
 
 def ship(run: str | Path, directory: str | Path) -> Path:
-    """Write a finished run's last checkpoint as a backbone to ship: float16 weights, heads, ``card.json``, model card.
-
-    ::
-
-        ship("runs/mae", "bindkit/backbones/assets/scenes-mae")
-
-    Raises BackboneError if the run is not complete or not readable.
-    """
+    """Write a finished run's last checkpoint to ship it: float16 weights, heads, ``card.json``, model card."""
     run, directory = Path(run), Path(directory)
     try:
         record = parse_json((run / RUN_FILE).read_text(encoding="utf-8"))
@@ -42,9 +35,8 @@ def ship(run: str | Path, directory: str | Path) -> Path:
         raise BackboneError(f"{run} is not complete: it has seen {max(checkpoints)} of {plan['scenes_seen']} scenes")
     objective = read_objective(checkpoints[plan["scenes_seen"]])
     objective.write(directory, torch.float16)
-    # The training recipe with a measuring seed.
     trained_on = SyntheticOptions.parse(plan["scenes"].removeprefix("synthetic:"))
-    held_out = replace(trained_on, n=_HELD_OUT_SCENES, seed=1).uri
+    held_out = replace(trained_on, n=_HELD_OUT_SCENES, seed=1).uri  # the training recipe with a measuring seed
     card = {
         "plan": plan,
         "command": command_of(plan, machine["threads"]),

@@ -67,14 +67,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class PretrainingRun:
-    """A finished run: its directory, the Hugging Face directory of its last checkpoint, and how the loss fell.
-
-    ``history`` holds ``scenes_seen, loss`` (mean since the entry before) and ``seconds`` since the start.
-    """
+    """A finished run."""
 
     directory: Path
     final: Path
+    """Hugging Face directory of its last checkpoint."""
     history: tuple[dict[str, float], ...]
+    """``scenes_seen``, ``loss`` (mean since the entry before) and ``seconds`` since the start."""
 
 
 def pretrain(
@@ -134,20 +133,12 @@ def pretrain(
     scenes_seen = whole_number(scenes_seen, "scenes_seen", least=1)
     scenes_per_step = whole_number(scenes_per_step, "scenes_per_step", least=1)
     seed = read_seed(seed)
-    if learning_rate is not None:
-        learning_rate = positive_number(learning_rate, "learning_rate")
     directory, target = read_path(directory, "the run's directory"), read_device(device)
     model = make_objective(objective, seed, **settings)
-    plan = Plan(
-        objective=objective,
-        settings=model.settings,
-        scenes=scenes.uri if isinstance(scenes, TrainingScenes) else scenes,
-        scenes_seen=scenes_seen,
-        scenes_per_step=scenes_per_step,
-        learning_rate=learning_rate if learning_rate is not None else model.learning_rate,
-        seed=seed,
-        checkpoints=_checkpoint_scenes(checkpoints, scenes_seen),
-    )
+    uri = scenes.uri if isinstance(scenes, TrainingScenes) else scenes
+    rate = model.learning_rate if learning_rate is None else positive_number(learning_rate, "learning_rate")
+    marks = _checkpoint_scenes(checkpoints, scenes_seen)
+    plan = Plan(objective, model.settings, uri, scenes_seen, scenes_per_step, rate, seed, marks)
     _claim(directory, plan)
     trainer, final = _Trainer(plan, model.to(target), directory), directory / _CHECKPOINT.format(plan.scenes_seen)
     if trainer.step < plan.steps or not final.exists():
@@ -191,13 +182,10 @@ def _claim(directory: Path, plan: Plan) -> None:
         return
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackboneError(f"{directory / RUN_FILE} cannot be read ({error}); give a new directory") from error
-    differing = [
-        f"{name} (there {kept.get(name)!r}, asked {value!r})"
-        for name, value in record.items()
-        if kept.get(name) != value
-    ]
+    differing = [name for name, value in record.items() if kept.get(name) != value]
     if differing:
-        raise BackboneError(f"{directory} holds a run of another plan: {'; '.join(differing)}; give a new directory")
+        said = "; ".join(f"{name} (there {kept.get(name)!r}, asked {record[name]!r})" for name in differing)
+        raise BackboneError(f"{directory} holds a run of another plan: {said}; give a new directory")
 
 
 class _Trainer:
@@ -207,8 +195,8 @@ class _Trainer:
         self.plan, self.objective, self.directory = plan, objective, directory
         trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         groups = [
-            {"params": [weight for weight in trained if weight.ndim > 1], "weight_decay": _WEIGHT_DECAY},
-            {"params": [weight for weight in trained if weight.ndim <= 1], "weight_decay": 0.0},
+            {"params": [weight for weight in trained if (weight.ndim > 1) == decays], "weight_decay": decay}
+            for decays, decay in ((True, _WEIGHT_DECAY), (False, 0.0))
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95), fused=True)
         self.generator = torch.Generator().manual_seed(plan.seed)
@@ -232,8 +220,7 @@ class _Trainer:
         """All steps that are left."""
         plan, losses = self.plan, []
         marks = {math.ceil(seen / plan.scenes_per_step): seen for seen in plan.checkpoints}
-        keep_every = max(1, plan.steps // 20)
-        entry_every = max(1, plan.steps // _ENTRIES)
+        keep_every, entry_every = max(1, plan.steps // 20), max(1, plan.steps // _ENTRIES)
         begun = time.perf_counter() - self.seconds
         self.objective.train()
         with progress(plan.steps, f"pretrain {plan.objective}", "step") as bar:

@@ -53,8 +53,7 @@ class Objective(nn.Module, ABC):
 
         objective = OBJECTIVES["mae"](seed=0)
         loss = objective(pool.batch(64, generator), generator)
-        objective.write("runs/mae/final")                   # a Hugging Face directory
-        bk.load_backbone("runs/mae/final")
+        bk.load_backbone(str(objective.write("runs/mae/final")))    # a Hugging Face directory
 
     `seed` is of the starting weights; `settings` are options of the objective, plain values, kept in the directory.
     """
@@ -73,12 +72,9 @@ class Objective(nn.Module, ABC):
 
     def __init__(self, seed: int = 0, **settings: Any) -> None:
         super().__init__()
-        unknown = sorted(set(settings) - set(self.defaults))
-        if unknown:
-            raise InvalidParameterError(
-                f"the objective {self.name} has no option {', '.join(unknown)}; it has "
-                f"{', '.join(f'{name}={value!r}' for name, value in self.defaults.items()) or 'none'}"
-            )
+        if unknown := sorted(set(settings) - set(self.defaults)):
+            has = ", ".join(f"{name}={value!r}" for name, value in self.defaults.items()) or "none"
+            raise InvalidParameterError(f"the objective {self.name} has no option {', '.join(unknown)}; it has {has}")
         self.settings = {**self.defaults, **settings}
         with seeded(seed):
             # Any: transformers' models have methods of their own, which nn.Module's annotations hide.
@@ -105,8 +101,7 @@ class Objective(nn.Module, ABC):
     @property
     def vision(self) -> nn.Module:
         """The vision encoder within the model."""
-        encoder: nn.Module = self.model.get_submodule(self.vision_part)
-        return encoder
+        return self.model.get_submodule(self.vision_part)
 
     @property
     def device(self) -> torch.device:
@@ -137,15 +132,15 @@ class Objective(nn.Module, ABC):
 
     def write(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write a Hugging Face directory (config, weights, preprocessing) with the heads beside it; returns it."""
-
-        def ready(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.detach().to(dtype).contiguous() for name, tensor in tensors.items()}
-
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         model = self.saved_model()
+        weights, heads = (
+            {name: tensor.detach().to(dtype).contiguous() for name, tensor in tensors.items()}
+            for tensors in (model.state_dict(), self.heads())
+        )
         with quiet():
-            model.save_pretrained(directory, state_dict=ready(model.state_dict()), safe_serialization=True)
+            model.save_pretrained(directory, state_dict=weights, safe_serialization=True)
         preprocessing = {
             "image_processor_type": "ViTImageProcessor",
             "do_resize": True,
@@ -158,7 +153,7 @@ class Objective(nn.Module, ABC):
             "image_std": list(IMAGENET.std),
         }
         write_json(directory / "preprocessor_config.json", preprocessing)
-        if heads := ready(self.heads()):
+        if heads:
             write_bytes(directory / HEADS_FILE, save(heads))
         write_json(directory / OBJECTIVE_FILE, {"format": 1, "objective": self.name, "settings": self.settings})
         return directory
@@ -179,10 +174,7 @@ def make_objective(name: str, seed: int = 0, **settings: Any) -> Objective:
 
 
 def read_objective(directory: str | Path) -> Objective:
-    """Read back what `Objective.write` wrote, in evaluation mode and float32, so that its own loss can be computed.
-
-    Raises BackboneError if the directory holds no pretrained objective, or lacks weights.
-    """
+    """Read back what `Objective.write` wrote, in evaluation mode and float32, so that its own loss can be computed."""
     directory = Path(directory)
     try:
         described = parse_json((directory / OBJECTIVE_FILE).read_text(encoding="utf-8"))
@@ -214,13 +206,8 @@ def objective_loss(
 ) -> float:
     """An objective's own loss on scenes that training never saw, averaged over scenes.
 
-    ::
-
-        objective_loss("runs/mae/final", "synthetic:n=256,seed=0,size=80x80,...")
-
     `scenes` are a synthetic URI with a measuring seed, or drawn already; `seed` is of masks and crops. Contrastive
-    losses depend on `scenes_per_batch`: a caption is told from those of one batch. Raises as `read_objective` and
-    `TrainingScenes.held_out` do.
+    losses depend on `scenes_per_batch`: a caption is told from those of one batch.
     """
     objective = read_objective(directory)
     pool = scenes if isinstance(scenes, TrainingScenes) else TrainingScenes.held_out(scenes)

@@ -73,13 +73,7 @@ class SceneBatch:
 
 @dataclass(frozen=True, eq=False)
 class TrainingScenes:
-    """A pool of scenes in memory, its columns as a `SceneBatch` has them.
-
-    ::
-
-        pool = TrainingScenes.open("synthetic:n=20000,seed=1000000000000,size=80x80")
-        pool.batch(64, torch.Generator().manual_seed(0)).images      # float32 [64, 3, 80, 80]
-    """
+    """A pool of scenes in memory, its columns as a `SceneBatch` has them; made by `open` or `held_out`."""
 
     uri: str
     images: UInt8[Tensor, "scene 3 side side"]
@@ -90,11 +84,7 @@ class TrainingScenes:
 
     @classmethod
     def open(cls, uri: str, workers: int | None = None) -> TrainingScenes:
-        """Draw a synthetic set into memory (about 3 ms a scene and core).
-
-        Raises InvalidParameterError for scenes that are not synthetic, not of the architecture's size, or of a seed
-        below `TRAINING_SEED`, which is kept for measuring.
-        """
+        """Draw a synthetic set of a training seed into memory (about 3 ms a scene and core)."""
         scenes = _synthetic(uri)
         if scenes.options.seed < TRAINING_SEED:
             raise InvalidParameterError(
@@ -117,8 +107,7 @@ class TrainingScenes:
                 f"the tiny backbones see {SIDE} x {SIDE} px, these scenes are {scenes.size_of(0)}; add "
                 f"size={SIDE}x{SIDE}"
             )
-        starts = range(0, len(scenes), _CHUNK)
-        spans = [(scenes.uri, start, min(len(scenes), start + _CHUNK)) for start in starts]
+        spans = [(scenes.uri, at, min(len(scenes), at + _CHUNK)) for at in range(0, len(scenes), _CHUNK)]
         workers = (os.cpu_count() or 1) if workers is None else workers
         draw: Callable[..., Iterable[tuple[np.ndarray, ...]]] = map
         parts = []
@@ -194,17 +183,15 @@ def _end_with_parent() -> None:
 def _draw_span(span: tuple[str, int, int]) -> tuple[np.ndarray, ...]:
     """Images, classes and middles of objects, and patches' instances of the scenes from one position up to another."""
     uri, start, stop = span
-    scenes = open_scenes(uri)
-    images = np.zeros((stop - start, 3, SIDE, SIDE), dtype=np.uint8)
-    classes = np.zeros((stop - start, _MOST), dtype=np.int64)
-    middles = np.zeros((stop - start, _MOST, 2), dtype=np.float32)
-    instances = np.zeros((stop - start, GRID, GRID), dtype=np.uint8)
-    for slot, position in enumerate(range(start, stop)):
-        scene = scenes[position]
-        images[slot] = scene.image.transpose(2, 0, 1)
-        instances[slot] = label_patches(scene, _GEOMETRY).instances.reshape(GRID, GRID)
+    pool = open_scenes(uri)
+    scenes = [pool[position] for position in range(start, stop)]
+    images = np.stack([scene.image.transpose(2, 0, 1) for scene in scenes])
+    instances = np.stack([label_patches(scene, _GEOMETRY).instances.reshape(GRID, GRID) for scene in scenes])
+    classes = np.zeros((len(scenes), _MOST), dtype=np.int64)
+    middles = np.zeros((len(scenes), _MOST, 2), dtype=np.float32)
+    for slot, scene in enumerate(scenes):
         for number in range(int(scene.instances.max())):
             rows, cols = np.nonzero(scene.instances == number + 1)
             classes[slot, number] = scene.classes[rows[0], cols[0]]
             middles[slot, number] = (rows.mean() + 0.5) / SIDE, (cols.mean() + 0.5) / SIDE
-    return images, classes, middles, instances
+    return images, classes, middles, instances.astype(np.uint8)

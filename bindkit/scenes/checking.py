@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,11 +61,10 @@ _COLUMNS = [column.name for column in fields(SceneStatistics)]
 def describe_scene(scene: Scene, position: int) -> SceneStatistics:
     """Count what a scene holds."""
     class_of = object_classes(scene)
-    known = [label for label in class_of.values() if label > 0]
-    twins = {label for label in known if known.count(label) > 1}
+    known = Counter(label for label in class_of.values() if label > 0)
+    twins = sum(count > 1 for count in known.values())
     labelled = np.count_nonzero(scene.instances) / max(1, scene.instances.size)
-    counts = (len(class_of), len(set(known)), len(twins))
-    return SceneStatistics(position, scene.id, *scene.size, *counts, labelled, scene.remarks)
+    return SceneStatistics(position, scene.id, *scene.size, len(class_of), len(known), twins, labelled, scene.remarks)
 
 
 @dataclass(frozen=True)
@@ -110,16 +109,18 @@ class SceneReport:
 
     def write_csv(self, path: str | Path) -> None:
         """Write one row per scene, the broken ones with their reason: nothing is left out."""
-        stream = io.StringIO(newline="")
-        table = csv.DictWriter(stream, ["id", "usable", *[name for name in _COLUMNS if name != "id"], "reason"])
-        table.writeheader()
-        for scene in self.statistics:
-            written = {"usable": "yes", "labelled": f"{scene.labelled:.6f}", "remarks": "; ".join(scene.remarks)}
-            table.writerow({**asdict(scene), **written})
-        for left_out in self.broken:
-            table.writerow({"id": left_out.id, "usable": "no", "reason": left_out.reason})
+        import pandas as pd
+
+        written = {
+            "labelled": [f"{scene.labelled:.6f}" for scene in self.statistics],
+            "remarks": ["; ".join(scene.remarks) for scene in self.statistics],
+        }
+        broken = [{"id": scene.id, "usable": "no", "reason": scene.reason} for scene in self.broken]
+        rows = self.table.assign(usable="yes", **written).to_dict("records") + broken
+        columns = ["id", "usable", *[name for name in _COLUMNS if name != "id"], "reason"]
+        table = pd.DataFrame(rows, columns=columns, dtype=object)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(Path(path), stream.getvalue().encode())
+        write_bytes(Path(path), table.to_csv(index=False, lineterminator="\r\n").encode())
 
     def __str__(self) -> str:
         lines = [f"{self.n_scenes} scenes, {len(self.statistics)} usable, {len(self.broken)} broken"]
@@ -129,10 +130,8 @@ class SceneReport:
             lines.append(
                 f"objects a scene: {min(objects)} to {max(objects)}, {sum(objects)} in all; scenes with twins: {twins}"
             )
-            without = objects.count(0)
-            if without:
-                have = "1 scene has" if without == 1 else f"{without} scenes have"
-                lines.append(f"{have} no labelled object")
+            if without := objects.count(0):
+                lines.append(f"{_counted(without, 'scene')} no labelled object")
         for remark in dict.fromkeys(remark for scene in self.statistics for remark in scene.remarks):
             ids = [scene.id for scene in self.statistics if remark in scene.remarks]
             lines.append(f"note: {remark}: {listed(ids)}")
@@ -189,9 +188,6 @@ def check_scenes(scenes: SceneSet, workers: int = 2) -> SceneReport:
     return SceneReport(scenes.uri, tuple(statistics), tuple(broken))
 
 
-# --- what scenes are made from, by content ---------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class SceneContents:
     """What the scenes of a set are made from."""
@@ -199,8 +195,8 @@ class SceneContents:
     made_by: str = ""
     """Of a set whose scenes are computed from its URI, what computes them; else empty."""
     of: Mapping[str, str] = field(default_factory=dict)
-    """Scene id -> digests of picture, mask and class mask (as many as there are), with blanks between; empty for
-    computed scenes. Of scenes that come neither from files nor from a recipe, digests of their pixels."""
+    """Scene id -> digests of its files (or of its pixels, where it has none), with blanks between; empty for computed
+    scenes."""
 
 
 def memory_in(root: str | Path, scenes_uri: str) -> Path:
@@ -215,10 +211,7 @@ def contents_of(
     workers: int = 2,
     processes: bool = False,
 ) -> SceneContents:
-    """Look what the scenes at some positions (by default all) are made from, with threads or processes.
-
-    A set that computes its scenes says so in ``made_by``. Files are read as far as they are not remembered.
-    """
+    """What the scenes at some positions (by default all) are made from; files are read if they are not remembered."""
     if made_by := getattr(scenes, "made_by", None):
         return SceneContents(str(made_by))
     chosen = list(range(len(scenes)) if positions is None else positions)
@@ -264,17 +257,14 @@ def changed_ids(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str], scenes: SceneSet, since: str) -> list[str]:
-    """Say which files have changed between two looks at scenes, by name; nothing of scenes that only one look saw.
-
-    `since` ends the sentence: ``3 masks have changed since this cache was made: a.png, b.png, c.png``.
-    """
+    """Say which files of scenes that both looks saw have changed: ``2 masks have changed since then: a.png, b.png``."""
     position_of = {scene_id: position for position, scene_id in enumerate(scenes.ids)}
     named: dict[int, list[str]] = {}
     for scene_id in sorted(changed_ids(before, now), key=lambda scene_id: position_of.get(scene_id, len(scenes))):
         files = sources_of(scenes, position_of[scene_id]) if scene_id in position_of else ()
-        old, new = before[scene_id].split(" "), now[scene_id].split(" ")
-        for number in range(max(len(old), len(new))):
-            if old[number : number + 1] != new[number : number + 1]:
+        looks = zip_longest(before[scene_id].split(" "), now[scene_id].split(" "))
+        for number, (old, new) in enumerate(looks):
+            if old != new:
                 named.setdefault(number, []).append(files[number].name if number < len(files) else scene_id)
     return [
         f"{_counted(len(named[number]), _KINDS[min(number, 2)])} changed since {since}: {listed(named[number])}"
@@ -286,8 +276,8 @@ def comings_and_goings(before: Iterable[str], now: Iterable[str], since: str) ->
     """Say which scenes there were and are no more, and which are new."""
     then, today = dict.fromkeys(before), dict.fromkeys(now)
     gone, new = [name for name in then if name not in today], [name for name in today if name not in then]
-    said = [f"{_counted(len(gone), 'scene')} gone since {since}: {listed(gone)}"] if gone else []
-    return said + ([f"{_counted(len(new), 'scene')} been added since {since}: {listed(new)}"] if new else [])
+    told = (("gone", gone), ("been added", new))
+    return [f"{_counted(len(ids), 'scene')} {what} since {since}: {listed(ids)}" for what, ids in told if ids]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -297,4 +287,5 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _counted(count: int, thing: str) -> str:
+    """``1 mask has``, ``2 masks have``."""
     return f"1 {thing} has" if count == 1 else f"{count} {thing}s have"

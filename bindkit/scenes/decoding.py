@@ -1,10 +1,8 @@
 """Picture files to upright RGB, mask files to label ids; whatever is wrong with a file is a BrokenSceneError.
 
-Pillow raises many different errors on damaged files, and lets a PNG with a flipped byte through; here every PNG's
-checksums are verified first, so that a damaged mask is never taken for a good one. Its limit on pixels is replaced by
-one that is checked before anything is decoded and says what it is. Of masks, Pillow scales small gray values up, drops
-the lower half of 16-bit colours and hides what a TIFF means by its numbers, all without a word; here the header says
-what a file holds, and what cannot be read to the last bit is refused.
+Pillow lets a PNG with a flipped byte through, so every PNG's checksums are verified first. Of masks, it scales small
+gray values up, drops the lower half of 16-bit colours and hides what a TIFF means by its numbers, all without a word;
+here the header says what a file holds, and what cannot be read to the last bit is refused.
 """
 
 from __future__ import annotations
@@ -98,7 +96,7 @@ class Header:
 
 @dataclass(frozen=True)
 class StoredPixels(Header):
-    """A file's pixels as stored: what a picture or a mask is before its EXIF orientation is looked at."""
+    """A picture or mask before its EXIF orientation is looked at."""
 
     pixels: np.ndarray
 
@@ -118,19 +116,19 @@ def _open(source: Path | io.BytesIO, path: Path, max_pixels: int) -> Image.Image
     with _without_pillows_limit():
         image = Image.open(source)
     if image.width * image.height > max_pixels:
-        size = f"{image.height} x {image.width} px, {image.width * image.height:,} pixels"
         image.close()
         raise BrokenSceneError(
-            f"{path}: is {size}, above the limit of {max_pixels:,}; make it smaller, or raise the limit where the "
-            f"scenes are opened: folder:DIR,max_pixels=N (ade20k: too)"
+            f"{path}: is {image.height} x {image.width} px, {image.width * image.height:,} pixels, above the limit of "
+            f"{max_pixels:,}; make it smaller, or open the scenes with folder:DIR,max_pixels=N (ade20k: too)"
         )
     return image
 
 
 @contextmanager
-def opened(content: bytes, path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """The image that the bytes of a file hold, verified and not yet decoded. Raises BrokenSceneError."""
+def opened(path: Path, max_pixels: int, content: bytes | None = None) -> Iterator[tuple[Image.Image, bytes]]:
+    """The image in a file, or in bytes that `path` only names, verified and not yet decoded; and the bytes."""
     with reading(path):
+        content = path.read_bytes() if content is None else content
         if not content:
             raise BrokenSceneError(f"{path}: the file is empty")
         with _open(io.BytesIO(content), path, max_pixels) as image:
@@ -140,7 +138,7 @@ def opened(content: bytes, path: Path, max_pixels: int = MAX_PIXELS) -> Iterator
             n_frames = getattr(image, "n_frames", 1) if image.format in SEVERAL else 1
             if n_frames > 1:
                 raise BrokenSceneError(f"{path}: holds {n_frames} pictures; give a file of one")
-            yield image
+            yield image, content
 
 
 def _orientation(image: Image.Image) -> int:
@@ -193,10 +191,8 @@ def decoded(image: Image.Image, mode: str | None = None) -> StoredPixels:
 
 
 def read_stored(path: Path, max_pixels: int = MAX_PIXELS, content: bytes | None = None) -> StoredPixels:
-    """Read a picture as RGB without turning it. Raises BrokenSceneError as `read_image`."""
-    with reading(path):
-        content = path.read_bytes() if content is None else content
-    with opened(content, path, max_pixels) as image:
+    """Read a picture as RGB without turning it; where `content` is at hand, `path` only names it."""
+    with opened(path, max_pixels, content) as (image, _):
         if image.mode not in COLOUR_MODES:
             raise BrokenSceneError(f"{path}: a picture of mode {image.mode}; expected 8 bits a channel, so convert it")
         return decoded(image, "RGB")
@@ -205,14 +201,10 @@ def read_stored(path: Path, max_pixels: int = MAX_PIXELS, content: bytes | None 
 def read_image(path: Path, max_pixels: int = MAX_PIXELS, content: bytes | None = None) -> np.ndarray:
     """Read a picture of any colour mode as RGB uint8, upright as its EXIF data say and as every viewer shows it.
 
-    Transparency is dropped; of 16 bits a colour channel the upper 8 are taken. Where `content` is at hand, `path` only
-    names it. Raises BrokenSceneError, of pictures above `max_pixels` before they are decoded.
+    Transparency is dropped; of 16 bits a colour channel the upper 8 are taken. Raises BrokenSceneError.
     """
     stored = read_stored(path, max_pixels, content)
     return np.ascontiguousarray(turned(stored.pixels, stored.orientation))
-
-
-# --- masks -----------------------------------------------------------------------------------------
 
 
 def _bits(image: Image.Image, content: bytes) -> int | str:
@@ -243,13 +235,8 @@ def _bits(image: Image.Image, content: bytes) -> int | str:
 
 
 def read_channels(path: Path, rgb: bool, gray: bool = True, max_pixels: int = MAX_PIXELS) -> StoredPixels:
-    """Read a mask as its file holds it: gray values or palette indices [height, width], or colours [..., 3].
-
-    Raises BrokenSceneError also where it holds no ids that are certain to the last bit.
-    """
-    with reading(path):
-        content = path.read_bytes()
-    with opened(content, path, max_pixels) as image:
+    """Read a mask as its file holds it: gray values or palette indices [height, width], or colours [..., 3]."""
+    with opened(path, max_pixels) as (image, content):
         bits = _bits(image, content)
         if isinstance(bits, str) or not ((image.mode == "RGB" and rgb) or (image.mode in LABEL_MODES and gray)):
             wanted = " or ".join(["8- or 16-bit gray or palette"] * gray + ["RGB"] * rgb)
@@ -260,7 +247,7 @@ def read_channels(path: Path, rgb: bool, gray: bool = True, max_pixels: int = MA
         stored = decoded(image)
         pixels = stored.pixels
         if image.mode == "RGB" and bits == 16:
-            with opened(content, path, max_pixels) as again:
+            with opened(path, max_pixels, content) as (again, _):
                 # Read as if its bytes stood the other way round, a PNG gives the lower byte in place of the upper.
                 again.tile = [(*again.tile[0][:3], "RGB;16L")]  # type: ignore[attr-defined]
                 pixels = pixels.astype(np.uint16) << 8 | decoded(again).pixels
@@ -270,10 +257,7 @@ def read_channels(path: Path, rgb: bool, gray: bool = True, max_pixels: int = MA
 
 
 def ids_of(channels: np.ndarray) -> np.ndarray:
-    """Label ids of a mask's values: of colours ``R + 256 G + 65536 B``, of 16-bit ones with 65536 in place of 256.
-
-    Gives int32, or int64 where that is needed.
-    """
+    """Label ids of a mask's values: of colours ``R + 256 G + 65536 B``, of 16-bit ones with 65536 in place of 256."""
     if channels.ndim == 2:
         return channels.astype(np.int32)
     base, dtype = (256, np.int32) if channels.dtype == np.uint8 else (65536, np.int64)
@@ -282,11 +266,8 @@ def ids_of(channels: np.ndarray) -> np.ndarray:
 
 
 def numbered(ids: np.ndarray, path: Path) -> np.ndarray:
-    """As int32: ids above its range are numbered anew, by size, with 0 staying 0.
-
-    Raises BrokenSceneError for ids below 0, which is what gray values of 32 bits above the range look like.
-    """
-    if ids.size and ids.min() < 0:
+    """As int32: ids above its range are numbered anew, by size, with 0 staying 0."""
+    if ids.size and ids.min() < 0:  # which is what gray values of 32 bits above the range look like
         raise BrokenSceneError(f"{path}: holds ids below 0 or above {HIGHEST_ID}; number them from 1")
     if ids.dtype == np.int32 or not ids.size or ids.max() <= HIGHEST_ID:
         return ids.astype(np.int32, copy=False)

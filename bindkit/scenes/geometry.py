@@ -1,8 +1,7 @@
 """Where patches lie: patch grids, token layouts and windows. Arithmetic only, no arrays of pixels.
 
-Coordinates are ``(row, col)`` or ``(top, left)`` in that order, in pixels or patches as named; boxes are half
-open, ``[top, bottom) x [left, right)``. A scene is *resized* by its short side, and the resized scene is tiled
-by square *windows* that cover it; the model sees one window at a time.
+Coordinates are ``(row, col)`` or ``(top, left)`` in that order. A scene is *resized* by its short side, and the resized
+scene is tiled by square *windows* that cover it; the model sees one window at a time.
 
 >>> plan = WindowGeometry(short_side=112, window=112, patch_size=8).plan((96, 128))
 >>> plan.resized, [window.left for window in plan.windows], plan.grid.n_patches
@@ -70,7 +69,7 @@ class PatchGrid:
         """Grid of an image of ``height x width`` pixels. Raises GeometryError if a side is no multiple of the patch."""
         if patch_size < 1:
             raise GeometryError(f"patch size must be at least 1 px, got {patch_size}")
-        if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
+        if min(height, width) < patch_size or height % patch_size or width % patch_size:
             down = [max(patch_size, side // patch_size * patch_size) for side in (height, width)]
             raise GeometryError(
                 f"{height} x {width} px is no multiple of the {patch_size} px patch (the model would silently "
@@ -144,10 +143,7 @@ class Window:
 
 
 def resized_size(size: tuple[int, int], short_side: int, arithmetic: str = "centred") -> tuple[int, int]:
-    """``(height, width)`` after resizing the short side, in pixels; the long side as `ARITHMETICS` says.
-
-    Raises GeometryError for an empty image or a short side below one pixel.
-    """
+    """``(height, width)`` after resizing the short side, in pixels; the long side as `ARITHMETICS` says."""
     height, width = size
     if height < 1 or width < 1 or short_side < 1:
         raise GeometryError(f"cannot resize {height} x {width} px to a short side of {short_side} px")
@@ -160,7 +156,6 @@ def tile_windows(size: tuple[int, int], window: int, arithmetic: str = "centred"
     """Evenly spaced square windows, row-major: the fewest that can cover a resized scene; neighbours may overlap.
 
     Of ``n`` in a row, the reference's whole strides leave up to ``n - 2`` pixels at the end in no window.
-    Raises GeometryError if the scene is smaller than one window.
     """
     height, width = size
     if window < 1 or min(height, width) < window:
@@ -170,20 +165,18 @@ def tile_windows(size: tuple[int, int], window: int, arithmetic: str = "centred"
         )
 
     def starts(length: int) -> list[int]:
-        gaps = math.ceil(length / window) - 1
-        if gaps and arithmetic == "reference":
-            return [k * ((length - window) // gaps) for k in range(gaps + 1)]
-        return [round(k * (length - window) / max(gaps, 1)) for k in range(gaps + 1)]
+        gaps, rest = math.ceil(length / window) - 1, length - window
+        whole = arithmetic == "reference"
+        return [0, *(k * (rest // gaps) if whole else round(k * rest / gaps) for k in range(1, gaps + 1))]
 
     return tuple(Window(top, left, window) for top in starts(height) for left in starts(width))
 
 
 @dataclass(frozen=True)
 class WindowGeometry:
-    """How a backbone looks at scenes: resize to `short_side`, tile by `window`, cut into `patch_size`.
+    """How a backbone looks at scenes: resize to `short_side`, tile by `window`, cut into `patch_size`, in pixels.
 
-    All three in pixels. ``WindowGeometry(112, 112, 8).plan((96, 128))`` places every patch of a scene of that size,
-    ``WindowGeometry(592, 224, 16, "reference")`` with the roundings of the paper's reference implementation. Raises
+    ``WindowGeometry(592, 224, 16, "reference")`` has the roundings of the paper's reference implementation. Raises
     GeometryError if the window is no multiple of the patch or larger than the short side.
     """
 
@@ -195,11 +188,11 @@ class WindowGeometry:
     def __post_init__(self) -> None:
         if self.arithmetic not in ARITHMETICS:
             raise GeometryError(f"unknown arithmetic {self.arithmetic!r}; choose one of {', '.join(ARITHMETICS)}")
-        PatchGrid.of_window(self.window, self.patch_size)
+        step = self.grid.patch_size  # or raises
         if self.short_side < self.window:
             raise GeometryError(
                 f"a window of {self.window} px does not fit scenes resized to a short side of {self.short_side} px; "
-                f"use a window of at most {self.short_side // self.patch_size * self.patch_size} px"
+                f"use a window of at most {self.short_side // step * step} px"
             )
 
     @property

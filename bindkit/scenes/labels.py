@@ -22,29 +22,18 @@ _DENSE = 1 << 22
 
 @dataclass(frozen=True)
 class PatchLabels:
-    """Labels of `n` patches of one scene.
-
-    Attributes
-    ----------
-    instances, classes : int32 arrays of shape (n,)
-        The most frequent instance id and the most frequent class id among the patch's pixels (0 = unlabelled).
-        Where two are equally frequent, the lower id.
-    purity : float32 array of shape (n,)
-        Share of the patch's pixels that carry its instance id, in (0, 1].
-    window, patch : int32 arrays of shape (n,)
-        Which window of the scene, and which patch of its grid (row-major).
-    corners : int32 array of shape (n, 2)
-        ``(top, left)`` of the patch in pixels of the resized scene.
-    plan : ScenePlan
-        Windows and grid, leading back to pixels of the original image.
-    """
+    """Labels of `n` patches of one scene: int32 ``[n]`` where nothing else is said."""
 
     instances: np.ndarray
+    """The most frequent id among a patch's pixels (0 = unlabelled); where two are equally frequent, the lower."""
     classes: np.ndarray
     purity: np.ndarray
+    """float32: share of the patch's pixels that carry its instance id, in (0, 1]."""
     window: np.ndarray
     patch: np.ndarray
+    """Its number in the window's grid, row-major."""
     corners: np.ndarray
+    """``[n, 2]``: (top, left) in pixels of the resized scene."""
     plan: ScenePlan
 
     def __len__(self) -> int:
@@ -52,8 +41,7 @@ class PatchLabels:
 
     def take(self, rows: np.ndarray) -> PatchLabels:
         """Labels of the chosen rows, in the order given."""
-        names = ("instances", "classes", "purity", "window", "patch", "corners")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+        return replace(self, **{name: column[rows] for name, column in vars(self).items() if name != "plan"})
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int], arithmetic: str = "centred") -> np.ndarray:
@@ -93,9 +81,7 @@ def pixels_by_cell(mask: np.ndarray, row_of: np.ndarray, col_of: np.ndarray) -> 
 
 
 def majority(mask: np.ndarray, grid: PatchGrid) -> tuple[np.ndarray, np.ndarray]:
-    """Most frequent label of every patch of a window (int32), and that label's share (float32, in (0, 1]).
-
-    Row-major; the lower label where two are equally frequent.
+    """Most frequent label (the lower of equals; int32) of every patch of a window, and its share (float32, in (0, 1]).
 
     >>> majority(np.array([[5, 5, 0, 7], [5, 0, 7, 7]]), PatchGrid(1, 2, 2))
     (array([5, 7], dtype=int32), array([0.75, 0.75], dtype=float32))
@@ -149,30 +135,24 @@ def label_patches(scene: Scene, geometry: WindowGeometry) -> PatchLabels:
     require_kind(scene, Scene, "a scene is what scenes[0] gives")
     require_kind(geometry, WindowGeometry, "a geometry is a WindowGeometry, as backbone.geometry")
     plan = geometry.plan(scene.size)
-    instances, classes = (resize_mask(mask, plan.resized, plan.arithmetic) for mask in (scene.instances, scene.classes))
     crops = [np.s_[at.top : at.top + at.side, at.left : at.left + at.side] for at in plan.windows]
-    instance, purity = zip(*(majority(instances[crop], plan.grid) for crop in crops), strict=True)
-    label = [majority(classes[crop], plan.grid)[0] for crop in crops]
+
+    def in_patches(mask: np.ndarray) -> list[np.ndarray]:
+        resized = resize_mask(mask, plan.resized, plan.arithmetic)
+        found = [majority(resized[crop], plan.grid) for crop in crops]
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+    (instances, purity), (classes, _) = in_patches(scene.instances), in_patches(scene.classes)
     window = np.repeat(np.arange(plan.n_windows, dtype=np.int32), plan.grid.n_patches)
     patch = np.tile(np.arange(plan.grid.n_patches, dtype=np.int32), plan.n_windows)
-    return PatchLabels(
-        instances=np.concatenate(instance),
-        classes=np.concatenate(label),
-        purity=np.concatenate(purity),
-        window=window,
-        patch=patch,
-        corners=plan.corners(window, patch),
-        plan=plan,
-    )
+    return PatchLabels(instances, classes, purity, window, patch, plan.corners(window, patch), plan)
 
 
 def pair_counts(labelled: Iterable[PatchLabels], min_purity: float = 0.5) -> pd.DataFrame:
-    """Count pairs of labelled patches of each scene: on one object, on two, and among these the twins.
+    """Count pairs of labelled patches of each scene: on one object, on two, and among these the twins (of one class).
 
-    Patches take part if they are labelled and their purity is above `min_purity`, as in the strict protocol. One row a
-    scene: ``patches`` that take part, ``pairs`` of them that do not show the same pixels, of these those on the ``same
-    object``, on ``different objects``, and of the latter the ``twins`` (of one class); and ``majority``, the share of
-    the more frequent answer.
+    As in the strict protocol, patches take part whose purity is above `min_purity`, and pairs of them that do not show
+    the same pixels. ``majority`` is the share of the more frequent answer.
     """
     import pandas as pd
 

@@ -16,7 +16,7 @@ import numpy as np
 
 Item = TypeVar("Item")
 Outline = Callable[[np.ndarray, np.ndarray], np.ndarray]
-Colour = tuple[int, int, int]
+Colour = tuple[int, ...]
 Texture = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]
 
 RADIUS = 1024
@@ -194,29 +194,11 @@ def _hash(x: np.ndarray, y: np.ndarray, salt: int) -> np.ndarray:
     return (mixed >> np.uint64(56)).astype(np.int64)
 
 
-def _stripes(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    return (x // scale & 1) * 255 + 0 * y
-
-
-def _checks(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    return ((x // scale + y // scale) & 1) * 255
-
-
 def _dots(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
     period = 2 * scale
     row = y // period
     right, down = (x + (row & 1) * scale) % period - scale, y % period - scale
     return (right * right + down * down <= (5 * scale // 8) ** 2) * 255
-
-
-def _grid(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    period = 2 * scale
-    return ((x % period < period // 4) | (y % period < period // 4)) * 255
-
-
-def _zigzag(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    period = 4 * scale
-    return ((y + abs(x % period - period // 2)) // scale & 1) * 255
 
 
 def _bricks(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
@@ -229,10 +211,6 @@ def _bricks(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
 def _target(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
     edges = (np.arange(1, 64, dtype=np.int64) * scale) ** 2
     return (np.searchsorted(edges, x * x + y * y, side="right") & 1) * 255
-
-
-def _speckle(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
-    return (_hash(2 * x // scale, 2 * y // scale, salt) > 140) * 255
 
 
 def _clouds(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
@@ -267,44 +245,33 @@ def fade(x: np.ndarray, y: np.ndarray, scale: int, salt: int) -> np.ndarray:
 
 
 OBJECT_TEXTURES: tuple[Texture, ...] = (
-    *(_stripes, _checks, _dots, _grid, _zigzag),
-    *(_bricks, _target, _speckle, _clouds),
+    lambda x, y, scale, salt: (x // scale & 1) * 255 + 0 * y,  # stripes
+    lambda x, y, scale, salt: ((x // scale + y // scale) & 1) * 255,  # checks
+    _dots,
+    lambda x, y, scale, salt: ((x % (2 * scale) < scale // 2) | (y % (2 * scale) < scale // 2)) * 255,  # a grid
+    lambda x, y, scale, salt: ((y + abs(x % (4 * scale) - 2 * scale)) // scale & 1) * 255,  # zigzag
+    _bricks,
+    _target,
+    lambda x, y, scale, salt: (_hash(2 * x // scale, 2 * y // scale, salt) > 140) * 255,  # speckle
+    _clouds,
 )
 GROUND_TEXTURES: tuple[Texture, ...] = (_clouds, _weave, _planks)
 
-# Base and accent, far enough apart that a pattern shows and that two looks of a scene are told apart.
-OBJECT_COLOURS: tuple[tuple[Colour, Colour], ...] = (
-    ((206, 62, 58), (250, 208, 190)),
-    ((238, 132, 48), (112, 52, 20)),
-    ((245, 200, 72), (158, 98, 16)),
-    ((116, 176, 72), (38, 84, 44)),
-    ((32, 136, 112), (188, 234, 210)),
-    ((66, 146, 206), (16, 54, 104)),
-    ((66, 76, 162), (198, 204, 246)),
-    ((152, 92, 178), (72, 30, 98)),
-    ((226, 118, 164), (118, 30, 78)),
-    ((242, 236, 222), (96, 88, 82)),
-    ((56, 60, 70), (196, 198, 204)),
-    ((138, 90, 56), (230, 196, 152)),
-    ((112, 204, 220), (18, 88, 108)),
-    ((192, 204, 84), (88, 100, 22)),
+
+def _pairs(text: str) -> list[tuple[Colour, ...]]:
+    """Base and accent, each written as RGB in hex."""
+    return [tuple(tuple(bytes.fromhex(colour)) for colour in pair.split(":")) for pair in text.split()]
+
+
+# Far enough apart that a pattern shows and that two looks of a scene are told apart.
+OBJECT_COLOURS = _pairs(
+    "ce3e3a:fad0be ee8430:703414 f5c848:9e6210 74b048:26542c 208870:bcead2 4292ce:103668 424ca2:c6ccf6 "
+    "985cb2:481e62 e276a4:761e4e f2ecde:605852 383c46:c4c6cc 8a5a38:e6c498 70ccdc:12586c c0cc54:586416"
 )
 # Muted, so that the ground stays ground.
-GROUND_COLOURS: tuple[tuple[Colour, Colour], ...] = (
-    ((212, 202, 182), (184, 172, 148)),
-    ((178, 192, 172), (148, 166, 142)),
-    ((180, 190, 202), (150, 164, 182)),
-    ((204, 188, 188), (180, 160, 162)),
-    ((160, 148, 132), (134, 122, 106)),
-    ((122, 130, 136), (98, 106, 114)),
-    ((142, 152, 128), (116, 128, 104)),
+GROUND_COLOURS = _pairs(
+    "d4cab6:b8ac94 b2c0ac:94a68e b4beca:96a4b6 ccbcbc:b4a0a2 a09484:867a6a 7a8288:626a72 8e9880:748068"
 )
-
-
-def mix(base: Colour, accent: Colour, share: np.ndarray) -> np.ndarray:
-    """Colours between two: int64 array of shape (height, width, 3) from shares 0..255 of the accent."""
-    low, high = np.array(base, dtype=np.int64), np.array(accent, dtype=np.int64)
-    return low + (high - low) * share[..., None] // 255
 
 
 @dataclass(frozen=True)
@@ -314,11 +281,12 @@ class Surface:
     texture: Texture
     scale: int
     salt: int
-    colours: tuple[Colour, Colour]
+    colours: tuple[Colour, ...]
     turn: int
 
     def paint(self, right: np.ndarray, down: np.ndarray) -> np.ndarray:
         """int64 ``[height, width, 3]`` at pixel offsets from the pattern's origin."""
         x, y = rotate(right, down, self.turn)
-        mixed = self.texture(x * SUBPIXELS // UNIT, y * SUBPIXELS // UNIT, self.scale, self.salt)
-        return mix(*self.colours, mixed)
+        accent = self.texture(x * SUBPIXELS // UNIT, y * SUBPIXELS // UNIT, self.scale, self.salt)
+        low, high = np.array(self.colours, dtype=np.int64)
+        return low + (high - low) * accent[..., None] // 255

@@ -1,17 +1,23 @@
-"""`open_scenes`: from a URI to a scene set."""
+"""`open_scenes`: from a URI to a scene set; and synthetic sets varied one option at a time, all else as in a base set.
+
+>>> sets = scene_variations("synthetic:n=60,seed=0,objects=4", {"twins": [0, 0.5], "surface": ["flat"]})
+>>> [(entry.option, entry.value, entry.is_base) for entry in sets]
+[('twins', '0', False), ('twins', '0.5', True), ('surface', 'flat', False)]
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bindkit.arguments import require_kind
-from bindkit.errors import SceneSetError
+from bindkit.errors import InvalidParameterError, SceneSetError
 from bindkit.scenes.formats.ade20k import open_ade20k
 from bindkit.scenes.formats.folder import open_folder
 from bindkit.scenes.scene import SceneSet
-from bindkit.scenes.synthetic import open_synthetic
+from bindkit.scenes.synthetic import SyntheticOptions, SyntheticScenes, open_synthetic
 
 
 @dataclass(frozen=True)
@@ -72,3 +78,55 @@ def open_scenes(uri: str, index_dir: str | Path | None = None) -> SceneSet:
     if found.needs_directory and not rest.strip():
         raise SceneSetError(f"{uri!r} names no directory; write {found.form}")
     return found.open(rest, None if index_dir is None else Path(index_dir))
+
+
+@dataclass(frozen=True)
+class Variation:
+    """A scene set that differs from the base in one option; its `uri` spells every option out."""
+
+    option: str
+    value: str
+    uri: str
+    is_base: bool
+    """Whether the value is the base's own."""
+
+
+def read_variations(text: str) -> dict[str, list[str]]:
+    """Options and their values from one line: ``"twins=0 0.5 0.9; surface=flat camouflage"``."""
+    options: dict[str, list[str]] = {}
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        option, equals, values = (piece.strip() for piece in part.partition("="))
+        if not option or not equals or not values or option in options:
+            fault = "is given twice" if option in options else "is not understood"
+            raise InvalidParameterError(
+                f"{part!r} {fault}; write OPTION=VALUE VALUE ... with semicolons between options, for example "
+                '"twins=0 0.5 0.9; surface=flat camouflage"'
+            )
+        options[option] = values.split()
+    return options
+
+
+def scene_variations(base: str, options: Mapping[str, Sequence[Any]] | str) -> list[Variation]:
+    """Every option of a ``synthetic:`` set varied by itself, all else as in the base.
+
+    `options` gives each its values, from easy to hard; or is one line as `read_variations` takes it. A value that is
+    given twice counts once. Raises InvalidParameterError, also for scenes that are not synthetic.
+    """
+    scenes = open_scenes(base)
+    if not isinstance(scenes, SyntheticScenes):
+        raise InvalidParameterError(f'only synthetic scenes are varied, got {base!r}; write "synthetic:n=...,seed=..."')
+    require_kind(options, (str, Mapping), "options are a mapping such as {'twins': [0, 0.5]}")
+    values_of = read_variations(options) if isinstance(options, str) else options
+    empty = [option for option, values in values_of.items() if isinstance(values, str) or not len(values)]
+    if empty or not values_of:
+        raise InvalidParameterError(
+            f"give every option a list of values, for example {{'twins': [0, 0.5, 0.9]}}, got {dict(values_of)!r}"
+        )
+    told = dict(part.split("=", 1) for part in scenes.uri.removeprefix("synthetic:").split(","))
+    found: list[Variation] = []
+    for option, values in values_of.items():
+        for value in dict.fromkeys(str(value).strip() for value in values):
+            text = ",".join(f"{name}={given}" for name, given in {**told, option: value}.items())
+            uri = SyntheticOptions.parse(text).uri
+            found.append(Variation(option, value, uri, uri == scenes.uri))
+    return found

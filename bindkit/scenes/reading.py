@@ -83,25 +83,17 @@ class ReadingOptions:
                 listed = "; ".join(f"{option}: {OPTIONS[option]}" for option in known)
                 raise InvalidParameterError(f"scenes in files: {name}={value} {fault}; the options are {listed}")
             values[name] = value
-        return cls(
-            max_pixels=int(values.get("max_pixels", MAX_PIXELS)),
-            orientation=values.get("orientation"),
-            soft="soft" in values,
-            void=tuple(sorted({int(number) for number in re.findall("[0-9]+", values.get("void", ""))})),
-        )
+        void = tuple(sorted({int(number) for number in re.findall("[0-9]+", values.get("void", ""))}))
+        return cls(int(values.get("max_pixels", MAX_PIXELS)), values.get("orientation"), "soft" in values, void)
 
     def __str__(self) -> str:
         """What stands behind the directory in a normalised URI: the options that are not at their default, in order."""
-        given = {
-            "max_pixels": "" if self.max_pixels == MAX_PIXELS else str(self.max_pixels),
-            "orientation": self.orientation or "",
-            "soft": "allow" if self.soft else "",
-            "void": "+".join(map(str, self.void)),
-        }
-        return "".join(f",{name}={value}" for name, value in given.items() if value)
-
-
-# --- what speaks against a mask --------------------------------------------------------------------
+        return (
+            (f",max_pixels={self.max_pixels}" if self.max_pixels != MAX_PIXELS else "")
+            + (f",orientation={self.orientation}" if self.orientation else "")
+            + (",soft=allow" if self.soft else "")
+            + (f",void={'+'.join(map(str, self.void))}" if self.void else "")
+        )
 
 
 def _steps(channels: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
@@ -151,28 +143,23 @@ def border_value(ids: np.ndarray) -> int | None:
     return value if thin and len(others) and 2 * len(touched) >= len(others) else None
 
 
-# --- picture and masks -----------------------------------------------------------------------------
-
-
 def choose_orientation(files: Sequence[Header], paths: Sequence[Path], wish: str | None) -> tuple[bool, bool]:
     """Whether to read a picture and its masks, in this order, upright; and whether they would fit as stored, too.
 
-    Upright is preferred; where that does not fit, the masks were drawn on the pixels as stored. Raises BrokenSceneError
-    if they are of different sizes either way.
+    Upright is preferred; where that does not fit, the masks were drawn on the pixels as stored.
     """
-    ways = [upright for name, upright in (("upright", True), ("stored", False)) if wish in (None, name)]
+    ways = [name == "upright" for name in ("upright", "stored") if wish in (None, name)]
     fitting = [upright for upright in ways if len({file.size_when(upright) for file in files}) == 1]
     orientations = [file.orientation for file in files]
     if fitting:
         return fitting[0], len(fitting) == 2 and len(set(orientations)) > 1
     sizes = [file.size_when(wish != "stored") for file in files]
     other = next(k for k, size in enumerate(sizes) if size != sizes[0])
-    hint = ""
-    if set(orientations) != {1}:
-        hint = f" (EXIF orientation: image {orientations[0]}, mask {orientations[other]}; read {wish or 'either way'})"
+    turns = f" (EXIF orientation: image {orientations[0]}, mask {orientations[other]}; read {wish or 'either way'})"
     raise BrokenSceneError(
         f"{paths[other]}: the mask is {sizes[other][0]} x {sizes[other][1]} px but the image {paths[0]} is "
-        f"{sizes[0][0]} x {sizes[0][1]} px (height x width); both must have the same size{hint}"
+        f"{sizes[0][0]} x {sizes[0][1]} px (height x width); both must have the same size"
+        + (turns if set(orientations) != {1} else "")
     )
 
 
@@ -181,10 +168,7 @@ _saying = threading.Lock()
 
 
 class FileScenes(SceneSequence):
-    """Base of the sets whose scenes are read from files.
-
-    A subclass finds the files, sets `ids`, `broken` and the rest, says the `sources` of a scene and makes one of them.
-    """
+    """Base of the sets read from files: a subclass finds them, says the `sources` of a scene and makes one of them."""
 
     mask_kinds: tuple[tuple[str, ...], ...]
     """What each mask of a scene, in the order of its sources, may be: "gray" (or palette), "rgb"."""
@@ -200,8 +184,7 @@ class FileScenes(SceneSequence):
         if not self.ids:
             reasons = "; ".join(scene.reason for scene in self.broken[:3])
             raise SceneSetError(
-                f"{self.root} holds no usable scene: no {looked_for}"
-                + (f" ({len(self.broken)} broken: {reasons})" if reasons else "")
+                f"{self.root} holds no usable scene: no {looked_for} ({len(self.broken)} broken: {reasons or 'none'})"
             )
         if self.broken:
             logger.warning("%s: scenes left out: %d; the first: %s", self.uri, len(self.broken), self.broken[0].reason)
@@ -227,10 +210,10 @@ class FileScenes(SceneSequence):
     def say(self, remark: str, path: Path) -> None:
         """Log a remark the first time that it comes up; `check_scenes` names all scenes that it is true of."""
         with _saying:
-            is_new = remark not in self._said
+            if remark in self._said:
+                return
             self._said.add(remark)
-        if is_new:
-            logger.warning("%s: %s; said once, check_scenes names all such scenes", path, remark)
+        logger.warning("%s: %s; said once, check_scenes names all such scenes", path, remark)
 
     def size_of(self, position: int) -> tuple[int, int]:
         """``(height, width)`` in pixels, from headers only. Raises BrokenSceneError."""

@@ -174,7 +174,7 @@ class SceneSubset(SceneSequence):
         self.uri = f"{scenes.uri}#subset={digest[:16]}"
         self.broken = broken
         splits = scenes.official_splits
-        self.official_splits = None if splits is None else tuple(splits[k] for k in positions)
+        self.official_splits = splits and tuple(splits[k] for k in positions)
         self.class_names = scenes.class_names
         self.scenes_csv = getattr(scenes, "scenes_csv", None)
         self.made_by = getattr(scenes, "made_by", None)
@@ -185,15 +185,19 @@ class SceneSubset(SceneSequence):
         return getattr(self._scenes, "benchmark_classes", None)
 
     def __getitem__(self, position: int) -> Scene:
-        return self._scenes[self._positions[self._position(position)]]
+        return self._scenes[self._position(position)]
 
     def size_of(self, position: int) -> tuple[int, int]:
         """``(height, width)`` in pixels, from the file's header only. Raises BrokenSceneError."""
-        return self._scenes.size_of(self._positions[self._position(position)])
+        return self._scenes.size_of(self._position(position))
 
     def sources(self, position: int) -> tuple[Path, ...]:
         """Files that a scene is read from, its picture first; none of a scene that is computed."""
-        return sources_of(self._scenes, self._positions[self._position(position)])
+        return sources_of(self._scenes, self._position(position))
+
+    def _position(self, position: int) -> int:
+        """In the set that it is a view of."""
+        return self._positions[super()._position(position)]
 
 
 def subset(scenes: SceneSet, positions: Iterable[int], broken: Sequence[BrokenScene] | None = None) -> SceneSet:
@@ -201,14 +205,10 @@ def subset(scenes: SceneSet, positions: Iterable[int], broken: Sequence[BrokenSc
 
     Each position once, in the order wanted; all of them in order give `scenes` itself. `broken` is what the view lists
     as left out, by default that of `scenes`. Its `uri` is an identity, which `open_scenes` does not open.
-    Raises InvalidParameterError for a position outside the set, or one given twice.
     """
     chosen = tuple(int(position) for position in positions)
-    outside = [position for position in chosen if not 0 <= position < len(scenes)]
-    if outside:
-        raise InvalidParameterError(
-            f"position {outside[0]} is outside a set of {len(scenes)} scenes (0..{len(scenes) - 1})"
-        )
+    if outside := [position for position in chosen if not 0 <= position < len(scenes)]:
+        raise InvalidParameterError(f"position {outside[0]} is outside a set of {len(scenes)} scenes")
     if len(set(chosen)) != len(chosen):
         raise InvalidParameterError("a subset takes each position once; some were given twice")
     left_out = tuple(scenes.broken if broken is None else broken)

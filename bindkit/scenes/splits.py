@@ -10,8 +10,10 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -29,7 +31,6 @@ FEW_SCENES = 20
 Groups = str | Mapping[str, Any] | Sequence[Any] | None
 """How groups are told: a regular expression, a column, a name for each id, or one for each scene."""
 Members = tuple[int, ...]
-Sides = tuple[list[int], list[int], list[int]]
 _SHOWN = 3
 
 
@@ -43,10 +44,7 @@ class _Identified(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """Positions of the scenes that train, validate and test; no scene is in two of them.
-
-    Raises InvalidParameterError if a position is in two splits, or twice in one, or a group is in two.
-    """
+    """Positions of the scenes that train, validate and test; no scene and no group is in two of them."""
 
     train: tuple[int, ...]
     """Ascending, as the others. Validation and test are empty where there are too few scenes."""
@@ -104,15 +102,21 @@ def named_groups(scenes: Any, groups: Groups) -> tuple[list[Members], list[str]]
         names, told = list(groups), "as given"
         if len(names) != len(ids):
             raise InvalidParameterError(f"groups has {len(names)} entries for {len(ids)} scenes; give one a scene")
-    members: dict[Any, list[int]] = {}
-    for position, name in enumerate(names):
-        if name is not None and name != "":
-            members.setdefault(name, []).append(position)
-    without = len(ids) - sum(map(len, members.values()))
-    said = f"{len(ids) - without} scenes in {_counted(len(members), 'group')} ({told})"
-    if without:
-        said += f", {without} without one: each of those is a group of its own"
-    return [tuple(found) for found in members.values() if len(found) > 1], [said]
+    having = [position for position, name in enumerate(names) if name is not None and name != ""]
+    n_groups = len({names[position] for position in having})
+    said = f"{len(having)} scenes in {_counted(n_groups, 'group')} ({told})"
+    if len(having) < len(ids):
+        said += f", {len(ids) - len(having)} without one: each of those is a group of its own"
+    return _alike(having, lambda position: names[position]), [said]
+
+
+def _alike(positions: Iterable[int], key: Callable[[int], Any]) -> list[Members]:
+    """Positions with one key, where there are several; without those whose key is in a file that cannot be read."""
+    found: dict[Any, list[int]] = {}
+    for position in positions:
+        with suppress(OSError, BrokenSceneError):  # a picture that is gone is reported where it is read
+            found.setdefault(key(position), []).append(position)
+    return [tuple(members) for members in found.values() if len(members) > 1]
 
 
 def _by_text(scenes: Any, groups: str) -> tuple[list[str | None], str]:
@@ -129,16 +133,14 @@ def _by_text(scenes: Any, groups: str) -> tuple[list[str | None], str]:
         ) from None
     found = [pattern.search(scene_id) for scene_id in scenes.ids]
     if not any(found):
-        where = ""
-        if table is not None:
-            has = f"{table.name} has the columns {', '.join(columns)}" if columns else f"there is no {table.name}"
-            where = f", nor is it a column of {table} ({has}; it needs id and {groups!r})"
+        where = f", and {table} has the columns {', '.join(columns)}" if columns else ""
+        if table is not None and not columns:
+            where = f", and there is no {table} with such a column"
         raise InvalidParameterError(
             f"groups {groups!r} is found in no scene id, such as {scenes.ids[0]!r}{where}; give a regular expression "
             "whose first group, or whole match, is what scenes of one group have in common"
         )
-    names = [None if match is None else match.group(1 if pattern.groups else 0) for match in found]
-    return names, f"by {groups!r} in their ids"
+    return [match and match.group(1 if pattern.groups else 0) for match in found], f"by {groups!r} in their ids"
 
 
 def _columns(table: Path) -> dict[str, dict[str, str]]:
@@ -160,21 +162,16 @@ def _columns(table: Path) -> dict[str, dict[str, str]]:
 
 def _identical_pictures(scenes: Any) -> list[Members]:
     """Scenes whose picture files hold the same bytes; only files of one size can."""
-    by_size: dict[int, list[tuple[int, Path]]] = {}
-    for position in range(len(scenes.ids)):
-        try:
-            for picture in sources_of(scenes, position)[:1]:
-                by_size.setdefault(picture.stat().st_size, []).append((position, picture))
-        except (OSError, BrokenSceneError):
-            continue  # a picture that is gone is reported where it is read
-    by_digest: dict[str, list[int]] = {}
-    for alike in by_size.values():
-        for position, picture in alike if len(alike) > 1 else ():
-            try:
-                by_digest.setdefault(sha256_of(picture), []).append(position)
-            except OSError:
-                continue
-    return sorted(tuple(found) for found in by_digest.values() if len(found) > 1)
+
+    def picture(position: int) -> Path:
+        files = sources_of(scenes, position)
+        if not files:
+            raise FileNotFoundError
+        return files[0]
+
+    of_one_size = _alike(range(len(scenes.ids)), lambda position: picture(position).stat().st_size)
+    same = (_alike(positions, lambda position: sha256_of(picture(position))) for positions in of_one_size)
+    return sorted(chain.from_iterable(same))
 
 
 def _joined(n_scenes: int, groups: Sequence[Members]) -> tuple[Members, ...]:
@@ -186,14 +183,12 @@ def _joined(n_scenes: int, groups: Sequence[Members]) -> tuple[Members, ...]:
     if not links:
         return ()
     graph = coo_array(([1] * len(links), tuple(zip(*links, strict=True))), shape=(n_scenes, n_scenes))
-    together: dict[int, list[int]] = {}
-    for position, part in enumerate(connected_components(graph, directed=False)[1]):
-        together.setdefault(int(part), []).append(position)
-    return tuple(tuple(found) for found in together.values() if len(found) > 1)
+    part_of = connected_components(graph, directed=False)[1]
+    return tuple(_alike(range(n_scenes), lambda position: part_of[position]))
 
 
-def _split_officially(official: Sequence[str], groups: Sequence[Members]) -> tuple[Sides, list[str]]:
-    """The data set's own split, with groups moved to one side of it, and what was moved, in words."""
+def _split_officially(official: Sequence[str], groups: Sequence[Members]) -> tuple[list[int], list[str]]:
+    """Side of each scene in the data set's own split, whole groups on one, and what was moved for that, in words."""
     training = [position for position, split in enumerate(official) if split == OFFICIAL_SPLITS[0]]
     n_train = max(1, len(training) * 4 // 5)
     side = [2] * len(official)
@@ -212,26 +207,27 @@ def _split_officially(official: Sequence[str], groups: Sequence[Members]) -> tup
             "every training scene shares a group with a validation scene of the data set; nothing is left to train on: "
             "give finer groups"
         )
-    train, validation, test = ([position for position, of in enumerate(side) if of == name] for name in range(3))
     said = f"{_counted(moved, 'scene')} moved from the data set's own split to the rest of their group"
-    return (train, validation, test), [said] if moved else []
+    return side, [said] if moved else []
 
 
-def _split_by_hash(ids: Sequence[str], groups: Sequence[Members]) -> Sides:
-    """Groups in the order of their ids' hashes, large ones first, each to the first side with room for it."""
+def _split_by_hash(ids: Sequence[str], groups: Sequence[Members]) -> list[int]:
+    """Side of each scene: groups in the order of their ids' hashes, large ones first, to the first side with room."""
     units = in_order(ids, groups)
     n_held = max(1, len(ids) // 5)
     room = [len(ids) - 2 * n_held, n_held, n_held] if len(units) > 2 else [len(ids)] * 3
-    sides: Sides = ([], [], [])
+    side_of: dict[int, int] = {}
+    filled: set[int] = set()
     used = (0, 1, 2) if len(units) > 2 else (0, 2)
     for number, members in enumerate(units):
-        empty = [side for side in used if not sides[side]]
+        empty = [side for side in used if side not in filled]
         choice = empty if len(units) - number <= len(empty) else used
         fitting = [side for side in choice if room[side] >= len(members)]
         side = fitting[0] if fitting else max(choice, key=lambda at: room[at])
-        sides[side].extend(members)
+        side_of |= dict.fromkeys(members, side)
+        filled.add(side)
         room[side] -= len(members)
-    return sorted(sides[0]), sorted(sides[1]), sorted(sides[2])
+    return [side_of[position] for position in range(len(ids))]
 
 
 def in_order(ids: Sequence[str], groups: Sequence[Members]) -> list[Members]:
@@ -242,14 +238,10 @@ def in_order(ids: Sequence[str], groups: Sequence[Members]) -> list[Members]:
     return sorted(units, key=lambda members: (-len(members), min(keys[position] for position in members)))
 
 
-def _notices(sides: Sides, groups: Sequence[Members]) -> list[str]:
+def _notices(sides: Sequence[Members], groups: Sequence[Members]) -> list[str]:
     """What is too small to measure with, in words."""
     first = {position: members[0] for members in groups for position in members}
     n_groups = [len({first.get(position, position) for position in side}) for side in sides]
-    held = [
-        _counted(len(side), "scene") + ("" if n == len(side) else f" in {_counted(n, 'group')}")
-        for side, n in zip(sides, n_groups, strict=True)
-    ]
     train, validation, test = sides
     said = []
     if not test and not validation:
@@ -261,12 +253,15 @@ def _notices(sides: Sides, groups: Sequence[Members]) -> list[str]:
     elif not validation:
         few = "groups" if groups else "scenes"
         said.append(f"validation is empty (too few {few}): the last epoch of every fit is kept instead of the best")
-    if (test or validation) and n_groups[2] < FEW_SCENES:
-        said.append(f"test holds {held[2]}: its figures are a demonstration, not a measurement")
-    if n_groups[0] < FEW_SCENES:
-        said.append(f"train holds {held[0]}: a probe fitted on so few mostly learns them by heart")
-    if 0 < n_groups[1] < FEW_SCENES:
-        said.append(f"validation holds {held[1]}: the choice of the epoch that is kept is mostly chance")
+    for number, name, meaning in (
+        (2, "test", "its figures are a demonstration, not a measurement"),
+        (0, "train", "a probe fitted on so few mostly learns them by heart"),
+        (1, "validation", "the choice of the epoch that is kept is mostly chance"),
+    ):
+        n_scenes, n_units = len(sides[number]), n_groups[number]
+        if 0 < n_units < FEW_SCENES:
+            in_groups = "" if n_units == n_scenes else f" in {_counted(n_units, 'group')}"
+            said.append(f"{name} holds {_counted(n_scenes, 'scene')}{in_groups}: {meaning}")
     return said
 
 
@@ -334,10 +329,10 @@ def split_scenes(scenes: _Identified, groups: Groups = None) -> Split:
     together = _joined(n_scenes, [*named, *same])
     official = scenes.official_splits
     if official is not None and set(OFFICIAL_SPLITS) <= set(official):
-        sides, moved = _split_officially(official, together)
+        side_of, moved = _split_officially(official, together)
         notices += moved
     else:
-        sides = _split_by_hash(scenes.ids, together)
-    notices += _notices(sides, together)
-    train, validation, test = (tuple(side) for side in sides)
-    return Split(train, validation, test, tuple(notices), together)
+        side_of = _split_by_hash(scenes.ids, together)
+    sides = [tuple(position for position, of in enumerate(side_of) if of == side) for side in range(3)]
+    train, validation, test = sides
+    return Split(train, validation, test, (*notices, *_notices(sides, together)), together)

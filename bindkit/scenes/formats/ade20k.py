@@ -17,18 +17,19 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import pickle
+from collections import UserDict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bindkit.errors import BrokenSceneError, SceneSetError
+from bindkit.errors import BrokenSceneError, SceneSetError, UnsafePickleError
 from bindkit.files import parse_json, progress, write_bytes
 from bindkit.scenes.decoding import why_unusable
-from bindkit.scenes.formats.safe_pickle import load_plain_pickle, plain
 from bindkit.scenes.reading import ADE20K_OPTIONS, FileScenes, ReadingOptions, split_directory
 from bindkit.scenes.scene import OFFICIAL_SPLITS, BrokenScene, Scene
 
@@ -46,14 +47,11 @@ BENCHMARK_BY_HAND = {
 
 
 def find_root(directory: Path) -> Path:
-    """The directory of the release: the one given, or the single one inside it that holds ``images/ADE``.
-
-    Raises SceneSetError, and says what was looked for.
-    """
+    """The directory of the release: the one given, or the single one inside it that holds ``images/ADE``."""
     if not directory.is_dir():
         raise SceneSetError(f"{directory} is not a directory; give the one that holds ADE20K's full release")
     try:
-        candidates = [directory, *sorted(child for child in directory.iterdir() if child.is_dir())]
+        candidates = [directory, *sorted(filter(Path.is_dir, directory.iterdir()))]
     except OSError as error:
         raise SceneSetError(f"{directory} cannot be listed ({error.strerror}); check that you may read it") from error
     inner = [Path("images", "ADE", split) for split in OFFICIAL_SPLITS]
@@ -66,23 +64,16 @@ def find_root(directory: Path) -> Path:
         raise SceneSetError(
             f"{directory} holds several releases of ADE20K ({', '.join(path.name for path in roots)}); give one of them"
         )
-    hint = "It is"
-    if any((path / "annotations").is_dir() for path in candidates):
-        hint = (
-            "This looks like the scene-parsing benchmark (ADEChallengeData2016), whose masks tell no instances apart; "
-        )
-        hint += "what is needed is"
+    benchmark = "The scene-parsing benchmark (ADEChallengeData2016), whose masks tell no instances apart, will not do. "
     raise SceneSetError(
         f"{directory} holds no ADE20K: looked for images/ADE/training and images/ADE/validation in it and in the "
-        f"directories in it. {hint} the full release, from https://ade20k.csail.mit.edu"
+        f"directories in it. {benchmark if any((path / 'annotations').is_dir() for path in candidates) else ''}"
+        "Give the full release, from https://ade20k.csail.mit.edu"
     )
 
 
 def _walk(root: Path) -> tuple[dict[str, str], list[BrokenScene]]:
-    """Image -> split, training first, each split by file name; and what has no image or cannot be listed.
-
-    Images are named from the data set's directory on: ``images/ADE/training/.../ADE_train_00000001.jpg``.
-    """
+    """Image (from ``images/`` on) -> split, training first, by file name; and what has no image or cannot be listed."""
     found: dict[str, str] = {}
     lost: list[BrokenScene] = []
 
@@ -150,12 +141,12 @@ class Ade20kScenes(FileScenes):
         self.ids, self._images = tuple(usable), tuple(usable.values())
         self.official_splits = tuple(found[image] for image in self._images)
         self.require_usable(".jpg with its _seg.png under images/ADE/training or images/ADE/validation")
-        self.class_names: Mapping[int, str]
-        if index:
-            self.class_names = dict(enumerate(index["objectnames"], start=1))
-        else:
-            annotations = [root / _beside(image, ".json") for image in self._images]
-            self.class_names = _LazyNames(lambda: names_from_annotations(root, annotations, index_dir))
+        annotations = [root / _beside(image, ".json") for image in self._images]
+        self.class_names = (
+            dict(enumerate(index["objectnames"], start=1))
+            if index
+            else _LazyNames(lambda: names_from_annotations(root, annotations, index_dir))
+        )
 
     def __getitem__(self, position: int) -> Scene:
         position = self._position(position)
@@ -180,11 +171,13 @@ class Ade20kScenes(FileScenes):
         return None
 
 
-def map_to_benchmark(class_names: Mapping[int, str], table: Path) -> dict[int, int]:
-    """Map class names of the full release to the 150 classes of ``objectInfo150.csv`` (columns Idx, Name).
+def benchmark_name(name: str) -> str:
+    """A class name of the full release as ``objectInfo150.csv`` writes it."""
+    return name.lower().replace(", ", ";").replace(" ", ";")
 
-    Its names are written with ";" for both ", " and " ". Capitals do not count. Raises SceneSetError.
-    """
+
+def map_to_benchmark(class_names: Mapping[int, str], table: Path) -> dict[int, int]:
+    """Map class names of the full release to the 150 classes of ``objectInfo150.csv`` (columns Idx, Name)."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             numbers = {row["Name"].strip().lower(): int(row["Idx"]) for row in csv.DictReader(stream)}
@@ -195,32 +188,26 @@ def map_to_benchmark(class_names: Mapping[int, str], table: Path) -> dict[int, i
             f"{table} cannot be read as the benchmark's table ({type(error).__name__}: {error}); expected a CSV with "
             f"the columns Idx and Name. Fetch it anew, or remove it to go without the 150 classes"
         ) from error
-    mapped = {}
-    for class_id, name in class_names.items():
-        lowered = name.lower()
-        spelled = lowered.replace(", ", ";").replace(" ", ";")
-        mapped[class_id] = BENCHMARK_BY_HAND.get(lowered) or numbers.get(spelled, 0)
-    return mapped
-
-
-# --- what is read once and kept --------------------------------------------------------------------
+    return {
+        class_id: BENCHMARK_BY_HAND.get(name.lower()) or numbers.get(benchmark_name(name), 0)
+        for class_id, name in class_names.items()
+    }
 
 
 def _kept(
-    place: Path | None, source: dict[str, Any], read: Callable[[], dict[Any, Any]], holds: tuple[str, ...] = ()
+    index_dir: Path | None, kind: str, root: Path, source: dict[str, Any], read: Callable[[], dict[Any, Any]]
 ) -> dict[Any, Any]:
-    """What `read` gives, kept at `place` as JSON (None keeps nothing) as long as it has this very source.
-
-    A file without what it `holds`, as another version may have kept it, is read anew.
-    """
-    if place is None:
+    """What `read` gives of a release, kept as JSON (without `index_dir` not) as long as it has this very source."""
+    if index_dir is None:
         return read()
+    place = Path(index_dir) / f"ade20k_{kind}_{hashlib.sha256(str(root).encode()).hexdigest()[:12]}.json"
     try:
         kept = parse_json(place.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         kept = None
     found = kept.get("content") if isinstance(kept, dict) and kept.get("source") == source else None
-    if isinstance(found, dict) and all(name in found for name in holds):
+    # An index without what it holds, as another version may have kept it, is read anew.
+    if isinstance(found, dict) and (kind != "index" or {"files", "objectnames"} <= set(found)):
         return found
     content = read()
     try:
@@ -231,17 +218,10 @@ def _kept(
     return content
 
 
-def _place(index_dir: Path | None, kind: str, root: Path) -> Path | None:
-    """Where something about this data set is kept."""
-    digest = hashlib.sha256(str(root).encode()).hexdigest()[:12]
-    return None if index_dir is None else Path(index_dir) / f"ade20k_{kind}_{digest}.json"
-
-
 def read_index(root: Path, index_dir: Path | None) -> dict[str, Any] | None:
     """``files`` of the index (from ``images/`` on) and ``objectnames`` (of class id k at ``k - 1``); None without one.
 
-    The pickle is read once for each path, size and time of change. Raises UnsafePickleError, or SceneSetError if it
-    does not hold what ADE20K's index holds.
+    The pickle is read once for each path, size and time of change.
     """
     path = root / INDEX_NAME
     if not path.is_file():
@@ -251,28 +231,25 @@ def read_index(root: Path, index_dir: Path | None) -> dict[str, Any] | None:
     def read() -> dict[str, Any]:
         logger.info("reading %s once (%.0f MB)", path, status.st_size / 1e6)
         content = load_plain_pickle(path)
-        lists: dict[str, list[str]] = {}
-        for field in ("filename", "folder", "objectnames"):
-            values = plain(content.get(field)) if isinstance(content, dict) else None
-            if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
-                raise SceneSetError(
-                    f"{path} has no list of strings called {field!r}, so it is not ADE20K's index. Fetch it anew, or "
-                    f"remove it: the scenes are then found by their folders"
-                )
-            lists[field] = list(values)
-        names, folders = lists["filename"], lists["folder"]
-        if len(names) != len(folders):
-            raise SceneSetError(f"{path} lists {len(names)} file names but {len(folders)} folders; fetch it anew")
+        fields = ("filename", "folder", "objectnames")
+        lists: list[Any] = [plain(content.get(field)) if isinstance(content, dict) else None for field in fields]
+        names, folders, object_names = lists
+        of_strings = [isinstance(one, list | tuple) and all(isinstance(x, str) for x in one) for one in lists]
+        if not all(of_strings) or len(names) != len(folders):
+            raise SceneSetError(
+                f"{path} is not ADE20K's index, which has lists of strings called {', '.join(fields)}, as many folders "
+                "as file names. Fetch it anew, or remove it: the scenes are then found by their folders"
+            )
         files = []
         for folder, name in zip(folders, names, strict=True):
             # The index starts its folders at the release's name, which users may have changed.
             parts = PurePosixPath(folder.replace("\\", "/")).parts
             start = parts.index("images") if "images" in parts else 0
             files.append(PurePosixPath(*parts[start:], name).as_posix())
-        return {"files": files, "objectnames": lists["objectnames"]}
+        return {"files": files, "objectnames": list(object_names)}
 
     source = {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    return _kept(_place(index_dir, "index", root), source, read, holds=("files", "objectnames"))
+    return _kept(index_dir, "index", root, source, read)
 
 
 def _names_in(path: Path) -> dict[int, str]:
@@ -288,11 +265,9 @@ def _names_in(path: Path) -> dict[int, str]:
         return {}
     if isinstance(objects, dict):  # a single object, as some exporters write it
         objects = [objects]
-    names = {}
-    for item in objects if isinstance(objects, list) else []:
-        if isinstance(item, dict) and isinstance(item.get("name_ndx"), int) and isinstance(item.get("name"), str):
-            names[item["name_ndx"]] = item["name"]
-    return names
+    named = [item for item in objects if isinstance(item, dict)] if isinstance(objects, list) else []
+    pairs = ((item.get("name_ndx"), item.get("name")) for item in named)
+    return {class_id: name for class_id, name in pairs if isinstance(class_id, int) and isinstance(name, str)}
 
 
 def names_from_annotations(root: Path, paths: Sequence[Path], index_dir: Path | None) -> dict[int, str]:
@@ -315,36 +290,138 @@ def names_from_annotations(root: Path, paths: Sequence[Path], index_dir: Path | 
                 bar.update(1)
         return dict(sorted(names.items()))
 
-    kept = _kept(_place(index_dir, "names", root), {"annotations": digest.hexdigest()}, read)
+    kept = _kept(index_dir, "names", root, {"annotations": digest.hexdigest()}, read)
     return {int(class_id): name for class_id, name in kept.items()}
 
 
-class _LazyNames(Mapping):  # not Mapping[int, str]: a checker of types at run time would look inside at once
+class _LazyNames(UserDict):  # not of [int, str]: a checker of types at run time would look inside at once
     """Class id (int) -> name (str), found when first asked for: reading all of ADE20K's JSON files takes a minute."""
 
     def __init__(self, find: Callable[[], dict[int, str]]) -> None:
         self._find = find
 
     @cached_property
-    def _names(self) -> dict[int, str]:
+    def data(self) -> dict[int, str]:  # type: ignore[override]
         return self._find()
-
-    def __getitem__(self, class_id: int) -> str:
-        return self._names[class_id]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def open_ade20k(directory: str, index_dir: Path | None = None) -> Ade20kScenes:
-    """Open ``ade20k:DIR,OPTIONS``: the release's directory or the one that holds it; ``~`` is understood.
-
-    What is needed of ``index_ade20k.pkl`` is kept under `index_dir`. Raises SceneSetError if there is no ADE20K, or no
-    usable scene in it; UnsafePickleError; InvalidParameterError for an option that is not understood.
-    """
+    """Open ``ade20k:DIR,OPTIONS``: the release's directory or the one that holds it; ``~`` is understood."""
     name, items = split_directory(directory)
     options = ReadingOptions.parse(items, ADE20K_OPTIONS)
     return Ade20kScenes(find_root(Path(name).expanduser()), options, index_dir)
+
+
+# --- pickles of plain containers, strings and numpy arrays, and nothing else ---
+# A pickle is a program: loading one runs whatever it names. Here only the names in `ADMITTED` are taken, and even those
+# stand for inert code of this module, so that a pickle reaches neither numpy nor anything else. Numbers of arrays are
+# not kept (in ADE20K's index they are 780 MB that nobody needs); arrays of text become lists.
+
+
+class _Dtype:
+    """A numpy dtype as far as text needs it: its code, such as ``U12``, and its byte order."""
+
+    __slots__ = ("big_endian", "code")
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.code = code if isinstance(code, str) else ""
+        self.big_endian = False
+
+    def __setstate__(self, state: Any) -> None:
+        self.big_endian = isinstance(state, tuple) and len(state) > 1 and state[1] == ">"
+
+
+def _texts(dtype: Any, content: Any) -> list[Any] | None:
+    """Elements of an array with this dtype, if they are text or objects; else None."""
+    if not isinstance(dtype, _Dtype):
+        return None
+    if dtype.code.startswith("O"):
+        return list(content) if isinstance(content, list) else None
+    kind, digits = dtype.code[:1], dtype.code[1:]
+    if kind not in ("U", "S") or not digits.isdecimal() or not isinstance(content, bytes | bytearray):
+        return None
+    width = int(digits) * (4 if kind == "U" else 1)
+    encoding = "latin-1" if kind == "S" else "utf-32-be" if dtype.big_endian else "utf-32-le"
+    items = [content[start : start + width] for start in range(0, len(content), max(1, width))]
+    return [bytes(item).decode(encoding).rstrip("\0") for item in items]
+
+
+class SkippedArray:
+    """What is left of a numpy array: its text as a list, or None where it held numbers."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: list[Any] | None = None) -> None:
+        self.text = text
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) == 5:  # version, shape, dtype, order, content
+            self.text = _texts(state[2], state[4])
+
+
+class _Inert(NamedTuple):
+    """Is called in place of something of numpy's; a tuple, so that a pickle can change nothing of it."""
+
+    make: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.make(*arguments)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError("only latin-1 bytes are read")
+    return text.encode("latin-1")
+
+
+_ARRAY = _Inert(lambda *_: SkippedArray())
+_BUFFER = _Inert(lambda content, dtype, *_: SkippedArray(_texts(dtype, content)))
+_SCALAR = _Inert(lambda dtype, content=None: (_texts(dtype, content) or [None])[0])
+_CORES = ("numpy.core", "numpy._core")
+ADMITTED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): "ndarray",
+    ("numpy", "dtype"): _Inert(_Dtype),
+    **{(f"{core}.multiarray", "_reconstruct"): _ARRAY for core in _CORES},
+    **{(f"{core}.multiarray", "scalar"): _SCALAR for core in _CORES},
+    **{(f"{core}.numeric", "_frombuffer"): _BUFFER for core in _CORES},
+    ("_codecs", "encode"): _Inert(_encode),
+    ("collections", "OrderedDict"): dict,
+    **{(home, kind.__name__): kind for home in ("builtins", "__builtin__") for kind in (set, frozenset, bytearray)},
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def __init__(self, stream: Any, path: Path) -> None:
+        super().__init__(stream)
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ADMITTED:
+            raise UnsafePickleError(
+                f"{self._path} asks for {module}.{name}, but an index holds only plain containers, strings and numpy "
+                f"arrays; nothing of it was executed. Do not open this file with pickle. Fetch the index anew from "
+                f"the data set's own site, or remove it: the scenes are then found by their folders"
+            )
+        return ADMITTED[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise UnsafePickleError(f"{self._path} refers to objects outside itself; nothing of it was executed")
+
+
+def plain(value: Any) -> Any:
+    """The value itself, or the list of texts of an array that was skipped (None if it held numbers)."""
+    return value.text if isinstance(value, SkippedArray) else value
+
+
+def load_plain_pickle(path: Path) -> Any:
+    """What a pickle holds, its arrays as `SkippedArray`. Raises UnsafePickleError (nothing of it is executed)."""
+    try:
+        with path.open("rb") as stream:
+            return _PlainUnpickler(stream, path).load()
+    except UnsafePickleError:
+        raise
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to spell
+        raise SceneSetError(
+            f"{path} is damaged and cannot be read ({error or type(error).__name__}). Fetch it anew, or remove it: "
+            f"the scenes are then found by their folders"
+        ) from error

@@ -1,7 +1,4 @@
-"""Write any scene set in the folder layout of ADE20K's full release, with masks, JSON files and index.
-
-It makes data that the ADE20K reader did not invent for itself, and hands synthetic scenes to other tools.
-"""
+"""Write any scene set in the folder layout of ADE20K's full release, with masks, JSON files and index."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import csv
 import json
 import pickle
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bindkit.errors import InvalidParameterError
-from bindkit.scenes.formats.ade20k import BENCHMARK_NAME, INDEX_NAME
+from bindkit.scenes.formats.ade20k import BENCHMARK_NAME, INDEX_NAME, benchmark_name
 from bindkit.scenes.labels import object_classes
 from bindkit.scenes.scene import OFFICIAL_SPLITS, Scene, SceneSet
 
@@ -29,11 +27,9 @@ def encode_masks(scene: Scene) -> np.ndarray:
     """Encode both masks as ``_seg.png`` does: R = class // 256 * 10, G = class % 256, B = instance value.
 
     Instance values are unique within the image and spread over 1..255 as the release spreads them: of k instances
-    the j-th gets ``255 j / k``, rounded. Raises InvalidParameterError for more than 255 instances or a class id above
-    6655, which the format cannot hold.
+    the j-th gets ``255 j / k``, rounded.
     """
-    present = np.unique(scene.instances)
-    instances = present[present > 0]
+    instances = np.setdiff1d(scene.instances, [0])
     if len(instances) > 255 or scene.classes.max(initial=0) > HIGHEST_CLASS:
         raise InvalidParameterError(
             f"scene {scene.id} has {len(instances)} instances and class ids up to {scene.classes.max(initial=0)}; "
@@ -44,8 +40,7 @@ def encode_masks(scene: Scene) -> np.ndarray:
     encoded = np.zeros((*scene.size, 3), dtype=np.uint8)
     encoded[..., 0] = scene.classes // 256 * 10
     encoded[..., 1] = scene.classes % 256
-    labelled = scene.instances > 0
-    encoded[..., 2][labelled] = blue[np.searchsorted(instances, scene.instances[labelled])]
+    encoded[..., 2] = np.append(0, blue)[np.searchsorted(np.append(0, instances), scene.instances)]
     return encoded
 
 
@@ -127,19 +122,15 @@ def write_ade20k(
     """
     root = Path(directory)
     names = dict(scenes.class_names)
-    if split is None:
-        splits = list(scenes.official_splits or [OFFICIAL_SPLITS[0]] * len(scenes))
-    else:
-        splits = [split] * len(scenes) if isinstance(split, str) else list(split)
-    wrong = sorted(set(splits) - set(OFFICIAL_SPLITS))
-    if wrong or len(splits) != len(scenes):
+    asked = (scenes.official_splits or OFFICIAL_SPLITS[0]) if split is None else split
+    splits = [asked] * len(scenes) if isinstance(asked, str) else list(asked)
+    if set(splits) - set(OFFICIAL_SPLITS) or len(splits) != len(scenes):
         raise InvalidParameterError(
             f"split must be one of {', '.join(OFFICIAL_SPLITS)}, or one of them for each of the {len(scenes)} scenes, "
-            f"got {repr(wrong[0]) if wrong else f'{len(splits)} of them'}"
+            f"got {asked!r:.80}"
         )
     numbers = dict.fromkeys(OFFICIAL_SPLITS, 0)
-    filenames, folders, counts = [], [], []
-    n_classes = max(names, default=0)
+    written: list[dict[str, Any]] = []
     for position, wanted in enumerate(splits):
         scene = scenes[position]
         numbers[wanted] += 1
@@ -152,18 +143,17 @@ def write_ade20k(
         Image.fromarray(encode_masks(scene)).save(place / f"{stem}_seg.png")
         annotation = _annotation(scene, f"{stem}.jpg", f"{RELEASE}/{inner}", names)
         (place / f"{stem}.json").write_text(json.dumps(annotation, ensure_ascii=False), encoding="utf-8")
-        filenames.append(f"{stem}.jpg")
-        folders.append(f"{RELEASE}/{inner}")
-        counts.append([item["name_ndx"] for item in annotation["annotation"]["object"]])
-        n_classes = max([n_classes, *counts[-1]])
+        written.append(annotation["annotation"])
     if index:
-        presence = np.zeros((n_classes, len(filenames)), dtype=np.uint16)
-        for column, class_ids in enumerate(counts):
-            np.add.at(presence[:, column], np.array(class_ids, dtype=np.int64) - 1, 1)
+        class_ids = [[item["name_ndx"] for item in one["object"]] for one in written]
+        n_classes = max([0, *names, *chain.from_iterable(class_ids)])
+        presence = np.zeros((n_classes, len(written)), dtype=np.uint16)
+        for column, present in enumerate(class_ids):
+            np.add.at(presence[:, column], np.array(present, dtype=np.int64) - 1, 1)
         content = {
-            "filename": filenames,
-            "folder": folders,
-            "scene": ["/".join(folder.split("/")[-2:]) for folder in folders],
+            "filename": [one["filename"] for one in written],
+            "folder": [one["folder"] for one in written],
+            "scene": ["/".join(one["scene"]) for one in written],
             "objectnames": [names.get(class_id, "-") for class_id in range(1, n_classes + 1)],
             "objectPresence": presence,
         }
@@ -173,5 +163,5 @@ def write_ade20k(
             table = csv.writer(stream)
             table.writerow(["Idx", "Ratio", "Train", "Val", "Stuff", "Name"])
             for number, class_id in enumerate(sorted(names)[:150], start=1):
-                table.writerow([number, 0, 0, 0, 0, names[class_id].lower().replace(", ", ";").replace(" ", ";")])
+                table.writerow([number, 0, 0, 0, 0, benchmark_name(names[class_id])])
     return root

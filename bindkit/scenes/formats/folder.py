@@ -25,7 +25,6 @@ and no figures of twins.
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,15 +40,6 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 SUFFIXES = (*MASK_SUFFIXES, ".jpg", ".jpeg", ".jfif", ".webp", ".gif")
 NAMES_NAME = "class_names.json"
 THIN_BORDER = "a thin border of value {0} around objects is read as an object: void={0} reads it as unlabelled"
-
-
-@dataclass(frozen=True)
-class _Files:
-    """The files of one scene: picture, instance mask and, where the data set has them, class mask."""
-
-    id: str
-    split: str | None
-    paths: tuple[Path, ...]
 
 
 def _files_in(folder: Path) -> dict[str, list[Path]]:
@@ -81,13 +71,12 @@ def _find_mask(folder: Path, stem: str, paths: list[Path]) -> tuple[Path, str | 
     return mask, why_unusable(mask) if masks else f"{mask}: the file is missing"
 
 
-def _list_part(part: Path, split: str | None) -> tuple[list[_Files], list[BrokenScene]]:
-    """Scenes of one ``images/ instances/ classes/`` triple."""
-    prefix = "" if split is None else f"{split}/"
+def _list_part(part: Path, prefix: str) -> tuple[dict[str, tuple[Path, ...]], list[BrokenScene]]:
+    """Files of the scenes of one ``images/ instances/ classes/`` triple: picture, instance mask, maybe class mask."""
     images = _files_in(part / "images")
     folders = [name for name in ("instances", "classes") if (part / name).is_dir()]
     masks_in = {name: _files_in(part / name) for name in folders}
-    usable: list[_Files] = []
+    usable: dict[str, tuple[Path, ...]] = {}
     broken: list[BrokenScene] = []
     named: set[str] = set()
     for stem, paths in images.items():
@@ -100,10 +89,9 @@ def _list_part(part: Path, split: str | None) -> tuple[list[_Files], list[Broken
         if reason:
             broken.append(BrokenScene(prefix + stem, reason))
         else:
-            usable.append(_Files(prefix + stem, split, (pictures[0], *(mask for mask, _ in chosen))))
-        for second in pictures[1:]:
-            reason = f"{second}: a second image of this name beside {pictures[0].name}"
-            broken.append(BrokenScene(prefix + stem, reason))
+            usable[prefix + stem] = (pictures[0], *(mask for mask, _ in chosen))
+        beside = f"a second image of this name beside {pictures[0].name}"
+        broken += [BrokenScene(prefix + stem, f"{second}: {beside}") for second in pictures[1:]]
     Image.init()
     for name in folders:
         for stem, paths in masks_in[name].items():
@@ -146,12 +134,12 @@ class FolderScenes(FileScenes):
                 f"{root} holds no scenes: looked for images/ and instances/ in it, in training/ and in validation/. "
                 f"Put each image in images/ and its mask of the same name, as PNG, in instances/"
             )
-        parts = [_list_part(root, None)] if whole else [_list_part(root / split, split) for split in official]
-        self._files = [files for usable, _ in parts for files in usable]
+        parts = [_list_part(root, "")] if whole else [_list_part(root / split, f"{split}/") for split in official]
+        self._files = {name: files for usable, _ in parts for name, files in usable.items()}
         self.broken = tuple(scene for _, unusable in parts for scene in unusable)
-        self.ids = tuple(files.id for files in self._files)
+        self.ids = tuple(self._files)
         self.require_usable(f"image ({', '.join(SUFFIXES)}) with a mask of the same name")
-        self.official_splits = None if whole else tuple(str(files.split) for files in self._files)
+        self.official_splits = None if whole else tuple(name.split("/")[0] for name in self.ids)
         self.class_names = _read_names(root / NAMES_NAME)
 
     def __getitem__(self, position: int) -> Scene:
@@ -170,15 +158,11 @@ class FolderScenes(FileScenes):
 
     def sources(self, position: int) -> tuple[Path, ...]:
         """Picture, instance mask and, where there is one, class mask."""
-        return self._files[self._position(position)].paths
+        return self._files[self.ids[self._position(position)]]
 
 
 def open_folder(directory: str, index_dir: Path | None = None) -> FolderScenes:
-    """Open ``folder:DIR,OPTIONS``; the layout is described above. `index_dir` is not needed here.
-
-    Raises SceneSetError if it is no directory, has not that layout, or holds no usable scene; InvalidParameterError for
-    an option that is not understood.
-    """
+    """Open ``folder:DIR,OPTIONS``; the layout is described above. `index_dir` is not needed here."""
     name, items = split_directory(directory)
     root = Path(name).expanduser()
     if not root.is_dir():

@@ -14,7 +14,7 @@ from bindkit.arguments import control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.results.tables import require_one_kind
 from bindkit.scenes import Scene, open_scenes
-from bindkit.scenes.variations import Variation, scene_variations
+from bindkit.scenes.opening import Variation, scene_variations
 from bindkit.views.figures.curves import CHANCE, METRICS, axis_range, heights, require_metric
 from bindkit.views.figures.panels import framed, panels, show_whole, write_on
 from bindkit.views.figures.scenes import picture
@@ -143,7 +143,7 @@ def difficulty_scenes(base: str, options: Mapping[str, Sequence[Any]] | str, exa
     Raises
     ------
     InvalidParameterError, SceneSetError
-        As `bindkit.scenes.variations.scene_variations`; for a scene that the sets do not have.
+        As `bindkit.scenes.opening.scene_variations`; for a scene that the sets do not have.
     """
     by_option: dict[str, list[Variation]] = {}
     for varied in scene_variations(base, options):

@@ -37,8 +37,8 @@ from bindkit.probes.protocols import STRICT
 from bindkit.probes.saving import RESULT_COLUMNS
 from bindkit.scenes import open_scenes
 from bindkit.scenes.geometry import WindowGeometry
+from bindkit.scenes.opening import read_variations, scene_variations
 from bindkit.scenes.synthetic import SyntheticOptions
-from bindkit.scenes.variations import read_variations, scene_variations
 from bindkit.views.figures import difficulty_figure, difficulty_scenes
 
 BRIEF = replace(STRICT, epochs=2, min_steps=4, judged_patches=24)
@@ -109,9 +109,9 @@ def test_one_option_differs_from_the_base_and_nothing_else():
         *(("objects", "2", False), ("objects", "3-3", True), ("objects", "3", True)),
         *(("twins", "0.5", True), ("twins", "1", False)),
     ]
-    assert recipe(sets[0].uri) == replace(base, recipe=replace(base.recipe, hidden=(30, 60)))
-    assert recipe(sets[2].uri) == replace(base, recipe=replace(base.recipe, fewest=2, most=2))
-    assert recipe(sets[6].uri) == replace(base, recipe=replace(base.recipe, twins=1.0))
+    assert recipe(sets[0].uri) == replace(base, hidden=(30, 60))
+    assert recipe(sets[2].uri) == replace(base, objects=(2, 2))
+    assert recipe(sets[6].uri) == replace(base, twins=1.0)
     assert {entry.uri for entry in sets if entry.is_base} == {base.uri}
 
 
@@ -297,7 +297,7 @@ def test_a_second_call_reads_and_more_values_add_to_what_is_there(controls, fitt
         again = varied(controls, tmp_path, {"surface": ["flat", "textured"]})
     pd.testing.assert_frame_equal(first, again)
     more = varied(controls, tmp_path, {"twins": [0.5, 1], "surface": ["flat", "textured", "camouflage"]})
-    assert [(uri.split("surface=")[1].split(",")[0], recipe(uri).recipe.twins) for uri, _, _ in fitted[4:]] == [
+    assert [(uri.split("surface=")[1].split(",")[0], recipe(uri).twins) for uri, _, _ in fitted[4:]] == [
         *(("flat", 1.0), ("camouflage", 0.5)) * 2
     ]
     kept = more[(more["option"] == "surface") & (more["value"] != "camouflage")].reset_index(drop=True)

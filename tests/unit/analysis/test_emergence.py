@@ -156,7 +156,7 @@ def test_scenes_that_changed_on_disk_are_measured_anew(run, tmp_path, fitted):
     ("change", "error", "said"),
     [
         ({"scenes": f"synthetic:n=6,seed={TRAINING_SEED},{RECIPE}"}, InvalidParameterError, "kept for training"),
-        ({"checkpoints": [16]}, InvalidParameterError, "at 0, 32 scenes, not at 16"),
+        ({"checkpoints": [16]}, InvalidParameterError, r"at 0, 32 scenes; choose among them, got \[16\]"),
         ({"layers": "one"}, LayerError, "'one'"),
         ({"layers": [9]}, LayerError, "layers 0 to 5"),
         ({"seeds": ()}, InvalidParameterError, "at least one seed"),

@@ -30,11 +30,11 @@ from bindkit.pretraining import (
     ship,
 )
 from bindkit.pretraining.cards import CARD_FILE, command_of
-from bindkit.pretraining.common_fate import draw_hints, draw_motion
+from bindkit.pretraining.class_objectives import END, PADDING, START, encode, vocabulary
 from bindkit.pretraining.distillation import crop, hide
-from bindkit.pretraining.image_text import END, PADDING, START, Vocabulary
 from bindkit.pretraining.loop import STATE_FILE, Plan, _Trainer
 from bindkit.pretraining.objectives import make_objective
+from bindkit.pretraining.patch_objectives import draw_hints, draw_motion
 from bindkit.scenes.synthetic import SyntheticOptions
 
 NAMES = sorted(OBJECTIVES)
@@ -119,13 +119,13 @@ def test_mirrored_scenes_keep_picture_labels_and_places_together(pool):
 def test_captions_read_as_written_and_tokens_name_every_word():
     text = caption([("star", 0.1, 0.2), ("ring", 0.9, 0.99)])
     assert text == "a star at the upper left, a ring at the lower right"
-    words = Vocabulary.of(["star", "ring"])
-    tokens = words.encode([text, caption([])], length=12)
-    spoken = [words.words[token] for token in tokens[0].tolist()]
+    words = vocabulary(["star", "ring"])
+    tokens = encode([text, caption([])], words, length=12)
+    spoken = [words[token] for token in tokens[0].tolist()]
     assert spoken[:8] == ["<start>", "star", "upper", "left", "ring", "lower", "right", "<end>"]
-    assert tokens[1].tolist()[:3] == [START, words.words.index("nothing"), END]
+    assert tokens[1].tolist()[:3] == [START, words.index("nothing"), END]
     assert (tokens[:, 8:] == PADDING).all()
-    assert words.encode([text], length=5)[0].tolist()[-1] == END
+    assert encode([text], words, length=5)[0].tolist()[-1] == END
 
 
 # ---- objectives

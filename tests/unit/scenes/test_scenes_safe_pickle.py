@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bindkit.errors import SceneSetError, UnsafePickleError
-from bindkit.scenes.formats.safe_pickle import ADMITTED, load_plain_pickle, plain
+from bindkit.scenes.formats.ade20k import ADMITTED, load_plain_pickle, plain
 
 
 class Reduced:

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes import open_scenes
-from bindkit.scenes.composition import LEAST_SHARE, SURFACES, Recipe, _draw_looks, _place_all
 from bindkit.scenes.looks import OUTLINES, SHAPES, Draws
-from bindkit.scenes.synthetic import OPTIONS, SyntheticOptions
+from bindkit.scenes.synthetic import LEAST_SHARE, OPTIONS, SURFACES, SyntheticOptions, _draw_looks, _place_all
 
 # If these change, every published figure on synthetic scenes changes with them: never by accident.
 GOLDEN = [
@@ -97,9 +96,9 @@ def test_scenes_hold_three_to_eight_compact_objects_on_an_unlabelled_ground():
 
 
 def test_twins_are_copies_of_one_look_and_other_objects_have_other_classes():
-    recipe = Recipe(twins=0.7)
+    options = SyntheticOptions(twins=0.7)
     for seed in range(20):
-        looks = _draw_looks(Draws(seed), recipe)
+        looks = _draw_looks(Draws(seed), options)
         by_class = {look.class_id: look for look in looks}
         assert all(by_class[look.class_id] is look for look in looks)
         assert 2 <= len(by_class) < len(looks)
@@ -107,16 +106,16 @@ def test_twins_are_copies_of_one_look_and_other_objects_have_other_classes():
 
 def test_without_twins_no_class_occurs_twice():
     for seed in range(20):
-        looks = _draw_looks(Draws(seed), Recipe(twins=0))
+        looks = _draw_looks(Draws(seed), SyntheticOptions(twins=0))
         assert len({look.class_id for look in looks}) == len(looks)
 
 
 def test_visible_twins_show_the_same_pixels_up_to_shadow_and_grain():
-    recipe = Recipe(fewest=3, most=3)
+    options = SyntheticOptions(objects=(3, 3))
     scene_pairs = 0
     for position in range(40):
         draws = Draws(2, position)
-        placed = _place_all(draws, _draw_looks(draws, recipe), recipe)
+        placed = _place_all(draws, _draw_looks(draws, options), options)
         scene = open_scenes("synthetic:n=40,seed=2,objects=3")[position]
         for first in range(len(placed)):
             for second in range(first + 1, len(placed)):
@@ -139,14 +138,14 @@ def test_visible_twins_show_the_same_pixels_up_to_shadow_and_grain():
 
 
 def test_objects_hide_one_another_but_none_is_nearly_hidden():
-    recipe = Recipe()
+    options = SyntheticOptions()
     occluded = 0
     for seed in range(30):
         draws = Draws(seed)
-        looks = _draw_looks(draws, recipe)
-        placed = _place_all(draws, looks, recipe)
+        looks = _draw_looks(draws, options)
+        placed = _place_all(draws, looks, options)
         assert len(placed) <= len(looks)
-        front = np.zeros((recipe.height, recipe.width), bool)
+        front = np.zeros(options.size, bool)
         for item in placed:
             whole = item.look.outline.sum()
             seen = (item.outline & ~front[item.frame]).sum()
@@ -157,9 +156,9 @@ def test_objects_hide_one_another_but_none_is_nearly_hidden():
 
 
 def test_an_object_without_a_visible_place_is_left_out_of_picture_and_masks():
-    recipe = Recipe(height=40, width=40)
-    looks = _draw_looks(Draws(0), Recipe(height=112, width=144, fewest=8, most=8))
-    placed = _place_all(Draws(1), looks, recipe)
+    options = SyntheticOptions(size=(40, 40))
+    looks = _draw_looks(Draws(0), SyntheticOptions(objects=(8, 8)))
+    placed = _place_all(Draws(1), looks, options)
     assert 1 <= len(placed) < 8
 
 
@@ -227,13 +226,13 @@ def test_drawing_is_fast_enough_to_train_on():
     assert min(seconds) < 0.05
 
 
-def hidden_shares(recipe: Recipe, n_scenes: int = 20) -> list[float]:
+def hidden_shares(options: SyntheticOptions, n_scenes: int = 20) -> list[float]:
     """Share of each object that those in front of it, or the scene's edge, hide."""
     shares = []
     for seed in range(n_scenes):
         draws = Draws(seed)
-        front = np.zeros((recipe.height, recipe.width), bool)
-        for item in _place_all(draws, _draw_looks(draws, recipe), recipe):
+        front = np.zeros(options.size, bool)
+        for item in _place_all(draws, _draw_looks(draws, options), options):
             seen = (item.outline & ~front[item.frame]).sum()
             shares.append(1 - seen / item.look.outline.sum())
             front[item.frame] |= item.outline
@@ -241,12 +240,12 @@ def hidden_shares(recipe: Recipe, n_scenes: int = 20) -> list[float]:
 
 
 def test_hidden_moves_how_much_of_the_objects_is_covered():
-    means = [np.mean(hidden_shares(Recipe(hidden=hidden))) for hidden in ((0, 0), (0, 45), (40, 65))]
+    means = [np.mean(hidden_shares(SyntheticOptions(hidden=hidden))) for hidden in ((0, 0), (0, 45), (40, 65))]
     assert means[0] < 0.1 < means[1] < 0.3 < means[2] < 0.5
 
 
 def test_objects_that_may_not_be_hidden_seldom_are():
-    whole = [np.mean(np.array(hidden_shares(Recipe(hidden=hidden))) == 0) for hidden in ((0, 0), (0, 45))]
+    whole = [np.mean(np.array(hidden_shares(SyntheticOptions(hidden=hidden))) == 0) for hidden in ((0, 0), (0, 45))]
     # Objects are many and large, so that not every one finds a free place.
     assert whole[0] > 1.5 * whole[1] > 0
 

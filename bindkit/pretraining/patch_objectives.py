@@ -1,11 +1,13 @@
-"""Common fate: see a still scene and how a few patches move, say how every patch moves.
+"""Objectives that answer for every patch: masked reconstruction, and common fate.
 
-This is conditional motion propagation (Zhan et al., "Self-Supervised Learning via Conditional Motion Propagation", CVPR
-2019), but with the exact motion of synthetic objects in the place of optical flow: every object gets a random motion,
-the ground stays. That motion is made from the instance masks, so the target tells which patches are one object. Here it
-is therefore no self-supervised objective but a reference: what such a model can bind when it is asked to.
+Masked reconstruction (MAE; He et al. 2022): see a quarter of the patches, draw the rest.
 
-The hints enter behind the middle block. What the blocks before it compute comes from the picture alone.
+Common fate: see a still scene and how a few patches move, say how every patch moves. This is conditional motion
+propagation (Zhan et al., "Self-Supervised Learning via Conditional Motion Propagation", CVPR 2019), but with the exact
+motion of synthetic objects in the place of optical flow: every object gets a random motion, the ground stays. That
+motion is made from the instance masks, so the target tells which patches are one object. Here it is therefore no
+self-supervised objective but a reference: what such a model can bind when it is asked to. The hints enter behind the
+middle block. What the blocks before it compute comes from the picture alone.
 """
 
 from __future__ import annotations
@@ -17,11 +19,53 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bindkit.backbones.tower import find_blocks
-from bindkit.pretraining.objectives import LAYERS, VISION_SETTINGS, WIDTH, Objective, register
-from bindkit.pretraining.training_scenes import SceneBatch
+from bindkit.backbones.untrained import sine_cosine_positions
+from bindkit.pretraining.objectives import HEADS, LAYERS, VISION_SETTINGS, WIDTH, Objective, register
+from bindkit.pretraining.training_scenes import GRID, SceneBatch
 
+_DECODER_WIDTH = 64
 _ENTRY = LAYERS // 2 - 1
 """Block behind which the hints are added."""
+
+
+@register
+class MaskedReconstruction(Objective):
+    """Mean squared error of the hidden patches' pixels, in units of the normalised image.
+
+    The decoder is small (one block of width 64), so that most of the work is the encoder's.
+    """
+
+    name = "mae"
+    label = "masked-reconstruction"
+    supervision = "nothing"
+    learning_rate = 2e-3
+    vision_part = "vit"
+    defaults: ClassVar[dict[str, Any]] = {"mask_ratio": 0.75}
+
+    def _build(self) -> nn.Module:
+        from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+        config = ViTMAEConfig(
+            **VISION_SETTINGS,
+            intermediate_size=4 * WIDTH,
+            decoder_hidden_size=_DECODER_WIDTH,
+            decoder_num_hidden_layers=1,
+            decoder_num_attention_heads=HEADS,
+            decoder_intermediate_size=4 * _DECODER_WIDTH,
+            mask_ratio=self.settings["mask_ratio"],
+            norm_pix_loss=False,
+        )
+        model = ViTMAEForPreTraining(config)
+        with torch.no_grad():
+            # transformers leaves these at zero; without them the decoder could not tell which patch to draw.
+            model.decoder.mask_token.normal_(std=0.02)
+            model.decoder.decoder_pos_embed[:, 1:] = sine_cosine_positions(GRID, GRID, _DECODER_WIDTH)
+        return model
+
+    def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: D102
+        noise = torch.rand(len(batch.images), GRID * GRID, generator=generator)
+        loss: Tensor = self.model(batch.images.to(self.device), noise=noise.to(self.device)).loss
+        return loss
 
 
 @register

@@ -1,9 +1,11 @@
-"""Contrastive matching of images and captions (CLIP; Radford et al. 2021), with captions written from the scene."""
+"""Objectives that are told the classes of a scene: supervised classification, and matching with captions.
+
+The captions of contrastive matching (CLIP; Radford et al. 2021) are written from the scene.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +24,33 @@ _SILENT = frozenset({"a", "an", "at", "the"})
 
 
 @register
+class Classification(Objective):
+    """Binary cross-entropy in nats a class, read from the CLS token by a linear head."""
+
+    name = "supervised"
+    label = "supervised"
+    supervision = "the classes that are in a scene"
+    vision_part = "vit"
+
+    def _build(self) -> nn.Module:
+        from transformers import ViTConfig, ViTForImageClassification
+
+        names = dict(enumerate(shape.name for shape in SHAPES))
+        config = ViTConfig(
+            **VISION_SETTINGS,
+            intermediate_size=4 * WIDTH,
+            id2label=names,
+            label2id={name: number for number, name in names.items()},
+            problem_type="multi_label_classification",
+        )
+        return ViTForImageClassification(config)
+
+    def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: D102
+        loss: Tensor = self.model(batch.images.to(self.device), labels=batch.present().to(self.device)).loss
+        return loss
+
+
+@register
 class ImageText(Objective):
     """Cross-entropy in nats of finding each image's caption among the batch's, and each caption's image."""
 
@@ -33,9 +62,9 @@ class ImageText(Objective):
     def _build(self) -> nn.Module:
         from transformers import CLIPConfig, CLIPModel
 
-        self.vocabulary = Vocabulary.of([shape.name for shape in SHAPES])
+        self.words = vocabulary([shape.name for shape in SHAPES])
         text = {
-            "vocab_size": len(self.vocabulary.words),
+            "vocab_size": len(self.words),
             "hidden_size": WIDTH,
             "intermediate_size": 4 * WIDTH,
             "num_hidden_layers": _TEXT_LAYERS,
@@ -50,7 +79,7 @@ class ImageText(Objective):
 
     def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: D102
         captions = [caption(objects) for objects in batch.named_objects()]
-        tokens = self.vocabulary.encode(captions, _LENGTH).to(self.device)
+        tokens = encode(captions, self.words, _LENGTH).to(self.device)
         loss: Tensor = self.model(
             input_ids=tokens,
             attention_mask=(tokens != PADDING).long(),
@@ -74,23 +103,17 @@ def caption(objects: Sequence[tuple[str, float, float]]) -> str:
     return ", ".join(phrases) or "nothing"
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """Words that captions of a scene set can hold, one token each; articles and prepositions are left out."""
+def vocabulary(class_names: Sequence[str]) -> tuple[str, ...]:
+    """Words of captions, one token each: class names in the order of their ids, then those for places; no articles."""
+    return ("<padding>", "<start>", "nothing", "<end>", *class_names, *_DOWN, *_ACROSS)
 
-    words: tuple[str, ...]
 
-    @classmethod
-    def of(cls, class_names: Sequence[str]) -> Vocabulary:
-        """Padding, start, nothing, end; class names in the order of their ids, then the words for places."""
-        return cls(("<padding>", "<start>", "nothing", "<end>", *class_names, *_DOWN, *_ACROSS))
-
-    def encode(self, captions: Sequence[str], length: int) -> Int[Tensor, "caption length"]:
-        """Tokens of captions, filled up with padding; what does not fit is cut off before the end token."""
-        number = {word: token for token, word in enumerate(self.words)}
-        tokens = torch.full((len(captions), length), PADDING)
-        for row, text in enumerate(captions):
-            spoken = [number[word] for word in text.replace(",", "").split() if word not in _SILENT]
-            sequence = [START, *spoken[: length - 2], END]
-            tokens[row, : len(sequence)] = torch.tensor(sequence)
-        return tokens
+def encode(captions: Sequence[str], words: Sequence[str], length: int) -> Int[Tensor, "caption length"]:
+    """Tokens of captions, filled up with padding; what does not fit is cut off before the end token."""
+    number = {word: token for token, word in enumerate(words)}
+    tokens = torch.full((len(captions), length), PADDING)
+    for row, text in enumerate(captions):
+        spoken = [number[word] for word in text.replace(",", "").split() if word not in _SILENT]
+        sequence = [START, *spoken[: length - 2], END]
+        tokens[row, : len(sequence)] = torch.tensor(sequence)
+    return tokens
