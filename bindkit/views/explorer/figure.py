@@ -19,12 +19,11 @@ import traitlets
 from PIL import Image, ImageEnhance
 from plotly.serializers import custom_serializers
 
-from bindkit.views.explorer.outlines import NOTHING, Line, joined, patch_outline, square, top_patches
 from bindkit.views.explorer.session import Panel
-from bindkit.views.explorer.sources import ShownImage
+from bindkit.views.explorer.sources import NOTHING, Line, ShownImage, joined, patch_outline, square, top_patches
 from bindkit.views.explorer.state import State
 from bindkit.views.figures.style import INK, TEMPLATE
-from bindkit.views.viewer.subjects import picture
+from bindkit.views.viewer.exporting import picture
 
 CONTRAST = {"viridis": "#ff4f79", "magma": "#2fe6f2", "cividis": "#ff4f79"}
 """Plotly's colour maps that colour-blind readers can order, and of each a colour that stands out from all of its own:

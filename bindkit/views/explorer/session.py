@@ -17,9 +17,8 @@ from bindkit.errors import BindkitError, InvalidParameterError, ProbeError
 from bindkit.scenes import Scene
 from bindkit.scenes.scene import SceneSet
 from bindkit.views.explorer.engine import Engine, Map, bytes_of
-from bindkit.views.explorer.outlines import INSET
 from bindkit.views.explorer.rows import Factors
-from bindkit.views.explorer.sources import Shelf, ShownImage, shown_backbones, shown_images, uploaded_image
+from bindkit.views.explorer.sources import INSET, Shelf, ShownImage, shown_backbones, shown_images, uploaded_image
 from bindkit.views.explorer.state import JUDGED, LOCKS, MEASURES, State, View, patch_of, place_of
 from bindkit.views.viewer.exporting import export_viewer
 from bindkit.views.viewer.probe_choice import Probes, spread

@@ -12,8 +12,21 @@ from bindkit.errors import InvalidParameterError
 from bindkit.probes.judging import scenes_of
 from bindkit.results.model_table import bounds_text, differences
 from bindkit.results.tables import OVER_CONTROLS, ranked_by, require_one_kind
-from bindkit.views.figures.panels import framed, panels, small, subtitle_lines
-from bindkit.views.figures.style import FAINT, GRID, INK, SILENT, Look, curve, line_looks, translucent, whiskers
+from bindkit.views.figures.style import (
+    FAINT,
+    GRID,
+    INK,
+    SILENT,
+    Look,
+    curve,
+    framed,
+    line_looks,
+    panels,
+    small,
+    subtitle_lines,
+    translucent,
+    whiskers,
+)
 
 _PANELS = {"accuracy": ("accuracy", "gain", "the more frequent answer")} | {
     figure: (title, OVER_CONTROLS[figure], "the strongest control")

@@ -16,8 +16,7 @@ from bindkit.affinities.scoring import Affinity
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes import Scene
 from bindkit.scenes.labels import PatchLabels, object_classes
-from bindkit.views.figures.panels import panels, show_whole, titled
-from bindkit.views.figures.style import INK, PALETTE, channels
+from bindkit.views.figures.style import INK, PALETTE, channels, panels, show_whole, titled
 
 _UNLABELLED = (236, 238, 240)
 _LONGEST = 560
