@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import pytest
 
 from bindkit.views.figures import save_figure
-from bindkit.views.figures.style import titled
+from bindkit.views.figures.panels import titled
 
 pytestmark = pytest.mark.browser
 

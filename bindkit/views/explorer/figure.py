@@ -10,7 +10,6 @@ import base64
 import io
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -272,11 +271,9 @@ class LiveFigure:
         for (name, role), trace in zip(fresh, self.widget.data[before:], strict=True):
             self._traces[name, role], self._sent[name, role] = trace, fresh[name, role]
             if role == "heat":
-                trace.on_click(partial(self._heard, name))
-
-    def _heard(self, name: str, trace: Any, points: Any, device: Any) -> None:
-        if points.xs:
-            self._clicked(name, int(points.ys[0]), int(points.xs[0]))
+                trace.on_click(
+                    lambda _, at, __, name=name: self._clicked(name, int(at.ys[0]), int(at.xs[0])) if at.xs else None
+                )
 
     def _photo(self, image: ShownImage, opacity: float) -> str:
         # In steps, since it is sent anew with each.

@@ -55,21 +55,20 @@ class Shelf:
         self.problems: list[str] = []
         for entry in [given] if isinstance(given, Probe | str | Path) else given or ():
             try:
-                self._add(entry)
+                for found in self._found(entry):
+                    self._put(*found)
             except BindkitError as error:
                 self.problems.append(str(error))
 
-    def _add(self, entry: Probe | str | Path) -> None:
-        if not isinstance(entry, Probe):
-            place = Path(entry).expanduser()
-            if not (place / "probe.json").exists():
-                digest = self._backbone.describe().get("weights_digest")
-                for kind, by_layer in probes_by_kind(place, self._backbone.name, digest).items():
-                    for layer, directory in by_layer.items():
-                        self._put(kind, layer, directory)
-                return
-            entry = load_probe(place)
-        self._put(entry.kind, entry.fitted_on.get("layer"), entry)
+    def _found(self, entry: Probe | str | Path) -> list[tuple[str, int | None, Probe | Path]]:
+        """Kind, layer and probe of what is given: a probe, its directory, or a directory with many."""
+        if isinstance(entry, Probe):
+            return [(entry.kind, entry.fitted_on.get("layer"), entry)]
+        place = Path(entry).expanduser()
+        if (place / "probe.json").exists():
+            return self._found(load_probe(place))
+        kinds = probes_by_kind(place, self._backbone.name, self._backbone.describe().get("weights_digest"))
+        return [(kind, layer, where) for kind, by_layer in kinds.items() for layer, where in by_layer.items()]
 
     def _put(self, kind: str, layer: int | None, probe: Probe | Path) -> None:
         """A probe that does not say which layer it was fitted on is offered at all of them."""
@@ -276,10 +275,10 @@ def shown_images(
     else:
         titles = [subject_name(image, number) for number, image in enumerate(given[:MOST_IMAGES], start=1)]
 
-    def reader(position: int) -> Callable[[], Subject]:
-        return lambda: subject_of(given[position], position + 1, names)
-
-    found = [ShownImage(title, reader(position)) for position, title in enumerate(titles)]
+    found = [
+        ShownImage(title, lambda position=position: subject_of(given[position], position + 1, names))  # type: ignore[misc]
+        for position, title in enumerate(titles)
+    ]
     if len(given) <= MOST_IMAGES:
         return found, []
     return found, [f"{len(given)} images are given, the first {MOST_IMAGES} are offered; give others with images=[...]"]

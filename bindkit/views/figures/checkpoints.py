@@ -16,20 +16,8 @@ from bindkit.arguments import control_title, is_control
 from bindkit.errors import InvalidParameterError
 from bindkit.results.tables import layer_of_best, require_one_kind
 from bindkit.views.figures.curves import CHANCE, LEAST_SPAN, METRICS, require_metric, whole_ticks
-from bindkit.views.figures.style import (
-    FAINT,
-    INK,
-    LOWER_LEGEND,
-    SILENT,
-    Look,
-    colour_of,
-    curve,
-    framed,
-    line_looks,
-    panels,
-    titled,
-    translucent,
-)
+from bindkit.views.figures.panels import LOWER_LEGEND, framed, panels, titled
+from bindkit.views.figures.style import FAINT, INK, SILENT, Look, colour_of, curve, line_looks, translucent
 
 _PANEL, _GAP = 176, 18
 """Width of a panel and space between two, in the figure's units."""

@@ -16,8 +16,9 @@ from bindkit.results.tables import require_one_kind
 from bindkit.scenes import Scene, open_scenes
 from bindkit.scenes.variations import Variation, scene_variations
 from bindkit.views.figures.curves import CHANCE, METRICS, axis_range, heights, require_metric
+from bindkit.views.figures.panels import framed, panels, show_whole, write_on
 from bindkit.views.figures.scenes import picture
-from bindkit.views.figures.style import FAINT, Look, curve, framed, line_looks, panels, show_whole, whiskers, write_on
+from bindkit.views.figures.style import FAINT, Look, curve, line_looks, whiskers
 
 _MEANINGS = {
     "objects": "how many in a scene",
