@@ -85,7 +85,9 @@ class VisionTower:
             rising = torch.arange(grid.n_patches, dtype=torch.float32, device=pixels.device)
             arguments["noise"] = rising.expand(pixels.shape[0], -1)
         halved = self.precision != torch.float32
-        with torch.inference_mode(), torch.autocast(pixels.device.type, self.precision, enabled=halved):
+        # Else convolutions on a GPU would round to TF32, three digits, without a word.
+        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+        with torch.inference_mode(), exact, torch.autocast(pixels.device.type, self.precision, enabled=halved):
             self.model(pixels, **arguments)
 
     def activations(

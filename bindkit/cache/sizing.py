@@ -15,7 +15,7 @@ from bindkit.scenes.scene import SceneSet, require_scenes
 
 _SHARD_BYTES = 2**30
 _LARGEST_SHARD = 128
-_BATCH = {"cpu": (2**28, 64), "cuda": (2**32, 256)}
+_BATCH = {"cpu": (2**28, 64), "cuda": (2**33, 256)}
 """Bytes that all layers of a batch's patches would take, and its windows at most."""
 
 
@@ -62,7 +62,7 @@ def scenes_per_shard(backbone: ActivationSource, identity: Identity, largest_row
 
 
 def default_windows_per_batch(backbone: ActivationSource) -> int:
-    """Largest power of two for which all layers of a batch stay within 256 MiB (4 GiB on a GPU), at most 64 (256)."""
+    """Largest power of two for which all layers of a batch stay within 256 MiB (8 GiB on a GPU), at most 64 (256)."""
     n_bytes, largest = _BATCH["cuda" if backbone.device.type == "cuda" else "cpu"]
     per_window = backbone.geometry.grid.n_patches * backbone.d_model * 4 * backbone.n_layers
     return _power_of_two(n_bytes // per_window, largest)

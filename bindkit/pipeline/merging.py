@@ -244,7 +244,18 @@ def compare_workspaces(workspaces: Sequence[str | Path]) -> pd.DataFrame:
             + "\n".join(unlike)
             + "\ncompare those that agree, or run again with the same settings"
         )
-    _require_same_pairs(spaces, tables)
+    first_of: dict[tuple[str, str, str], tuple[str, str]] = {}  # where pairs were first seen, by geometry
+    for name, space in spaces.items():
+        for cache in read_caches(space):
+            geometry = json.dumps(cache.backbone["geometry"], sort_keys=True)
+            rows = tables[name][tables[name]["backbone"] == cache.backbone["name"]]
+            for protocol, split, pairs in rows[["protocol", "split", "judged_pairs"]].drop_duplicates().values.tolist():
+                other, known = first_of.setdefault((geometry, protocol, split), (name, pairs))
+                if pairs != known:
+                    raise WorkspaceMismatchError(
+                        f"{other} and {name} have scenes of one name whose {split} pairs differ: their pictures or "
+                        "masks have changed in between; run one of them again in a new workspace"
+                    )
     together = pd.concat([table.assign(workspace=name) for name, table in tables.items()], ignore_index=True)
     figures = [column for column in together if column not in ("workspace", "seconds")]
     again = (together["objective"] == CONTROL) & together.duplicated(figures)
@@ -261,23 +272,6 @@ def _opened(path: str | Path) -> Workspace:
 
 def _results_of(space: Workspace) -> pd.DataFrame:
     return pd.read_csv(space.artefact("results.csv", made_by="03_train_probes"))
-
-
-def _require_same_pairs(spaces: dict[str, Workspace], tables: dict[str, pd.DataFrame]) -> None:
-    """Raises WorkspaceMismatchError where caches of one geometry were judged on other pairs."""
-    first_of: dict[tuple[str, str, str], tuple[str, str]] = {}
-    for name, space in spaces.items():
-        table = tables[name]
-        for cache in read_caches(space):
-            geometry = json.dumps(cache.backbone["geometry"], sort_keys=True)
-            rows = table[table["backbone"] == cache.backbone["name"]]
-            for protocol, split, pairs in rows[["protocol", "split", "judged_pairs"]].drop_duplicates().values.tolist():
-                other, known = first_of.setdefault((geometry, protocol, split), (name, pairs))
-                if pairs != known:
-                    raise WorkspaceMismatchError(
-                        f"{other} and {name} have scenes of one name whose {split} pairs differ: their pictures or "
-                        "masks have changed in between; run one of them again in a new workspace"
-                    )
 
 
 def with_others(space: Workspace, also: str = "") -> tuple[pd.DataFrame, Any, Any]:

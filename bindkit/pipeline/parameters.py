@@ -1,7 +1,8 @@
 """Parameters of notebooks: plain literals in one tagged cell, set by papermill, checked by name, type and value.
 
-papermill itself only warns of a parameter that a notebook does not have. Each notebook therefore calls
-``bk.check_parameters(In)`` in its first code cell after the parameters.
+What a value must be beyond its type, and whether it is a path, is one row of `RULES`. papermill itself only warns of a
+parameter that a notebook does not have. Each notebook therefore calls ``bk.check_parameters(In)`` in its first code
+cell after the parameters.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import importlib
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,6 @@ from bindkit.errors import BackboneError, InvalidParameterError, UnknownParamete
 
 INJECTED = "# Parameters"
 """The comment that papermill puts on top of the cell that it injects."""
-
-
-_AT_LEAST = {"patches_per_scene": 1, "seeds": 1, "window": 0, "page_scenes": 1, "page_layers": 1, "folds": 0}
-"""Counts among the parameters of notebooks, and the least that each takes."""
 
 
 def read_assignments(source: str) -> dict[str, Any]:
@@ -40,22 +39,19 @@ def read_assignments(source: str) -> dict[str, Any]:
             raise InvalidParameterError(
                 f'a parameter cell holds only lines like `name = 3` or `name = "text"`, got `{ast.unparse(statement)}`'
             )
+        value: Any = statement.value  # type: ignore[attr-defined]
         try:
-            values[target.id] = _literal(statement.value)  # type: ignore[attr-defined]
+            match value:
+                case ast.Call(func=ast.Name(id="float"), args=[written]):  # so papermill writes inf and nan
+                    values[target.id] = float(ast.literal_eval(written))
+                case _:
+                    values[target.id] = ast.literal_eval(value)
         except ValueError:
             raise InvalidParameterError(
                 f"parameter {target.id!r} must be a plain literal, so that papermill can set it, got "
                 f"`{ast.unparse(statement)}`"
             ) from None
     return values
-
-
-def _literal(node: ast.expr) -> Any:
-    """Value of a literal; papermill writes the infinite and undefined floats as ``float('nan')``."""
-    match node:
-        case ast.Call(func=ast.Name(id="float"), args=[written]):
-            return float(ast.literal_eval(written))
-    return ast.literal_eval(node)
 
 
 def notebook_parameters(path: str | Path) -> dict[str, Any]:
@@ -184,62 +180,153 @@ def check_choices(values: Mapping[str, Any]) -> None:
     checked. Scenes are opened, ADE20K's directory is only looked for; depth and patch of a backbone are known where its
     config lies on this machine. Raises the error that a notebook would raise after minutes of caching.
     """
-    from bindkit.backbones.names import depth_and_patch, parse_random_init
-    from bindkit.cache.encoding import ENCODINGS
-    from bindkit.cache.extraction import CHANGED
+    # Somebody's own notebooks may mean something else by a name of ours that is no text there.
+    other = {name for name, rule in RULES.items() if rule.is_text and not isinstance(values.get(name), str)}
+    known = {name: value for name, value in values.items() if name not in other}
+    for name, rule in RULES.items():
+        if name in known and rule.check is not None:
+            rule.check(name, known)
+
+
+def absolute_paths(values: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """The same with paths that do not depend on where a notebook runs: relative ones are meant from `base`."""
+    moving = {name: rule.absolute for name, rule in RULES.items() if isinstance(values.get(name), str)}
+    return {**values, **{name: absolute(values[name], base) for name, absolute in moving.items() if absolute}}
+
+
+def absolute_scenes(uri: str, base: Path) -> str:
+    """Make the paths of a scene URI absolute: its directory, or every part that is no option."""
+    scheme, colon, rest = uri.partition(":")
+    if not colon or not rest or scheme == "synthetic":
+        return uri
+    from bindkit.scenes.reading import split_directory  # not at the top: it needs NumPy
+
+    directory, options = split_directory(rest, base)
+    if (base / Path(directory).expanduser()).exists():
+        return f"{scheme}:{','.join([_absolute(directory, base), *options])}"
+    parts = [part if "=" in part else _absolute(part, base) for part in rest.split(",")]
+    return f"{scheme}:{','.join(parts)}"
+
+
+def absolute_backbones(names: str, base: Path) -> str:
+    """Make those backbones absolute that are local directories; hub ids and built-in names stay as they are."""
+    return shlex.join(
+        _absolute(word, base) if word.startswith((".", "/", "~")) or (base / word).is_dir() else word
+        for word in shlex.split(names)
+    )
+
+
+def _absolute(path: str, base: Path) -> str:
+    return str((base / Path(path).expanduser()).resolve()) if path else path
+
+
+# --- checks: of the parameter of this name among all values -----------------------------------------------------------
+
+
+def _at_least(least: int) -> Check:
+    return lambda name, values: whole_number(values[name], name, least)
+
+
+def _one_of(module: str, names: str) -> Check:
+    """One of the names that a module lists, which is imported only now."""
+
+    def check(name: str, values: Mapping[str, Any]) -> None:
+        known = tuple(getattr(importlib.import_module(module), names))
+        if values[name] not in known:
+            raise InvalidParameterError(f"unknown {name} {values[name]!r}; choose one of {', '.join(known)}")
+
+    return check
+
+
+def _check_folds(name: str, values: Mapping[str, Any]) -> None:
     from bindkit.probes.judging import LEAST_FOLDS
-    from bindkit.probes.protocols import PROTOCOLS
+
+    if 0 < whole_number(values[name], name, 0) < LEAST_FOLDS:
+        raise InvalidParameterError(f"folds is 0 for none, or at least {LEAST_FOLDS}; got {values[name]}")
+
+
+def _check_controls(name: str, values: Mapping[str, Any]) -> None:
+    for control in values[name].split():
+        parse_control(control)
+
+
+def _check_probes(name: str, values: Mapping[str, Any]) -> None:
+    """With the tasks that they are to be fitted for."""
     from bindkit.probes.tasks import require_pairwise
     from bindkit.results.sweeping import fitting_pairs
+
+    probes, tasks = values[name].split(), values.get("tasks", "pairwise").split()
+    if not probes or not tasks:
+        raise InvalidParameterError("a run needs at least one probe and one task, such as linear and pairwise")
+    fitting_pairs(probes, tasks)
+    require_pairwise(tasks)
+
+
+def _check_backbones(name: str, values: Mapping[str, Any]) -> None:
+    """With the layers and the window that are asked of them."""
+    from bindkit.backbones.names import depth_and_patch, parse_random_init
+    from bindkit.scenes.geometry import PatchGrid
+
+    backbones = shlex.split(values[name])
+    if not backbones or not all(backbone.strip() for backbone in backbones):
+        raise BackboneError(f"backbones are names with blanks between, at least one; got {shlex.join(backbones)!r}")
+    for backbone in backbones:
+        untrained = parse_random_init(backbone)
+        depth, patch = depth_and_patch(untrained.source if untrained else backbone)
+        if depth is not None:
+            resolve_layers(values.get("layers", "all"), depth, backbone)
+        if patch is not None and values.get("window"):
+            PatchGrid.of_window(int(values["window"]), patch)
+
+
+def _check_scenes(name: str, values: Mapping[str, Any]) -> None:
+    """With the groups that they are split by."""
     from bindkit.scenes import open_scenes
     from bindkit.scenes.formats.ade20k import find_root
-    from bindkit.scenes.geometry import PatchGrid
     from bindkit.scenes.reading import ADE20K_OPTIONS, ReadingOptions, split_directory
     from bindkit.scenes.splits import named_groups
     from bindkit.scenes.synthetic import require_unseen
 
-    for name, least in _AT_LEAST.items():
-        if name in values:
-            whole_number(values[name], name, least)
-    if "seed" in values:
-        read_seed(values["seed"])
-    if 0 < values.get("folds", 0) < LEAST_FOLDS:
-        raise InvalidParameterError(f"folds is 0 for none, or at least {LEAST_FOLDS}; got {values['folds']}")
-    for name, known in (("protocol", tuple(PROTOCOLS)), ("dtype", ENCODINGS), ("changed", CHANGED)):
-        if name in values and values[name] not in known:
-            raise InvalidParameterError(f"unknown {name} {values[name]!r}; choose one of {', '.join(known)}")
-
-    named = {name: value for name, value in values.items() if isinstance(value, str)}
-    for control in named.get("controls", "").split():
-        parse_control(control)
-    if "probes" in named:
-        probes, tasks = named["probes"].split(), named.get("tasks", "pairwise").split()
-        if not probes or not tasks:
-            raise InvalidParameterError("a run needs at least one probe and one task, such as linear and pairwise")
-        fitting_pairs(probes, tasks)
-        require_pairwise(tasks)
-
-    layers = named.get("layers", "all")
-    read_layers(layers)
-    if "backbones" in named:
-        backbones = shlex.split(named["backbones"])
-        if not backbones or not all(name.strip() for name in backbones):
-            raise BackboneError(f"backbones are names with blanks between, at least one; got {shlex.join(backbones)!r}")
-        for name in backbones:
-            untrained = parse_random_init(name)
-            depth, patch = depth_and_patch(untrained.source if untrained else name)
-            if depth is not None:
-                resolve_layers(layers, depth, name)
-            if patch is not None and values.get("window"):
-                PatchGrid.of_window(int(values["window"]), patch)
-
-    scheme, _, rest = named.get("scenes", "").partition(":")
+    scheme, _, rest = values[name].partition(":")
     if scheme == "ade20k" and rest.strip():
         # Opening it reads a large index, which notebook 01 does once and keeps.
         directory, options = split_directory(rest)
         ReadingOptions.parse(options, ADE20K_OPTIONS)
         find_root(Path(directory).expanduser())
-    elif "scenes" in named:
-        scenes = open_scenes(named["scenes"])
+    else:
+        scenes = open_scenes(values[name])
         require_unseen(scenes)
-        named_groups(scenes, named.get("groups", ""))
+        named_groups(scenes, values.get("groups", ""))
+
+
+Check = Callable[[str, Mapping[str, Any]], Any]
+"""Takes a parameter's name and all values; raises the error that a notebook would raise."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a parameter's value must be, and how a path in it is made absolute."""
+
+    check: Check | None = None
+    absolute: Callable[[str, Path], str] | None = None
+    is_text: bool = False
+
+
+RULES: Mapping[str, Rule] = {
+    **{name: Rule(_at_least(1)) for name in ("patches_per_scene", "seeds", "page_scenes", "page_layers")},
+    "window": Rule(_at_least(0)),
+    "seed": Rule(lambda name, values: read_seed(values[name])),
+    "folds": Rule(_check_folds),
+    "protocol": Rule(_one_of("bindkit.probes.protocols", "PROTOCOLS")),
+    "dtype": Rule(_one_of("bindkit.cache.encoding", "ENCODINGS")),
+    "changed": Rule(_one_of("bindkit.cache.extraction", "CHANGED")),
+    "controls": Rule(_check_controls, is_text=True),
+    "tasks": Rule(is_text=True),
+    "probes": Rule(_check_probes, is_text=True),
+    "layers": Rule(lambda name, values: read_layers(values[name]), is_text=True),
+    "backbones": Rule(_check_backbones, absolute_backbones, is_text=True),
+    "groups": Rule(is_text=True),
+    "scenes": Rule(_check_scenes, absolute_scenes, is_text=True),
+    "also": Rule(absolute=lambda names, base: shlex.join(_absolute(word, base) for word in shlex.split(names))),
+}
+"""Parameters that have a rule, the checks that take longest last."""

@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import bindkit
 from bindkit.errors import NotebookFailedError, WorkspaceBusyError, WorkspaceMismatchError
-from bindkit.pipeline.parameters import check_choices, check_known, notebook_parameters
+from bindkit.pipeline.parameters import absolute_paths, check_choices, check_known, notebook_parameters
 from bindkit.pipeline.workspace import (
     Inputs,
     Workspace,
@@ -74,12 +73,12 @@ class RunReport:
 
 def notebooks_directory() -> Path:
     """Directory of the numbered notebooks: inside the installed package, or beside it in a checkout."""
-    inside, beside = (above / "notebooks" for above in Path(bindkit.__file__).parents[:2])
-    if not numbered_notebooks(inside) and not numbered_notebooks(beside):
-        raise NotebookFailedError(
-            f"the numbered notebooks are neither in {inside} nor in {beside}; install bindkit again"
-        )
-    return inside if numbered_notebooks(inside) else beside
+    places = [above / "notebooks" for above in Path(bindkit.__file__).parents[:2]]
+    if found := next(filter(numbered_notebooks, places), None):
+        return found
+    raise NotebookFailedError(
+        f"the numbered notebooks are neither in {places[0]} nor in {places[1]}; install bindkit again"
+    )
 
 
 def numbered_notebooks(directory: Path) -> list[Path]:
@@ -148,10 +147,7 @@ def run_pipeline(
         raise NotebookFailedError(f"{directory} holds no numbered notebooks (NN_verb_object.ipynb)")
     known = pipeline_parameters(directory)
     values = {**known, **check_known(parameters, known, "the notebooks have", tell_values=True)}
-    for name, absolute in _PATHS.items():
-        # Notebooks run in another directory than the present one.
-        if isinstance(values.get(name), str):
-            values[name] = absolute(values[name], Path.cwd())
+    values = absolute_paths(values, Path.cwd())  # notebooks run in another directory
     check_choices(values)
     root = workspace_root(workspace)
     fixed = {name: values[name] for name in FIXED_SETTINGS if name in values}
@@ -220,41 +216,3 @@ def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: b
         runs.append(NotebookRun(source.stem, target, not stale, time.perf_counter() - begun))
     inputs.also_of(before).write(workspace.inputs)
     return RunReport(workspace, tuple(runs), time.perf_counter() - started)
-
-
-def absolute_scenes(uri: str, base: Path) -> str:
-    """Make the paths of a scene URI absolute: its directory, or every part that is no option."""
-    scheme, colon, rest = uri.partition(":")
-    if not colon or not rest or scheme == "synthetic":
-        return uri
-    from bindkit.scenes.reading import split_directory  # not at the top: it needs NumPy
-
-    directory, options = split_directory(rest, base)
-    if (base / Path(directory).expanduser()).exists():
-        return f"{scheme}:{','.join([_absolute(directory, base), *options])}"
-    parts = [part if "=" in part else _absolute(part, base) for part in rest.split(",")]
-    return f"{scheme}:{','.join(parts)}"
-
-
-def absolute_backbones(names: str, base: Path) -> str:
-    """Make those backbones absolute that are local directories; hub ids and built-in names stay as they are."""
-    return shlex.join(
-        _absolute(word, base) if word.startswith((".", "/", "~")) or (base / word).is_dir() else word
-        for word in shlex.split(names)
-    )
-
-
-def _absolute_directories(names: str, base: Path) -> str:
-    return shlex.join(_absolute(word, base) for word in shlex.split(names))
-
-
-def _absolute(path: str, base: Path) -> str:
-    return str((base / Path(path).expanduser()).resolve()) if path else path
-
-
-_PATHS: dict[str, Callable[[str, Path], str]] = {
-    "scenes": absolute_scenes,
-    "backbones": absolute_backbones,
-    "also": _absolute_directories,
-}
-"""Parameters whose relative paths are meant from the directory where they were typed."""

@@ -19,9 +19,8 @@ sys.path.append(str(Path(__file__).parents[1] / "unit"))
 
 from viewer_pages import full_rank, like_a_fitted_probe, photo
 
-from bindkit.views.viewer.exporting import page_of
+from bindkit.views.viewer.exporting import Subject, page_of
 from bindkit.views.viewer.packing import pack, to_text
-from bindkit.views.viewer.subjects import Subject
 
 CLICKS = """async () => {
   const stage = document.getElementById("stage"), took = [];

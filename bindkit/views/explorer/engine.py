@@ -213,22 +213,21 @@ class Engine:
         the last layer, and ContractError if the model's queries and keys cannot be read.
         """
         images = self.images[view.image], self.images[view.shown]
-        probe = view.probe if view.measure == "affinity" else None
-        return self.store.get((view.measure, view.backbone, images, view.layer, probe), lambda: self._made(view))
+        kind = view.probe if view.measure == "affinity" else None
 
-    def _made(self, view: View) -> Rows:
-        if view.measure == "attention":
-            return self._attention(view)
-        if view.measure == "pca":
-            return PatchColours.of(self.activations(view.backbone, view.shown, view.layer))
-        probe = None
-        if view.measure == "affinity":
-            if view.probe is None:
+        def made() -> Rows:
+            if view.measure == "attention":
+                return self._attention(view)
+            if view.measure == "pca":
+                return PatchColours.of(self.activations(view.backbone, view.shown, view.layer))
+            if view.measure == "affinity" and kind is None:
                 raise ProbeError("affinity needs a fitted probe; choose one, or look at cosine similarity")
-            probe = self.backbones[view.backbone].shelf.probe(view.probe, view.layer)
-        first = self.activations(view.backbone, view.image, view.layer)
-        second = first if view.shown == view.image else self.activations(view.backbone, view.shown, view.layer)
-        return CosineRows.of(first, second) if probe is None else rows_of(probe, first, second)
+            probe = None if kind is None else self.backbones[view.backbone].shelf.probe(kind, view.layer)
+            first = self.activations(view.backbone, view.image, view.layer)
+            second = first if view.shown == view.image else self.activations(view.backbone, view.shown, view.layer)
+            return CosineRows.of(first, second) if probe is None else rows_of(probe, first, second)
+
+        return self.store.get((view.measure, view.backbone, images, view.layer, kind), made)
 
     def _attention(self, view: View) -> AttentionRows:
         source, shown = self.backbones[view.backbone].source, self.images[view.image]

@@ -10,7 +10,6 @@ import base64
 import io
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,11 @@ import traitlets
 from PIL import Image, ImageEnhance
 from plotly.serializers import custom_serializers
 
-from bindkit.views.explorer.outlines import NOTHING, Line, joined, patch_outline, square, top_patches
 from bindkit.views.explorer.session import Panel
-from bindkit.views.explorer.sources import ShownImage
+from bindkit.views.explorer.sources import NOTHING, Line, ShownImage, joined, patch_outline, square, top_patches
 from bindkit.views.explorer.state import State
 from bindkit.views.figures.style import INK, TEMPLATE
-from bindkit.views.viewer.subjects import picture
+from bindkit.views.viewer.exporting import picture
 
 CONTRAST = {"viridis": "#ff4f79", "magma": "#2fe6f2", "cividis": "#ff4f79"}
 """Plotly's colour maps that colour-blind readers can order, and of each a colour that stands out from all of its own:
@@ -273,11 +271,9 @@ class LiveFigure:
         for (name, role), trace in zip(fresh, self.widget.data[before:], strict=True):
             self._traces[name, role], self._sent[name, role] = trace, fresh[name, role]
             if role == "heat":
-                trace.on_click(partial(self._heard, name))
-
-    def _heard(self, name: str, trace: Any, points: Any, device: Any) -> None:
-        if points.xs:
-            self._clicked(name, int(points.ys[0]), int(points.xs[0]))
+                trace.on_click(
+                    lambda _, at, __, name=name: self._clicked(name, int(at.ys[0]), int(at.xs[0])) if at.xs else None
+                )
 
     def _photo(self, image: ShownImage, opacity: float) -> str:
         # In steps, since it is sent anew with each.

@@ -22,6 +22,8 @@ from bindkit.views.explorer.state import BESIDE, LOCKS, MEASURES, patch_of, plac
 logger = logging.getLogger(__name__)
 
 _VIEWS = files("bindkit.views")
+_KEYS = {"[": ("layer", -1), "]": ("layer", 1), ",": ("image", -1), ".": ("image", 1)}
+"""Key -> the part of the view that it changes, and by how much."""
 _NONE = "none"
 """Stands for None in pickers, since ipywidgets take that for "nothing is chosen"."""
 
@@ -339,7 +341,5 @@ class Screen:
                 f"{content['refused']} has {content['bytes'] / 1e6:.0f} MB; a browser hands over up to 10 MB. Make it "
                 "smaller, or give its path: bk.AffinityExplorer(..., images=[path])"
             )
-        elif key in ("[", "]"):
-            self.do(lambda: session.step_layer(1 if key == "]" else -1))
-        elif key in (",", "."):
-            self.do(lambda: session.step_image(1 if key == "." else -1))
+        elif key in _KEYS:
+            self.do(lambda: session.step(*_KEYS[key]))

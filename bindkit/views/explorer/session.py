@@ -17,9 +17,8 @@ from bindkit.errors import BindkitError, InvalidParameterError, ProbeError
 from bindkit.scenes import Scene
 from bindkit.scenes.scene import SceneSet
 from bindkit.views.explorer.engine import Engine, Map, bytes_of
-from bindkit.views.explorer.outlines import INSET
 from bindkit.views.explorer.rows import Factors
-from bindkit.views.explorer.sources import Shelf, ShownImage, shown_backbones, shown_images, uploaded_image
+from bindkit.views.explorer.sources import INSET, Shelf, ShownImage, shown_backbones, shown_images, uploaded_image
 from bindkit.views.explorer.state import JUDGED, LOCKS, MEASURES, State, View, patch_of, place_of
 from bindkit.views.viewer.exporting import export_viewer
 from bindkit.views.viewer.probe_choice import Probes, spread
@@ -144,18 +143,15 @@ class Session:
         self.state = replace(self.state, **changes)
 
     def lock(self, lock: str) -> None:
-        """Hold a part of the view, by a key of `LOCKS`; ``""`` lets go."""
-        self.state = self.state.locking(lock)
+        """Hold the present view, wholly or in part, by a key of `LOCKS`; ``""`` lets go."""
+        self.change(lock=lock, locked=self.state.view if lock else None)
 
-    def step_layer(self, step: int) -> None:
-        """Go so many layers on, among those that can be shown."""
-        layers = self.layers()
-        at = layers.index(self.state.view.layer) + step
-        self.view(layer=layers[min(max(at, 0), len(layers) - 1)])
-
-    def step_image(self, step: int) -> None:
-        """Go so many images on."""
-        self.view(image=min(max(self.state.view.image + step, 0), len(self.images) - 1))
+    def step(self, part: str, step: int) -> None:
+        """Go so many layers on, among those that can be shown, or so many images."""
+        there = self.layers() if part == "layer" else range(len(self.images))
+        if there:
+            at = there.index(getattr(self.state.view, part)) + step
+            self.view(**{part: there[min(max(at, 0), len(there) - 1)]})
 
     def open(self, name: str, content: bytes) -> None:
         """Add a picture, the bytes of a file, and show it. Raises BrokenSceneError."""

@@ -86,10 +86,6 @@ class State:
     outlines: bool = True
     """Whether the true object is outlined."""
 
-    def locking(self, lock: str) -> State:
-        """With the present view held, wholly or in part; ``""`` lets go."""
-        return replace(self, lock=lock, locked=self.view if lock else None)
-
     def locked_view(self) -> View | None:
         """What the lock shows: the part that it holds as it was, the rest as it is."""
         if self.locked is None:

@@ -78,7 +78,13 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
         figure.add_trace(curve(x, y, Look(FAINT, None, 1.3), name="start", **SILENT), **where)
         for position, row in enumerate(records):
             if row["kind"] in ("trained", "untrained") and pd.notna(row[metric]) and pd.notna(start[position]):
-                figure.add_trace(_bar(row, position, start[position], metric, added, colours[position]), **where)
+                # What falls short of the line, or may do, recedes, as does what was never trained.
+                low = row.get(f"{added}_low")
+                is_added = row[metric] > start[position] if low is None or pd.isna(low) else low > 0
+                opacity = 0.45 if row["kind"] == "trained" and is_added else 0.18
+                look, name = Look(translucent(colours[position], opacity), None, 9), f"added by {row['backbone']}"
+                bar = curve([start[position], row[metric]], [position] * 2, look, name=name, **SILENT)
+                figure.add_trace(bar, **where)
         points = go.Scatter(
             x=rows[metric],
             y=list(rows.index),
@@ -142,15 +148,6 @@ def _starts(rows: pd.DataFrame, metric: str, added: str) -> tuple[list[float], b
     if len(known) == 0:
         return [0.5] * len(rows), False
     return [float(value) for value in (starts.fillna(known[0]) if len(known) == 1 else starts)], True
-
-
-def _bar(row: dict, number: int, start: float, metric: str, added: str, colour: str) -> go.Scatter:
-    # What falls short of the line, or may do, recedes, as does what was never trained.
-    low = row.get(f"{added}_low")
-    is_added = row[metric] > start if low is None or pd.isna(low) else low > 0
-    opacity = 0.45 if row["kind"] == "trained" and is_added else 0.18
-    look = Look(translucent(colour, opacity), None, 9)
-    return curve([start, row[metric]], [number, number], look, name=f"added by {row['backbone']}", **SILENT)
 
 
 def _digits(row: dict, metric: str, added: str, start: float) -> str:

@@ -6,6 +6,7 @@ import base64
 import colorsys
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from bindkit.affinities.scoring import Affinity
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes import Scene
 from bindkit.scenes.labels import PatchLabels, object_classes
-from bindkit.views.figures.panels import panels, show_whole, titled
+from bindkit.views.figures.panels import Panels, panels, show_whole, titled
 from bindkit.views.figures.style import INK, PALETTE, channels
 
 _UNLABELLED = (236, 238, 240)
@@ -55,8 +56,7 @@ def scene_figure(scene: Scene, class_names: Mapping[int, str], labels: PatchLabe
     shown = panels(3, 3, gap=(0.02, 0), subplot_titles=titles)
     figure = shown.figure
     for number, pixels in enumerate([scene.image, _painted_objects(scene, colours), _painted_patches(labels, colours)]):
-        figure.add_trace(picture(pixels, scene.size, lossy=number == 0), **shown.place(number))
-        show_whole(figure, scene.size, shown.place(number))
+        _add_picture(shown, number, pixels, scene.size, lossy=number == 0)
     for number in (1, 2):
         figure.add_trace(_marks(scene, objects), **shown.place(number))
     if plan.n_windows > 1:
@@ -71,13 +71,7 @@ def scene_figure(scene: Scene, class_names: Mapping[int, str], labels: PatchLabe
     note = twins if objects["twins"].any() else "no two objects of one class"
     titled(figure, f"Scene {scene.id}", f"{height} × {width} px · {note} · paler patches: mixed pixels")
     figure.update_annotations(font={"size": 14, "color": INK}, yshift=2)
-    return figure.update_layout(
-        width=3 * 280 + 60,
-        height=round(280 * min(1.6, height / width)) + 124,
-        margin={"l": 16, "r": 16, "t": 108, "b": 16},
-        showlegend=False,
-        hovermode="closest",
-    )
+    return _sized(figure, 3 * 280 + 60, 280 * min(1.6, height / width), 124, hovermode="closest")
 
 
 def scene_table(scene: Scene, class_names: Mapping[int, str], labels: PatchLabels) -> pd.DataFrame:
@@ -116,18 +110,11 @@ def scenes_figure(scenes: Sequence[Scene]) -> go.Figure:
     shown = panels(2 * len(scenes), len(scenes), gap=(0.015, 0.03), subplot_titles=titles)
     for number, (scene, objects) in enumerate(zip(scenes, found, strict=True)):
         for row, pixels in enumerate((scene.image, _painted_objects(scene, _colours(objects)))):
-            where = shown.place(number + row * len(scenes))
-            shown.figure.add_trace(picture(pixels, scene.size, lossy=row == 0), **where)
-            show_whole(shown.figure, scene.size, where)
+            _add_picture(shown, number + row * len(scenes), pixels, scene.size, lossy=row == 0)
     titled(shown.figure, "What the scenes show", "above: image · below: its objects, unlabelled ground in grey")
     shown.figure.update_annotations(font={"size": 13, "color": INK}, yshift=2)
     tallest = max(min(1.6, scene.size[0] / scene.size[1]) for scene in scenes)
-    return shown.figure.update_layout(
-        width=len(scenes) * 240 + 40,
-        height=round(2 * 240 * tallest) + 140,
-        margin={"l": 16, "r": 16, "t": 112, "b": 16},
-        showlegend=False,
-    )
+    return _sized(shown.figure, len(scenes) * 240 + 40, 2 * 240 * tallest, 140, top=112)
 
 
 def affinity_figure(scene: Scene, views: Mapping[str, Affinity], patch: int | None = None) -> go.Figure:
@@ -187,14 +174,10 @@ def affinity_figure(scene: Scene, views: Mapping[str, Affinity], patch: int | No
     asked_of = f"affinity of the marked patch (row {at[0]}, column {at[1]}) to every patch of {scene.id}"
     titled(figure, "Which patches does one patch belong with?", asked_of)
     figure.update_annotations(font={"size": 12.5, "color": INK})
-    return figure.update_layout(
-        width=n_cols * 216 + 130,
-        height=round(n_rows * (216 * min(1.6, height / width) + 48)) + 120,
-        margin={"l": 16, "r": 16, "t": 124, "b": 16},
-        showlegend=False,
-        hovermode="closest",
-        coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": {"title": "affinity", "thickness": 14}},
-    )
+    bar = {"title": "affinity", "thickness": 14}
+    colours = {"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": bar}
+    inside = n_rows * (216 * min(1.6, height / width) + 48)
+    return _sized(figure, n_cols * 216 + 130, inside, 120, top=124, hovermode="closest", coloraxis=colours)
 
 
 def affinity_table(scene: Scene, views: Mapping[str, Affinity], patch: int | None = None) -> pd.DataFrame:
@@ -251,6 +234,17 @@ def picture(pixels: np.ndarray, size: tuple[int, int], lossy: bool) -> go.Image:
         dy=down,
         hoverinfo="skip",
     )
+
+
+def _add_picture(shown: Panels, number: int, pixels: np.ndarray, size: tuple[int, int], lossy: bool) -> None:
+    shown.figure.add_trace(picture(pixels, size, lossy), **shown.place(number))
+    show_whole(shown.figure, size, shown.place(number))
+
+
+def _sized(figure: go.Figure, width: int, inside: float, around: int, top: int = 108, **layout: Any) -> go.Figure:
+    """With the size of pictures that are `inside` units high, narrow margins and no legend."""
+    margin = {"l": 16, "r": 16, "t": top, "b": 16}
+    return figure.update_layout(width=width, height=round(inside) + around, margin=margin, showlegend=False, **layout)
 
 
 def _objects(scene: Scene) -> pd.DataFrame:

@@ -10,12 +10,16 @@ from tiny_models import write_checkpoint
 from bindkit.backbones import load_backbone
 from bindkit.backbones.names import depth_and_patch, shipped_names
 from bindkit.errors import BackboneError, InvalidParameterError
-from bindkit.pipeline.parameters import check_choices
+from bindkit.pipeline.parameters import RULES, check_choices
 from bindkit.pipeline.running import notebooks_directory, pipeline_parameters
 
 
 def test_what_a_run_measures_by_default_passes():
     check_choices(pipeline_parameters(notebooks_directory()))
+
+
+def test_every_rule_is_of_a_parameter_that_a_run_has():
+    assert RULES.keys() <= pipeline_parameters(notebooks_directory()).keys()
 
 
 @pytest.mark.parametrize(
@@ -27,6 +31,7 @@ def test_what_a_run_measures_by_default_passes():
         {"controls": ""},
         {"probes": "quadratic_fixed_rank@16 linear", "tasks": "pairwise pointwise_class shuffled_labels"},
         {"layers": [0, 3]},  # somebody's own notebooks may mean something else
+        {"probes": 3, "tasks": 2, "scenes": 1, "groups": [0]},
     ],
 )
 def test_what_may_be_right_passes(values, tmp_path, monkeypatch):

@@ -24,15 +24,8 @@ from bindkit.errors import (
     WorkspaceBusyError,
     WorkspaceMismatchError,
 )
-from bindkit.pipeline.running import (
-    FIRST_LAB,
-    RUN_DEFAULTS,
-    absolute_backbones,
-    absolute_scenes,
-    notebooks_directory,
-    numbered_notebooks,
-    run_pipeline,
-)
+from bindkit.pipeline.parameters import absolute_backbones, absolute_scenes
+from bindkit.pipeline.running import FIRST_LAB, RUN_DEFAULTS, notebooks_directory, numbered_notebooks, run_pipeline
 
 FIRST = [
     'workspace = "here"\nscenes = "synthetic:n=4,seed=0"\nseed = 0',

@@ -13,8 +13,7 @@ from test_scenes_masks import png
 
 from bindkit.affinities.scoring import image_pixels
 from bindkit.errors import BrokenSceneError, InvalidParameterError, SceneSetError
-from bindkit.pipeline.parameters import check_choices
-from bindkit.pipeline.running import absolute_scenes
+from bindkit.pipeline.parameters import absolute_scenes, check_choices
 from bindkit.scenes import check_scenes, open_scenes, write_ade20k
 from bindkit.scenes.decoding import MAX_PIXELS, read_header, read_image, read_stored
 from bindkit.scenes.splits import named_groups

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bindkit.affinities.stitching import ImageGrid
-from bindkit.views.explorer.outlines import Coverage, joined, loops_around, mask_outline, patch_outline, top_patches
+from bindkit.views.explorer.sources import Coverage, joined, loops_around, mask_outline, patch_outline, top_patches
 
 
 def area(x, y):

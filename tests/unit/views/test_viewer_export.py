@@ -12,8 +12,8 @@ import bindkit as bk
 from bindkit.cli import main
 from bindkit.errors import BrokenSceneError, GeometryError, InvalidParameterError, ProbeError, ProbeMismatchError
 from bindkit.probes import save_probe
+from bindkit.views.viewer.exporting import Subject, picture
 from bindkit.views.viewer.packing import TOLERANCE
-from bindkit.views.viewer.subjects import Subject, picture
 
 
 @pytest.fixture(scope="module")
