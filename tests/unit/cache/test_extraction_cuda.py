@@ -1,4 +1,4 @@
-"""On a CUDA device: worker processes, copies beside the computation and half precision give what the plain way gives."""
+"""On a CUDA device: worker processes, copies beside the computation and half precision change nothing."""
 
 from __future__ import annotations
 
