@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,3 +203,26 @@ def control_title(name: str) -> str:
 def is_control(objective: Any) -> bool:
     """Whether a row of a table, or a cache, with this objective is of a control."""
     return isinstance(objective, str) and objective == CONTROL
+
+
+def read_share(rank: int | None, world_size: int | None, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which of how many calls this one is: as given, else as torchrun or an array of Slurm jobs says.
+
+    >>> read_share(None, None, {"RANK": "1", "WORLD_SIZE": "4"}), read_share(None, None, {})
+    ((1, 4), (0, 1))
+    >>> read_share(None, None, {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "8"})
+    (2, 8)
+    """
+    if rank is None and world_size is None:
+        if "RANK" in environment and "WORLD_SIZE" in environment:
+            rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+        elif "SLURM_ARRAY_TASK_ID" in environment:
+            rank = int(environment["SLURM_ARRAY_TASK_ID"]) - int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
+            world_size = int(environment.get("SLURM_ARRAY_TASK_COUNT", "1"))
+        else:
+            return 0, 1
+    if rank is None or world_size is None:
+        raise InvalidParameterError("a rank needs a world size, and a world size a rank: give both or none")
+    if not 0 <= rank < world_size:
+        raise InvalidParameterError(f"a rank counts from 0 and is below the world size, got {rank} of {world_size}")
+    return rank, world_size

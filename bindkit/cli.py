@@ -7,6 +7,7 @@ Thin; everything is also Python. Nothing heavy is imported before a command star
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -97,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     rounded = "how sizes, windows and masks are rounded; the paper protocol takes the reference implementation's"
     add("--arithmetic", choices=["centred", "reference"], default="centred", help=rounded)
     add("--seed", metavar="N", type=int, default=0)
+    add("--precision", choices=["float32", "bfloat16", "float16"], default="float32", help="of the model's products")
+    add("--device", metavar="DEVICE", default="auto", help="auto (the default), cpu, cuda:1")
+    add("--workers", metavar="N", type=int, help="threads, on a GPU processes, that read scenes ahead")
+    shared = "compute every so many-th shard only; default: RANK or SLURM_ARRAY_TASK_ID where that is set"
+    add("--rank", metavar="N", type=int, help=shared)
+    add("--world-size", metavar="N", type=int, help="how many such calls there are")
     told = "of scenes, weights or preprocessing that have changed since: say so (the default), or compute anew"
     add("--changed", choices=["refuse", "recompute"], default="refuse", help=told)
 
@@ -185,6 +192,8 @@ def _cache(options: argparse.Namespace) -> None:
         window=options.window or None,
         normalization=options.normalization,
         arithmetic=options.arithmetic,
+        precision=options.precision,
+        device=options.device,
     )
     cache = bindkit.cache_activations(
         backbone,
@@ -196,6 +205,8 @@ def _cache(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         seed=options.seed,
         changed=options.changed,
+        workers=options.workers,
+        share=read_share(options.rank, options.world_size, os.environ),
     )
     print(cache.path)
 

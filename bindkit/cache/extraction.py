@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from bindkit import __version__
-from bindkit.arguments import read_path, whole_number
+from bindkit.arguments import read_path, read_share, whole_number
 from bindkit.backbones.sources import ActivationSource, on_gpu, require_source
 from bindkit.cache import sizing, writing
 from bindkit.cache.forward import ShardContent, compute_shard
@@ -143,9 +143,7 @@ def cache_activations(
     if windows_per_batch is not None:
         windows_per_batch = whole_number(windows_per_batch, "windows_per_batch", least=1)
     workers, root = _read_workers(workers, backbone), read_path(root, "root")
-    rank, world_size = (whole_number(number, "share", least=0) for number in share)
-    if rank >= world_size:
-        raise InvalidParameterError(f"share is (rank, world size) with rank below the size, got {share}")
+    share = read_share(*(whole_number(number, "share") for number in share), {})
     if changed not in CHANGED:
         raise InvalidParameterError(f'changed is "refuse" or "recompute", got {changed!r}')
     if split is None:
@@ -174,8 +172,7 @@ def cache_activations(
     identity = replace(identity, contents=contents_of(scenes, every, digests, workers, on_gpu(backbone)))
     path = root / slug(scenes.uri) / slug(backbone.name)
     job = _Job(
-        *(path, backbone, scenes, positions, identity, wanted, windows_per_batch, workers, digests, changed),
-        (rank, world_size),
+        *(path, backbone, scenes, positions, identity, wanted, windows_per_batch, workers, digests, changed, share),
     )
     manifest = _read_matching(job)
     if manifest is not None and changed == "recompute":
