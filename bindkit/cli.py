@@ -186,6 +186,8 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _cache(options: argparse.Namespace) -> None:
+    from bindkit.arguments import read_share
+
     scenes = bindkit.open_scenes(options.scenes)
     backbone = bindkit.load_backbone(
         options.backbone,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from bindkit.backbones.controls import HasGeometry
-from bindkit.backbones.loading import Backbone
+from bindkit.arguments import is_control
+from bindkit.backbones.controls import HasGeometry, control_of
+from bindkit.backbones.loading import Backbone, load_backbone
+from bindkit.backbones.preprocessing import IMAGENET
 from bindkit.backbones.tower import Rows
 from bindkit.errors import BackboneError
+from bindkit.scenes.geometry import WindowGeometry
 
 
 @runtime_checkable
@@ -53,6 +56,23 @@ class PlacedSource(Protocol):
         self, windows: Tensor, corners: Tensor, scene_sizes: Tensor, layers: Sequence[int]
     ) -> dict[int, Tensor]:
         """As `ActivationSource.activations`, given (top, left) of each window and (height, width) of its scene."""
+
+
+def source_of(described: Mapping[str, Any], device: str = "auto") -> ActivationSource:
+    """Load the backbone or control that describes itself so. Raises as `load_backbone`."""
+    if is_control(described.get("objective")):
+        return control_of(described)
+    geometry = WindowGeometry(**described["geometry"])
+    return load_backbone(
+        described["name"],
+        window=geometry.window,
+        short_side=geometry.short_side,
+        arithmetic=geometry.arithmetic,
+        normalization="imagenet" if described["preprocessing"] == IMAGENET.describe() else "checkpoint",
+        precision=described.get("precision", "float32"),
+        revision=described.get("revision"),
+        device=device,
+    )
 
 
 def on_gpu(source: ActivationSource) -> bool:

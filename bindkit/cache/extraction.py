@@ -1,46 +1,24 @@
-"""`cache_activations`: what is missing is computed, shard by shard, and what is there is left alone."""
+"""`cache_activations`: what is missing is computed, and what is there is left alone."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain, islice
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from filelock import FileLock
-
-from bindkit import __version__
 from bindkit.arguments import read_path, read_share, whole_number
 from bindkit.backbones.sources import ActivationSource, on_gpu, require_source
-from bindkit.cache import sizing, writing
-from bindkit.cache.forward import ShardContent, compute_shard
-from bindkit.cache.manifest import (
-    MANIFEST_NAME,
-    WORK,
-    FileRecord,
-    Identity,
-    Making,
-    Manifest,
-    ShardRecord,
-    differences,
-    layer_folder,
-    shard_file,
-)
-from bindkit.cache.sampling import DrawnScene, draw_scene
-from bindkit.cache.shards import activations_to_parts, labels_to_bytes, layer_stamp
+from bindkit.cache import cluster, sizing, writing
+from bindkit.cache.computing import Job, compute_shards
+from bindkit.cache.manifest import MANIFEST_NAME, WORK, Identity, Manifest, differences
 from bindkit.cache.sizing import SceneSize, scene_sizes
 from bindkit.cache.store import ActivationCache
 from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameterError
-from bindkit.files import RememberedDigests, ahead, progress, slug
-from bindkit.scenes.checking import are_files, changed_ids, changes, content_of, contents_of, memory_in
+from bindkit.files import RememberedDigests, progress, slug
+from bindkit.scenes.checking import changed_ids, changes, contents_of, memory_in
 from bindkit.scenes.scene import SceneSet, require_scenes
 from bindkit.scenes.splits import SPLITS, Split, split_scenes
 from bindkit.scenes.synthetic import require_unseen
@@ -56,11 +34,6 @@ _RECOMPUTE = (
     'Ask with changed="recompute" (bindkit cache --changed recompute, bindkit run --force) to compute anew what '
     "depends on them, put back what it was made from"
 )
-_LIBRARIES = ("numpy", "pillow", "torch", "transformers")
-_WRITERS = 8
-"""Threads that hash and write files."""
-_LOOK_AGAIN = 0.5
-"""Seconds until the next look whether other processes have finished their shards."""
 _FILE_OVERHEAD = 8192
 """Headers and the last block of a file, generously."""
 
@@ -78,6 +51,7 @@ def cache_activations(
     split: Split | None = None,
     changed: str = "refuse",
     share: tuple[int, int] = (0, 1),
+    client: Any = None,
 ) -> ActivationCache:
     """Compute a backbone's activations on a scene set and keep them on disk, or find them there.
 
@@ -121,6 +95,8 @@ def cache_activations(
         have changed. What a cache was made from is known by content, not by names and times.
     share : (int, int)
         ``(rank, world size)``: compute every so many-th shard only, and return without waiting for those of others.
+    client : dask.distributed.Client, optional
+        Whose workers compute the shards, each with a backbone of its own; see `bindkit.cache.cluster`.
 
     Raises
     ------
@@ -143,7 +119,7 @@ def cache_activations(
     if windows_per_batch is not None:
         windows_per_batch = whole_number(windows_per_batch, "windows_per_batch", least=1)
     workers, root = _read_workers(workers, backbone), read_path(root, "root")
-    share = read_share(*(whole_number(number, "share") for number in share), {})
+    share = read_share(whole_number(share[0], "share"), whole_number(share[1], "share"), {})
     if changed not in CHANGED:
         raise InvalidParameterError(f'changed is "refuse" or "recompute", got {changed!r}')
     if split is None:
@@ -171,15 +147,17 @@ def cache_activations(
     every = [position for chosen in positions.values() for position in chosen]
     identity = replace(identity, contents=contents_of(scenes, every, digests, workers, on_gpu(backbone)))
     path = root / slug(scenes.uri) / slug(backbone.name)
-    job = _Job(
+    job = Job(
         *(path, backbone, scenes, positions, identity, wanted, windows_per_batch, workers, digests, changed, share),
     )
+    if client is not None:
+        job = replace(job, elsewhere=cluster.making_there(client, job))
     manifest = _read_matching(job)
     if manifest is not None and changed == "recompute":
         # A shard that is computed anew has all layers that it had.
         job = replace(job, layers=tuple(sorted({*wanted, *Manifest.read(path).layers})))
     if manifest is None or job.missing(job.undamaged(manifest)) or (path / WORK).exists():
-        manifest = _complete(job)
+        manifest = _complete(job, client)
     else:
         has = ", ".join(map(str, job.layers))
         logger.info("Nothing to compute: %s holds layers %s of %s already.", path, has, backbone.name)
@@ -192,69 +170,7 @@ def _read_workers(workers: int | None, backbone: ActivationSource) -> int:
     return max(1, (os.cpu_count() or 1) - 1) if on_gpu(backbone) else 2
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What one shard lacks."""
-
-    split: str
-    shard: int
-    positions: tuple[int, ...]
-    layers: tuple[int, ...]
-    needs_labels: bool
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One call's arguments, checked."""
-
-    path: Path
-    backbone: ActivationSource
-    scenes: SceneSet
-    positions: dict[str, tuple[int, ...]]
-    identity: Identity
-    layers: tuple[int, ...]
-    windows_per_batch: int | None
-    workers: int
-    digests: RememberedDigests
-    changed: str
-    share: tuple[int, int]
-
-    def missing(self, manifest: Manifest) -> list[_Task]:
-        """Shards that lack labels or layers, in order."""
-        tasks = []
-        for split, shard, record in manifest.records():
-            lacking = tuple(layer for layer in self.layers if layer not in record.layers)
-            if lacking or "labels" not in record.files:
-                start = shard * manifest.scenes_per_shard
-                chosen = self.positions[split][start : start + manifest.scenes_per_shard]
-                tasks.append(_Task(split, shard, chosen, lacking, "labels" not in record.files))
-        return tasks
-
-    def damage(self, manifest: Manifest) -> dict[str, str]:
-        """Files that this call needs and that are missing or of another size, each with the reason."""
-        folders = ("labels", *map(layer_folder, self.layers))
-        needed = {shard_file(split, folder, shard) for split, shard, _ in manifest.records() for folder in folders}
-        return {name: why for name, why in writing.quick_damage(self.path, manifest).items() if name in needed}
-
-    def undamaged(self, manifest: Manifest) -> Manifest:
-        """The manifest without these files."""
-        return manifest.without_files(self.damage(manifest))
-
-    def making(self, manifest: Manifest | None) -> Making:
-        """What this call would compute with; an unfinished cache's batch size is kept unless another is asked for."""
-        versions = {name: importlib.metadata.version(name) for name in _LIBRARIES} | {"bindkit": __version__}
-        windows = self.windows_per_batch or (manifest and manifest.making.windows_per_batch)
-        return Making(versions, self.backbone.device.type, windows or sizing.default_windows_per_batch(self.backbone))
-
-    def nothing_readable(self, split: str, reason: str) -> EmptySplitError:
-        """The error for a split of which no scene can be read."""
-        return EmptySplitError(
-            f"none of the {len(self.positions[split])} scenes of the {split} split of {self.scenes.uri} can be read; "
-            f"mend or remove them. The first: {reason}"
-        )
-
-
-def _read_matching(job: _Job) -> Manifest | None:
+def _read_matching(job: Job) -> Manifest | None:
     """The manifest at the job's place, less the shards to be computed anew; None where all is to be computed.
 
     Where what the cache was made from has changed, that depends on ``job.changed``: under ``"recompute"`` the shards
@@ -296,7 +212,7 @@ def _read_matching(job: _Job) -> Manifest | None:
     )
 
 
-def _complete(job: _Job) -> Manifest:
+def _complete(job: Job, client: Any) -> Manifest:
     """Compute what is missing, together with whoever else does."""
     path, backbone, identity = job.path, job.backbone, job.identity
     everything = [position for chosen in job.positions.values() for position in chosen]
@@ -306,7 +222,7 @@ def _complete(job: _Job) -> Manifest:
     first = next(name for name in SPLITS if job.positions[name])
     reasons = [sizes[k].reason for k in job.positions[first]]
     if all(reasons):
-        raise job.nothing_readable(first, reasons[0])
+        raise _nothing_readable(job, first, reasons[0])
     asked = identity.patches_per_scene
     rows = max(size.n_rows for size in sizes.values()) if asked == "all" else int(asked)
     n_scenes = sizing.scenes_per_shard(backbone, identity, rows)
@@ -316,7 +232,7 @@ def _complete(job: _Job) -> Manifest:
     _announce(job, job.undamaged(manifest) if manifest else fresh, sizes)
     with writing.exclusive(path, writing.PATIENCE):
         manifest = _begin(job, fresh)
-    _compute_all(job, manifest)
+    _compute_all(job, manifest, client)
     with writing.exclusive(path, writing.PATIENCE):
         manifest = Manifest.read(path)
         if job.missing(manifest) or not writing.is_idle(path):
@@ -327,13 +243,13 @@ def _complete(job: _Job) -> Manifest:
             left = replace(manifest, shards={**manifest.shards, first: {}})
             writing.seal(path, left)
             writing.remove_strays(path, left)
-            raise job.nothing_readable(first, manifest.skipped[0].reason)
+            raise _nothing_readable(job, first, manifest.skipped[0].reason)
         writing.seal(path, manifest)
     logger.info("Cached in %s.", path)
     return manifest
 
 
-def _begin(job: _Job, fresh: Manifest) -> Manifest:
+def _begin(job: Job, fresh: Manifest) -> Manifest:
     """Bring the directory into the state that this call goes on from; the caller holds it.
 
     What another process left or changed between the first look and the lock is seen here.
@@ -369,7 +285,7 @@ def _begin(job: _Job, fresh: Manifest) -> Manifest:
     return manifest
 
 
-def _announce(job: _Job, manifest: Manifest, sizes: dict[int, SceneSize]) -> None:
+def _announce(job: Job, manifest: Manifest, sizes: dict[int, SceneSize]) -> None:
     """Say how much there is to do; refuse if the disk cannot hold it."""
     tasks, per_row = job.missing(manifest), job.identity.bytes_per_row
     n_bytes = overhead = 0
@@ -391,122 +307,22 @@ def _announce(job: _Job, manifest: Manifest, sizes: dict[int, SceneSize]) -> Non
     )
 
 
-def _compute_all(job: _Job, manifest: Manifest) -> None:
+def _nothing_readable(job: Job, split: str, reason: str) -> EmptySplitError:
+    """The error for a split of which no scene can be read."""
+    return EmptySplitError(
+        f"none of the {len(job.positions[split])} scenes of the {split} split of {job.scenes.uri} can be read; "
+        f"mend or remove them. The first: {reason}"
+    )
+
+
+def _compute_all(job: Job, manifest: Manifest, client: Any) -> None:
     """Compute shards that no other process has, until none is missing; a share of them alone does not wait."""
     rank, world_size = job.share
     mine = {(split, shard) for split, shard, _ in manifest.records()[rank::world_size]}
     total = sum(map(len, job.positions.values()))
     with progress(total, f"caching {job.backbone.name}", "scenes") as bar:
-        while True:
-            tasks = job.missing(manifest)
-            bar.update(total - sum(len(task.positions) for task in tasks) - bar.n)
-            wanted = [task for task in tasks if (task.split, task.shard) in mine]
-            if not wanted:
-                return
-            if not _compute(job, manifest, wanted, bar):
-                time.sleep(_LOOK_AGAIN)
-            manifest = Manifest.read(job.path)
-
-
-def _compute(job: _Job, manifest: Manifest, tasks: list[_Task], bar: Any) -> int:
-    """Compute those of some shards that can be had, and say how many: one is written while the next is computed."""
-    identity, scenes, backbone = job.identity, job.scenes, job.backbone
-    claimed: list[tuple[_Task, FileLock]] = []
-
-    def positions() -> Iterator[int]:
-        """Shards are claimed as the readers come to them."""
-        for task in tasks:
-            if lock := writing.claim(job.path, task.split, task.shard):
-                # Another process may have finished it since the manifest was read.
-                now = job.missing(manifest.with_records(job.path))
-                if found := [other for other in now if (other.split, other.shard) == (task.split, task.shard)]:
-                    claimed.append((found[0], lock))
-                    yield from task.positions
-                else:
-                    lock.release()
-
-    look = SimpleNamespace(geometry=backbone.geometry, preprocessing=backbone.preprocessing)
-    read = partial(draw_scene, scenes, source=look, patches_per_scene=identity.patches_per_scene, seed=identity.seed)
-    processes = on_gpu(backbone)
-    drawn = ahead(read, positions(), job.workers, processes)
-    remarked: set[str] = set()
-
-    def next_scenes(first: list[DrawnScene], count: int) -> Iterator[DrawnScene]:
-        for scene in chain(first, islice(drawn, count - len(first))):
-            if scene.reason is not None:
-                logger.warning("scene %s is skipped: %s", scene.id, scene.reason)
-            for remark in scene.remarks if processes else ():  # which no scene set here has said
-                if remark not in remarked:
-                    logger.warning("%s: %s", scene.id, remark)
-                    remarked.add(remark)
-            yield scene
-            bar.update(1)
-
-    done, written = 0, None
-    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="bindkit-writer") as writers:
-        try:
-            # The first scene of a shard is there once the shard is claimed.
-            while first := list(islice(drawn, 1)):
-                task, lock = claimed[done]
-                here = next_scenes(first, len(task.positions))
-                content = compute_shard(backbone, here, task.layers, identity.dtype, manifest.making.windows_per_batch)
-                if are_files(scenes):
-                    now = {scenes.ids[k]: content_of(scenes, job.digests, k) for k in task.positions}
-                    if said := changes(identity.contents_by_id, now, scenes, "this call began"):
-                        again = "make the same call again once they stay as they are"
-                        raise CacheMismatchError(f"{'; '.join(said)}; {again}")
-                if written:
-                    written.result()
-                written = _write_shard(job, manifest, task, content, writers, lock)
-                done += 1
-            if written:
-                written.result()
-        finally:
-            drawn.close()
-            for future in [written] if written else []:
-                future.exception()
-            for _, lock in claimed:
-                lock.release()
-    return done
-
-
-def _write_shard(
-    job: _Job, manifest: Manifest, task: _Task, content: ShardContent, writers: ThreadPoolExecutor, lock: FileLock
-) -> Future[None]:
-    """Have a shard's files written, then its record, then the shard given back."""
-    path, split, shard = job.path, task.split, task.shard
-    stamp = manifest.stamp(split, shard)
-    labels, n_rows = labels_to_bytes(content.labels, stamp), len(content.labels["instances"])
-    record = manifest.record(split, shard) or ShardRecord(n_rows, content.skipped)
-    same = record.rows == n_rows and [scene.id for scene in record.skipped] == [scene.id for scene in content.skipped]
-    if not same or record.files.get("labels") not in (None, FileRecord.of(labels)):
-        raise CacheMismatchError(
-            f"scenes of shard {shard} of the {split} split are not those that the cache {path} was made "
-            "from: their images, masks or readability have changed on disk; restore them, give another root, or "
-            "delete that directory to cache afresh"
-        )
-
-    def arrive() -> None:
-        for batch in content.batches:
-            batch.arrive()
-
-    arrived = writers.submit(arrive)
-
-    def write_layer(layer: int) -> FileRecord:
-        arrived.result()
-        blocks = [batch.layers[layer] for batch in content.batches]
-        parts = activations_to_parts(blocks, job.backbone.d_model, job.identity.dtype, layer_stamp(stamp, layer))
-        return writing.write_file(path, shard_file(split, layer_folder(layer), shard), parts)
-
-    layers = {layer: writers.submit(write_layer, layer) for layer in task.layers}
-
-    def finish() -> None:
-        files = dict(record.files)
-        arrived.result()
-        if task.needs_labels:
-            files["labels"] = writing.write_file(path, shard_file(split, "labels", shard), labels)
-        files |= {layer_folder(layer): written.result() for layer, written in layers.items()}
-        writing.write_record(path, manifest, split, shard, replace(record, files=files))
-        lock.release()
-
-    return writers.submit(finish)
+        bar.update(total - sum(len(task.positions) for task in job.missing(manifest)))
+        if client is not None:
+            cluster.compute_there(client, job, [task for task in job.missing(manifest) if task.place in mine], bar)
+        else:
+            compute_shards(job, manifest, mine, bar)

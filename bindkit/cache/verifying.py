@@ -9,11 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bindkit.arguments import is_control
-from bindkit.backbones.controls import control_of
-from bindkit.backbones.loading import load_backbone
-from bindkit.backbones.preprocessing import IMAGENET
-from bindkit.backbones.sources import ActivationSource, activations_of, require_source
+from bindkit.backbones.sources import ActivationSource, activations_of, require_source, source_of
 from bindkit.cache.encoding import ENCODINGS
 from bindkit.cache.extraction import NOBODY_LOOKED, SINCE, cache_activations
 from bindkit.cache.store import ActivationCache, require_cache
@@ -21,7 +17,6 @@ from bindkit.cache.writing import Damage
 from bindkit.errors import BindkitError, CacheError, CacheMismatchError, EmptySplitError
 from bindkit.files import RememberedDigests
 from bindkit.scenes.checking import MEMORY, changes, comings_and_goings, contents_of
-from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.labels import label_patches
 from bindkit.scenes.opening import open_scenes
 from bindkit.scenes.scene import SceneSet, require_scenes
@@ -169,21 +164,7 @@ def repair_cache(path: str | Path) -> Repair:
     identity, making, described = cache.manifest.identity, cache.manifest.making, cache.backbone
     try:
         scenes = _scenes_of(cache)
-        source: ActivationSource
-        if is_control(described.get("objective")):
-            source = control_of(described)
-        else:
-            geometry = WindowGeometry(**described["geometry"])
-            source = load_backbone(
-                described["name"],
-                window=geometry.window,
-                short_side=geometry.short_side,
-                arithmetic=geometry.arithmetic,
-                normalization="imagenet" if described["preprocessing"] == IMAGENET.describe() else "checkpoint",
-                precision=described.get("precision", "float32"),
-                revision=described.get("revision"),
-                device=making.device,
-            )
+        source = source_of(described, making.device)
         cache_activations(
             source,
             scenes,

@@ -11,7 +11,7 @@ import torch
 from cache_fakes import D_MODEL, ExactBackbone, ExactScenes, all_bytes, thirds
 from safetensors.numpy import load
 
-from bindkit.cache import cache_activations, extraction
+from bindkit.cache import cache_activations, computing
 from bindkit.cache.encoding import ACTIVATIONS, ENCODINGS
 from bindkit.cache.manifest import FileRecord
 from bindkit.cache.shards import (
@@ -64,8 +64,8 @@ def test_activations_have_these_very_bytes() -> None:
 
 def test_a_tiny_cache_has_these_very_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Every file says by which versions it was made.
-    monkeypatch.setattr(extraction, "_LIBRARIES", ())
-    monkeypatch.setattr(extraction, "__version__", "0")
+    monkeypatch.setattr(computing, "_LIBRARIES", ())
+    monkeypatch.setattr(computing, "__version__", "0")
     split = Split(train=(2, 0), validation=(), test=(1,), notices=())
     cache = cache_activations(
         ExactBackbone(), ExactScenes(3), tmp_path, layers=[0, 2], patches_per_scene=5, split=split

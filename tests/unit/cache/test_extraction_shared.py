@@ -23,10 +23,10 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from cache_fakes import ExactBackbone, ExactScenes, thirds
-from bindkit.cache import cache_activations, extraction, sizing
+from bindkit.cache import cache_activations, computing, sizing
 from bindkit.scenes import Split
 
-sizing._LARGEST_SHARD, extraction._LOOK_AGAIN = 2, 0.01
+sizing._LARGEST_SHARD, computing._LOOK_AGAIN = 2, 0.01
 class Slow(ExactBackbone):
     def activations(self, windows, layers):
         time.sleep(float(sys.argv[2]))
