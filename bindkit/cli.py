@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--changed", choices=["refuse", "recompute"], default="refuse", help=told)
 
     add = command("verify", _verify, "check every byte of a cache, and its scenes; exit status 1 if changed")
-    add("path", metavar="PATH", type=Path, help="a cache, or a directory (a workspace) with several")
+    add("path", metavar="PATH", help="a cache (or its URL), or a directory (a workspace) with several")
     add("--repair", action="store_true", help="remove damaged shards and compute them again")
 
     add = command("compare", _compare, "set the models of several workspaces in one table")
@@ -218,7 +218,8 @@ def _verify(options: argparse.Namespace) -> int:
     from bindkit.cache.verifying import repair_cache, scene_changes
 
     whole = True
-    for path in sorted(manifest.parent for manifest in options.path.rglob(MANIFEST_NAME)) or [options.path]:
+    below = [] if "://" in options.path else Path(options.path).rglob(MANIFEST_NAME)
+    for path in sorted(manifest.parent for manifest in below) or [options.path]:
         try:
             cache = bindkit.ActivationCache.open(path)
             damage = cache.verify()

@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bindkit.arguments import read_path, read_share, whole_number
+from bindkit.arguments import read_share, whole_number
 from bindkit.backbones.sources import ActivationSource, on_gpu, require_source
 from bindkit.cache import cluster, sizing, writing
 from bindkit.cache.computing import Job, compute_shards
-from bindkit.cache.manifest import MANIFEST_NAME, WORK, Identity, Manifest, differences
+from bindkit.cache.manifest import MANIFEST_NAME, WORK, Identity, Manifest, differences, fetch_manifest
+from bindkit.cache.remote import place_of
 from bindkit.cache.sizing import SceneSize, scene_sizes
 from bindkit.cache.store import ActivationCache
 from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameterError
@@ -72,8 +73,8 @@ def cache_activations(
         As `load_backbone` gives it.
     scenes : SceneSet
         As `open_scenes` gives it. Scenes that cannot be read are skipped, logged and recorded.
-    root : path
-        Where caches lie.
+    root : path or URL
+        Where caches lie: a directory, or ``s3://bucket/cache`` (``pip install s3fs``; see `bindkit.cache.remote`).
     layers : "all", "0,6,12" or ints
         0-based blocks.
     patches_per_scene : int or "all"
@@ -118,7 +119,7 @@ def cache_activations(
     require_unseen(scenes)
     if windows_per_batch is not None:
         windows_per_batch = whole_number(windows_per_batch, "windows_per_batch", least=1)
-    workers, root = _read_workers(workers, backbone), read_path(root, "root")
+    workers, root = _read_workers(workers, backbone), place_of(root, "root")
     share = read_share(whole_number(share[0], "share"), whole_number(share[1], "share"), {})
     if changed not in CHANGED:
         raise InvalidParameterError(f'changed is "refuse" or "recompute", got {changed!r}')
@@ -150,6 +151,7 @@ def cache_activations(
     job = Job(
         *(path, backbone, scenes, positions, identity, wanted, windows_per_batch, workers, digests, changed, share),
     )
+    fetch_manifest(path)
     if client is not None:
         job = replace(job, elsewhere=cluster.making_there(client, job))
     manifest = _read_matching(job)

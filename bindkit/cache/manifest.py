@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bindkit.cache.encoding import ENCODINGS, Encoding
+from bindkit.cache.remote import remote_of
 from bindkit.errors import CacheError, InvalidParameterError
 from bindkit.files import parse_json
 from bindkit.scenes.checking import SceneContents
@@ -37,6 +38,21 @@ def layer_folder(layer: int) -> str:
 def shard_file(split: str, folder: str, shard: int) -> str:
     """Place of a shard's file, relative to the cache."""
     return f"{split}/{folder}/{shard:05d}.safetensors"
+
+
+def fetch_manifest(path: Path) -> None:
+    """Have the manifest of a cache on an object store here, and the records; shards of another manifest go."""
+    if (remote := remote_of(path)) is None:
+        return
+    there = [name for name in remote.sizes() if name.startswith(f"{WORK}/")]
+    for record in (path / WORK).glob("*.json"):
+        if f"{WORK}/{record.name}" not in there:
+            record.unlink()
+    for name in there:
+        remote.fetch(name, anew=True)
+    if remote.fetch(MANIFEST_NAME, anew=True):
+        for shard in path.glob("*/*/*.safetensors"):
+            shard.unlink()
 
 
 def record_file(split: str, shard: int, suffix: str = ".json") -> str:
@@ -346,6 +362,7 @@ class Manifest:
 
         Raises CacheError if there is none, it is not JSON, was damaged, or has an unknown format version.
         """
+        fetch_manifest(path)
         file = path / MANIFEST_NAME
         again = f"delete {path} and cache again"
         try:

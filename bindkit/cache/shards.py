@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bindkit.cache.encoding import ACTIVATIONS, ENCODINGS, SCALES
 from bindkit.cache.manifest import FileRecord, Manifest, differences, layer_folder, shard_file
+from bindkit.cache.remote import fetch
 from bindkit.errors import CacheDamagedError
 from bindkit.files import parse_json
 
@@ -75,7 +76,7 @@ def labels_from_file(file: Path, stamp: Stamp = None) -> Labels:
 
 def read_labels(path: Path, manifest: Manifest, split: str, shard: int) -> Labels:
     """Labels of a shard, held against all that the manifest says of them. Raises CacheDamagedError."""
-    file, record = path / shard_file(split, "labels", shard), manifest.shards[split][shard]
+    file, record = fetch(path, shard_file(split, "labels", shard)), manifest.shards[split][shard]
     labels = labels_from_file(file, manifest.stamp(split, shard))
     ids, most = manifest.shard_ids(split, shard), manifest.identity.patches_per_scene
     rows = labels["scene_rows"].tolist()
@@ -128,7 +129,7 @@ def read_activations(path: Path, manifest: Manifest, split: str, shard: int, lay
     """Activations of a shard, mapped into memory and held against the manifest. Raises CacheDamagedError."""
     record, identity = manifest.shards[split][shard], manifest.identity
     folder, stamp = layer_folder(layer), layer_stamp(manifest.stamp(split, shard), layer)
-    file, known = path / shard_file(split, folder, shard), record.files[folder]
+    file, known = fetch(path, shard_file(split, folder, shard)), record.files[folder]
     return map_activations(file, known, record.rows, identity.d_model, identity.dtype, stamp)
 
 

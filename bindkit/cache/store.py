@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bindkit.arguments import read_path, require_kind
+from bindkit.arguments import require_kind
 from bindkit.cache import writing
 from bindkit.cache.encoding import ACTIVATIONS, SCALES
 from bindkit.cache.manifest import Manifest
+from bindkit.cache.remote import place_of
 from bindkit.cache.shards import COLUMNS, read_activations, read_labels, stack
 from bindkit.cache.writing import Damage
 from bindkit.errors import CacheError, InvalidParameterError, LayerError
@@ -203,14 +204,14 @@ class ActivationCache:
 
     @classmethod
     def open(cls, path: str | Path) -> ActivationCache:
-        """Open the cache in a directory.
+        """Open the cache in a directory, or at a URL such as ``s3://bucket/cache/SCENES/BACKBONE``.
 
         Raises
         ------
         CacheError
             If there is no manifest, or it is not JSON, damaged, or of an unknown format version.
         """
-        place = read_path(path, "a cache's directory")
+        place = place_of(path, "a cache's directory")
         return cls(place, Manifest.read(place))
 
     def __repr__(self) -> str:

@@ -12,6 +12,7 @@ import torch
 from bindkit.backbones.sources import ActivationSource, activations_of, require_source, source_of
 from bindkit.cache.encoding import ENCODINGS
 from bindkit.cache.extraction import NOBODY_LOOKED, SINCE, cache_activations
+from bindkit.cache.remote import remote_of
 from bindkit.cache.store import ActivationCache, require_cache
 from bindkit.cache.writing import Damage
 from bindkit.errors import BindkitError, CacheError, CacheMismatchError, EmptySplitError
@@ -168,7 +169,7 @@ def repair_cache(path: str | Path) -> Repair:
         cache_activations(
             source,
             scenes,
-            root=cache.path.resolve().parent.parent,
+            root=remote.url_above(2) if (remote := remote_of(cache.path)) else cache.path.resolve().parent.parent,
             layers=layers,
             patches_per_scene=identity.patches_per_scene,
             dtype=identity.dtype,

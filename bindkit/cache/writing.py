@@ -20,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from bindkit.cache.manifest import MANIFEST_NAME, WORK, FileRecord, Manifest, ShardRecord, record_file, shard_file
+from bindkit.cache.remote import fetch, remote_of
 from bindkit.cache.shards import REPAIR, read_activations, read_labels
 from bindkit.errors import CacheDamagedError, CacheError, DiskSpaceError, WorkspaceBusyError
 from bindkit.files import progress, sha256_of, write_bytes
@@ -89,13 +90,19 @@ def require_idle(path: Path) -> None:
 
 
 def write_record(path: Path, manifest: Manifest, split: str, shard: int, record: ShardRecord) -> None:
-    """Write what is known of a finished shard beside the manifest."""
+    """Write what is known of a finished shard beside the manifest. Of one that was sent away, nothing stays here."""
     write_file(path, record_file(split, shard), manifest.record_bytes(record))
+    if remote_of(path):
+        for folder in record.files:
+            (path / shard_file(split, folder, shard)).unlink(missing_ok=True)
 
 
 def seal(path: Path, manifest: Manifest) -> None:
     """Write all that is known into the manifest; whoever calls holds the cache while it is idle."""
     write_manifest(path, manifest)
+    if remote := remote_of(path):
+        for record in (path / WORK).glob("*.json"):
+            remote.remove(f"{WORK}/{record.name}")
     if (path / WORK).exists():
         shutil.rmtree(path / WORK)
 
@@ -117,6 +124,8 @@ def write_file(path: Path, name: str, content: bytes | Sequence[bytes | memoryvi
                 os.fsync(directory)
             finally:
                 os.close(directory)
+        if remote := remote_of(path):
+            remote.push(name)
     except OSError as error:
         if error.errno in _FULL:
             raise _disk_full(file, error) from error
@@ -149,7 +158,7 @@ def require_space(path: Path, n_bytes: int) -> int:
     """Refuse to start what the disk cannot hold (DiskSpaceError); returns the free bytes."""
     place = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
-    if n_bytes > free:
+    if n_bytes > free and not remote_of(path):
         raise DiskSpaceError(
             f"caching into {path} needs {readable_bytes(n_bytes)} more but only {readable_bytes(free)} are free; free "
             "some, give another root, or cache fewer layers, scenes or patches_per_scene"
@@ -165,8 +174,18 @@ def readable_bytes(n_bytes: int) -> str:
 
 def walk(path: Path) -> list[str]:
     """Every file below a cache but those of work in progress, relative to it and with forward slashes, sorted."""
-    found = [file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()]
+    if remote := remote_of(path):
+        found = list(remote.sizes())
+    else:
+        found = [file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()]
     return sorted(name for name in found if name != _LOCK_NAME and not name.startswith(f"{WORK}/"))
+
+
+def _remove(path: Path, name: str) -> None:
+    """Delete a file of a cache, here and where else it lies."""
+    (path / name).unlink(missing_ok=True)
+    if remote := remote_of(path):
+        remote.remove(name)
 
 
 def is_ours(name: str) -> bool:
@@ -182,7 +201,7 @@ def remove_strays(path: Path, manifest: Manifest | None) -> None:
     listed = manifest.files() if manifest else {}
     for name in walk(path):
         if name not in listed and is_ours(name):
-            (path / name).unlink()
+            _remove(path, name)
 
 
 @dataclass(frozen=True)
@@ -198,11 +217,12 @@ class Damage:
 
 def quick_damage(path: Path, manifest: Manifest) -> dict[str, str]:
     """Name missing files and files of another size, each with the reason, without reading any."""
-    found = {}
+    found, remote = {}, remote_of(path)
+    sizes = remote.sizes() if remote else None
     for name, record in manifest.files().items():
         try:
-            size = (path / name).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
+            size = (path / name).stat().st_size if sizes is None else sizes[name]
+        except (FileNotFoundError, NotADirectoryError, KeyError):
             found[name] = "missing"
             continue
         if size != record.n_bytes:
@@ -216,13 +236,15 @@ def find_damage(path: Path, manifest: Manifest) -> list[Damage]:
 
     Reads all of the cache once, its labels twice.
     """
-    damage, files = quick_damage(path, manifest), manifest.files()
+    damage, files, remote = quick_damage(path, manifest), manifest.files(), remote_of(path)
     with progress(len(files), "verifying", "files") as bar:
         for split, shard, record in manifest.records():
             for folder, file in record.files.items():
                 name = shard_file(split, folder, shard)
                 try:
-                    if name not in damage and sha256_of(path / name) != file.sha256:
+                    if remote:
+                        (path / name).unlink(missing_ok=True)
+                    if name not in damage and sha256_of(fetch(path, name)) != file.sha256:
                         damage[name] = "changed on disk: its SHA-256 is not the one in the manifest"
                     elif name not in damage and folder == "labels":
                         read_labels(path, manifest, split, shard)
@@ -249,6 +271,6 @@ def remove_damage(path: Path, manifest: Manifest, damaged: Iterable[str]) -> Man
     manifest = manifest.without_files(names)
     seal(path, manifest)
     for name in names:
-        (path / name).unlink(missing_ok=True)
+        _remove(path, name)
     remove_strays(path, manifest)
     return manifest
