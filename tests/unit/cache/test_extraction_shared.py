@@ -32,7 +32,8 @@ class Slow(ExactBackbone):
         time.sleep(float(sys.argv[2]))
         return super().activations(windows, layers)
 backbone = Slow()
-print("begun", flush=True)
+print("ready", flush=True)
+input()
 cache_activations(backbone, ExactScenes(N), root=Path(sys.argv[1]), patches_per_scene=11, workers=0,
                   split=Split(**vars(thirds(N))))
 print(len(backbone.batches), flush=True)
@@ -56,17 +57,26 @@ def start(root: Path, pause: float) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", WORKER.replace("N)", f"{N})"), str(root), str(pause)],
         env=os.environ | {"PYTHONPATH": paths, "BINDKIT_PROGRESS": "off"},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
 
 
 def test_processes_share_the_shards_and_each_is_computed_once(tmp_path: Path) -> None:
     whole = all_bytes(run(tmp_path / "whole").path)
     workers = [start(tmp_path / "a", 0.2) for _ in range(3)]
+    for worker in workers:
+        go(worker)
     outcomes = [worker.communicate(timeout=100) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0, 0], outcomes
     batches = [int(out) for out, _ in outcomes]
@@ -79,14 +89,18 @@ def test_killed_at_random_moments_the_others_go_on(tmp_path: Path) -> None:
     whole, chance = all_bytes(run(tmp_path / "whole").path), random.Random(0)
     for trial in range(2):
         root, killed = tmp_path / str(trial), 0
-        survivor = start(root, 0.15)
+        survivor, victim = start(root, 0.5), start(root, 0.05)
+        go(survivor)
         while survivor.poll() is None:
-            victim = start(root, 0.05)
-            time.sleep(chance.uniform(0.0, 0.6))
+            go(victim)
+            time.sleep(chance.uniform(0.0, 0.4))
             if victim.poll() is None:
                 victim.send_signal(signal.SIGKILL)
                 killed += 1
             victim.communicate()
+            victim = start(root, 0.05)
+        victim.kill()
+        victim.communicate()
         assert survivor.returncode == 0, survivor.communicate()
         survivor.communicate()
         assert killed > 0
