@@ -73,14 +73,18 @@ class Job:
 
     def missing(self, manifest: Manifest) -> list[Task]:
         """Shards that lack labels or layers, in order."""
-        tasks = []
-        for split, shard, record in manifest.records():
-            lacking = tuple(layer for layer in self.layers if layer not in record.layers)
-            if lacking or "labels" not in record.files:
-                start = shard * manifest.scenes_per_shard
-                chosen = self.positions[split][start : start + manifest.scenes_per_shard]
-                tasks.append(Task(split, shard, chosen, lacking, "labels" not in record.files))
-        return tasks
+        tasks = (self.task(manifest, split, shard) for split, shard, _ in manifest.records())
+        return [task for task in tasks if task is not None]
+
+    def task(self, manifest: Manifest, split: str, shard: int) -> Task | None:
+        """What a shard lacks, if anything."""
+        record = manifest.record(split, shard) or ShardRecord(0)
+        lacking = tuple(layer for layer in self.layers if layer not in record.layers)
+        if not lacking and "labels" in record.files:
+            return None
+        start = shard * manifest.scenes_per_shard
+        chosen = self.positions[split][start : start + manifest.scenes_per_shard]
+        return Task(split, shard, chosen, lacking, "labels" not in record.files)
 
     def damage(self, manifest: Manifest) -> dict[str, str]:
         """Files that this call needs and that are missing or of another size, each with the reason."""
@@ -104,16 +108,21 @@ class Job:
 def compute_shards(job: Job, manifest: Manifest, places: Container[tuple[str, int]], bar: Any = None) -> None:
     """Compute some shards, given by split and number, or wait until others have; `bar` counts the scenes of all."""
     total = sum(map(len, job.positions.values()))
+    state = None
     while wanted := [task for task in job.missing(manifest) if task.place in places]:
-        if not _compute(job, manifest, wanted, bar):
+        if not _compute(job, manifest, state, wanted, bar):
             time.sleep(_LOOK_AGAIN)
+        state = writing.state_of(job.path)
         manifest = Manifest.read(job.path)
         if bar is not None:
             bar.update(total - sum(len(task.positions) for task in job.missing(manifest)) - bar.n)
 
 
-def _compute(job: Job, manifest: Manifest, tasks: list[Task], bar: Any) -> int:
-    """Compute those of some shards that can be had, and say how many: one is written while the next is computed."""
+def _compute(job: Job, manifest: Manifest, state: Any, tasks: list[Task], bar: Any) -> int:
+    """Compute those of some shards that can be had, and say how many: one is written while the next is computed.
+
+    `state` is that of the manifest's file when it was read.
+    """
     identity, scenes, backbone = job.identity, job.scenes, job.backbone
     claimed: list[tuple[Task, FileLock]] = []
 
@@ -121,10 +130,10 @@ def _compute(job: Job, manifest: Manifest, tasks: list[Task], bar: Any) -> int:
         """Shards are claimed as the readers come to them."""
         for task in tasks:
             if lock := writing.claim(job.path, task.split, task.shard):
-                # Another process may have finished it since the manifest was read.
-                now = job.missing(manifest.with_records(job.path))
-                if found := [other for other in now if other.place == task.place]:
-                    claimed.append((found[0], lock))
+                # Another process may have finished it since the manifest was read, and the cache, too.
+                here = manifest if writing.state_of(job.path) == state else Manifest.read(job.path)
+                if lacking := job.task(here.with_records(job.path, [task.place]), *task.place):
+                    claimed.append((lacking, lock))
                     yield from task.positions
                 else:
                     lock.release()

@@ -247,6 +247,8 @@ def _complete(job: Job, client: Any) -> Manifest:
             writing.remove_strays(path, left)
             raise _nothing_readable(job, first, manifest.skipped[0].reason)
         writing.seal(path, manifest)
+        # What processes that were killed meanwhile left behind.
+        writing.remove_strays(path, manifest)
     logger.info("Cached in %s.", path)
     return manifest
 

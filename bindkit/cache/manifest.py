@@ -311,13 +311,14 @@ class Manifest:
         payload = {"of": self._own_digest, **_record_to_json(record)}
         return _canonical(payload | {"sha256": _digest(payload)})
 
-    def with_records(self, path: Path) -> Manifest:
-        """The manifest with the records of shards that were finished since it was written.
+    def with_records(self, path: Path, places: Iterable[tuple[str, int]] | None = None) -> Manifest:
+        """The manifest with the records of shards (all, or at some places) that were finished since it was written.
 
         One that cannot be read, or is of another manifest, says nothing: its shard is computed again.
         """
         manifest = self
-        for split, shard, _ in self.records() if (path / WORK).is_dir() else ():
+        every = [(split, shard) for split, shard, _ in self.records()] if places is None else places
+        for split, shard in every if (path / WORK).is_dir() else ():
             try:
                 payload = parse_json((path / record_file(split, shard)).read_bytes())
                 digest = payload.pop("sha256")

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -69,6 +70,12 @@ def claim(path: Path, split: str, shard: int) -> FileLock | None:
         except Timeout:
             return None
     return lock
+
+
+def state_of(path: Path) -> Any:
+    """What tells whether the manifest was written anew since."""
+    status = (path / MANIFEST_NAME).stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def is_idle(path: Path) -> bool:
