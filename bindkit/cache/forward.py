@@ -137,7 +137,7 @@ def _forward(
         rows = kept.pop(layer)
         lowest, highest = rows.aminmax(dim=1)
         ends.append(torch.stack([lowest, highest], dim=1))
-        encoded = encoding.encode(rows, torch.maximum(-lowest, highest))
+        encoded = encoding.encode(rows)
         found[layer] = {name: _to_host(values) for name, values in encoded.items()}
     scene_of_row = tuple(np.repeat([window.scene_id for window in batch], counts).tolist())
     all_ends, arrived = _to_host(torch.stack(ends)), None

@@ -31,7 +31,7 @@ def activations_to_bytes(blocks: list[np.ndarray], d_model: int, dtype: str) -> 
     """What the parts of an activations file make together."""
     encoding = ENCODINGS[dtype]
     rows = [torch.from_numpy(block) for block in blocks]
-    encoded = [encoding.encode(block, block.abs().amax(dim=1)) for block in rows]
+    encoded = [encoding.encode(block) for block in rows]
     return b"".join(activations_to_parts(encoded, d_model, dtype))
 
 

@@ -239,7 +239,7 @@ def as_version_1(cache: ActivationCache) -> ActivationCache:
         for layer in record.layers:
             start = sum(r.rows for k, r in cache.manifest.shards[split].items() if k < shard)
             rows = cache.activations(split, layer).take(np.arange(start, start + record.rows))
-            block = cache.manifest.identity.encoding.encode(rows, rows.abs().amax(dim=1))
+            block = cache.manifest.identity.encoding.encode(rows)
             written[layer_folder(layer)] = b"".join(activations_to_parts([block], cache.d_model, cache.dtype))
         for folder, content in written.items():
             (cache.path / shard_file(split, folder, shard)).write_bytes(content)
