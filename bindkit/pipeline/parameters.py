@@ -318,6 +318,7 @@ RULES: Mapping[str, Rule] = {
     "seed": Rule(lambda name, values: read_seed(values[name])),
     "folds": Rule(_check_folds),
     "protocol": Rule(_one_of("bindkit.probes.protocols", "PROTOCOLS")),
+    "precision": Rule(_one_of("bindkit.backbones.loading", "PRECISIONS")),
     "dtype": Rule(_one_of("bindkit.cache.encoding", "ENCODINGS")),
     "changed": Rule(_one_of("bindkit.cache.extraction", "CHANGED")),
     "controls": Rule(_check_controls, is_text=True),
