@@ -16,7 +16,7 @@ from bindkit.backbones.sources import ActivationSource, activations_of, on_gpu
 from bindkit.cache.encoding import ENCODINGS, Encoding
 from bindkit.cache.sampling import DrawnScene
 from bindkit.cache.shards import COLUMNS, Labels, stack
-from bindkit.errors import NonFiniteActivationsError
+from bindkit.errors import BackboneError, NonFiniteActivationsError
 from bindkit.scenes.labels import PatchLabels
 from bindkit.scenes.scene import BrokenScene
 
@@ -135,6 +135,11 @@ def _forward(
     ends, found = [], {}
     for layer in layers:
         rows = kept.pop(layer)
+        if rows.shape != (sum(counts), backbone.d_model):
+            raise BackboneError(
+                f"{backbone.name} gave {rows.shape[-1]} numbers a patch at layer {layer}, and says that its width is "
+                f"{backbone.d_model}; one of the two is wrong"
+            )
         lowest, highest = rows.aminmax(dim=1)
         ends.append(torch.stack([lowest, highest], dim=1))
         encoded = encoding.encode(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +21,8 @@ from bindkit.probes.base import check_layer
 from bindkit.probes.metrics import JudgedPairs, distance_strata
 from bindkit.probes.protocols import Protocol
 
-_IN_MEMORY_BYTES = 512 * 2**20
+_KEPT_BYTES = 512 * 2**20
+"""What batches that are judged again and again may take."""
 _SCENES_PER_JUDGED_BATCH = 32
 
 
@@ -90,15 +92,33 @@ def spread(n: int, most: int) -> Int[Tensor, " position"]:
     return torch.linspace(0, n - 1, min(most, n), dtype=torch.float64).long().unique()
 
 
+def scene_batches(n_scenes: int, protocol: Protocol, generator: torch.Generator) -> Iterator[Tensor]:
+    """One epoch: every scene once, in a new order; again and again where the protocol asks for more steps."""
+    size = min(protocol.scenes_per_step, n_scenes)
+    steps = max(math.ceil(n_scenes / size), math.ceil(protocol.min_steps / protocol.epochs))
+    done = 0
+    while done < steps:
+        for scenes in torch.randperm(n_scenes, generator=generator).split(size):
+            if done < steps:
+                yield scenes
+                done += 1
+
+
 class SplitPatches:
     """The patches of one split (or of scenes chosen from all) at a layer that take part under a protocol.
 
-    Activations stay on disk (memory maps) unless all of them fit in 512 MiB; batches are put on the device. Raises
-    LayerError if the cache has no such layer.
+    Activations stay on disk unless all of them fit in `buffer_bytes`; batches are put on the device. Raises LayerError
+    if the cache has no such layer.
     """
 
     def __init__(
-        self, cache: ActivationCache, split: str | SceneChoice, layer: int, protocol: Protocol, device: torch.device
+        self,
+        cache: ActivationCache,
+        split: str | SceneChoice,
+        layer: int,
+        protocol: Protocol,
+        device: torch.device,
+        buffer_bytes: int = _KEPT_BYTES,
     ) -> None:
         check_layer(layer, cache.layers, f"the cache {cache.path}")
         labels = labels_of(cache, split)
@@ -129,11 +149,17 @@ class SplitPatches:
         self._table: Tensor | None = None
         self._judged: list[PatchBatch] = []
         self._other_patch: Tensor | None = None
-        if len(rows) * self._cached.d_model * 4 <= _IN_MEMORY_BYTES:
+        self._buffer_bytes = buffer_bytes
+        if len(rows) * self._cached.d_model * 4 <= buffer_bytes:
             self._table = self._take(torch.arange(len(rows)))
 
     def __len__(self) -> int:
         return len(self.scene_ids)
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether batches are taken from memory, not from disk."""
+        return self._table is not None
 
     @property
     def n_patches(self) -> int:
@@ -256,13 +282,15 @@ class SplitPatches:
     def judged(self) -> Iterator[PatchBatch]:
         """All scenes in order, each with the same patches every time: drawn from the scene's id alone.
 
-        Layers, probes, seeds and runs are so judged on the same pairs. Batches are kept if they fit in 512 MiB.
+        Layers, probes, seeds and runs are so judged on the same pairs. Kept if they fit in the buffer, and 512 MiB.
         """
         if self._judged:
             yield from self._judged
             return
         n_patches = self.protocol.judged_patches
-        keep = len(self) * n_patches * (self._cached.d_model * 4 + 4 * n_patches) <= _IN_MEMORY_BYTES
+        keep = len(self) * n_patches * (self._cached.d_model * 4 + 4 * n_patches) <= min(
+            _KEPT_BYTES, self._buffer_bytes
+        )
         given: list[PatchBatch] = []
         for scenes in torch.arange(len(self)).split(_SCENES_PER_JUDGED_BATCH):
             chosen = torch.full((len(scenes), n_patches), torch.iinfo(torch.int64).max)

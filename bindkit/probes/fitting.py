@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -20,10 +21,10 @@ from torch.func import functional_call
 from bindkit.arguments import read_seed, whole_number
 from bindkit.cache import ActivationCache, require_cache
 from bindkit.errors import InvalidParameterError, LayerError, NonFiniteActivationsError, ProbeError
-from bindkit.files import without_nan
+from bindkit.files import one_ahead, without_nan
 from bindkit.probes.attention import SelfAttention
 from bindkit.probes.base import Probe
-from bindkit.probes.batches import PatchBatch, spread
+from bindkit.probes.batches import PatchBatch, scene_batches, spread
 from bindkit.probes.descent import Parameters, TrainingPairs, copy_of, drawn_starts
 from bindkit.probes.judging import Judged, fold_roles, judge_split, judge_together, said, validate
 from bindkit.probes.layers import LayerPatches, offset_of, scale_and_offset
@@ -56,6 +57,7 @@ def fit_probe(
     seed: int = 0,
     device: str = "auto",
     folds: int | None = None,
+    buffer_bytes: int | None = None,
 ) -> Fit:
     """Fit one probe on one layer of a cache and judge it on the test split, or all scenes fold by fold.
 
@@ -81,6 +83,8 @@ def fit_probe(
         Cross-validate instead, where scenes are few: all scenes, whatever their split, are dealt into so many folds (at
         least 3, by groups), and each fold is judged by a probe trained on the others, of which one validates. The
         figures are of all scenes. Not with LayerPatches.
+    buffer_bytes : int, optional
+        Of activations in memory, default a quarter of what is free; more are read batch by batch, to the same figures.
 
     Returns
     -------
@@ -93,10 +97,8 @@ def fit_probe(
         An unknown probe or task, or a probe that the task does not take.
     LayerError, InvalidParameterError
         A layer that the cache (or the LayerPatches) does not have; a layer or seed that is no whole number.
-    EmptySplitError
-        No training scene with two usable patches.
-    OneAnswerError
-        Every training pair has the same answer, or no patch has a class where classes are asked for.
+    EmptySplitError, OneAnswerError
+        No training scene with two usable patches; every training pair has one answer, or no patch a class where asked.
     ConstantActivationsError, NonFiniteActivationsError
         Every patch has the same activation; NaN or infinity among the activations, or in the loss.
 
@@ -121,8 +123,8 @@ def fit_probe(
         raise ProbeError(f"say which layer to fit on; the cache has {', '.join(map(str, cache.layers))}")
     layer = whole_number(layer, "layer")
     if folds is not None:
-        return fit_folds(cache, layer, [(probe, task)], folds, protocol, seed, device)[0]
-    return fit_probes(LayerPatches(cache, layer, protocol, device), [(probe, task)], seed)[0]
+        return fit_folds(cache, layer, [(probe, task)], folds, protocol, seed, device, buffer_bytes)[0]
+    return fit_probes(LayerPatches(cache, layer, protocol, device, buffer_bytes=buffer_bytes), [(probe, task)], seed)[0]
 
 
 def fit_probes(patches: LayerPatches, wanted: Sequence[tuple[str, str]], seed: int = 0) -> list[Fit]:
@@ -149,6 +151,7 @@ def fit_folds(
     protocol: str | Protocol = "strict",
     seed: int = 0,
     device: str = "auto",
+    buffer_bytes: int | None = None,
 ) -> list[Fit]:
     """Fit several (probe, task) in a cross-validation over all cached scenes; every scene is judged once.
 
@@ -157,7 +160,7 @@ def fit_folds(
     """
     seed, parts = read_seed(seed), []
     for number, roles in enumerate(fold_roles(cache, folds), 1):
-        patches = LayerPatches(cache, layer, protocol, device, roles=roles)
+        patches = LayerPatches(cache, layer, protocol, device, roles=roles, buffer_bytes=buffer_bytes)
         if not len(patches.splits["test"]):
             continue
         with patches.few_threads():
@@ -197,12 +200,16 @@ def train_side_by_side(trainings: Sequence[Training], patches: LayerPatches, see
     """The protocol's schedule; leaves the kept epoch's weights in each probe, in raw units."""
     rules, train = patches.protocol, patches.splits["train"]
     generator = torch.Generator().manual_seed(seed)
-    buffer = train.buffer(rules.scenes_per_step * rules.train_patches)
+    n_rows = rules.scenes_per_step * rules.train_patches
+    # Two, since from disk the next batch is read while the current one is computed.
+    buffers = cycle([train.buffer(n_rows) for _ in range(1 if train.is_in_memory else 2)])
     for epoch in range(rules.epochs):
         started, n_scenes = time.perf_counter(), 0
-        for scenes in _scene_batches(len(train), rules, generator):
-            plain = train.draw(scenes, generator, into=buffer)
-            n_scenes += len(scenes)
+        drawn = (
+            train.draw(scenes, generator, into=next(buffers)) for scenes in scene_batches(len(train), rules, generator)
+        )
+        for plain in drawn if train.is_in_memory else one_ahead(drawn):
+            n_scenes += len(plain.scenes)
             shuffled = train.shuffled(plain) if any(training.task.shuffled for training in trainings) else plain
             for training in trainings:
                 training.step(shuffled if training.task.shuffled else plain)
@@ -214,18 +221,6 @@ def train_side_by_side(trainings: Sequence[Training], patches: LayerPatches, see
             training.look({"epoch": epoch, "train_loss": mean_loss, "scenes_per_second": speed}, started)
     for training in trainings:
         training.take_kept()
-
-
-def _scene_batches(n_scenes: int, protocol: Protocol, generator: torch.Generator) -> Iterator[Tensor]:
-    """One epoch: every scene once, in a new order; again and again where the protocol asks for more steps."""
-    size = min(protocol.scenes_per_step, n_scenes)
-    steps = max(math.ceil(n_scenes / size), math.ceil(protocol.min_steps / protocol.epochs))
-    done = 0
-    while done < steps:
-        for scenes in torch.randperm(n_scenes, generator=generator).split(size):
-            if done < steps:
-                yield scenes
-                done += 1
 
 
 @dataclass

@@ -22,6 +22,7 @@ from bindkit.arguments import is_control, read_device, whole_number
 from bindkit.backbones.attention import AttentionMaps
 from bindkit.cache import ActivationCache
 from bindkit.errors import NonFiniteActivationsError
+from bindkit.files import free_memory
 from bindkit.probes.attention import next_layer_attention
 from bindkit.probes.base import PairMoments
 from bindkit.probes.batches import SplitPatches, spread
@@ -55,7 +56,9 @@ class LayerPatches:
     """The patches of one layer in all splits, read once and used by every probe that is fitted on them.
 
     `attention` gives the maps of the next layer, asked only by ``self_attention`` (default: of the cache's backbone);
-    `roles` says which scenes train, validate and test (default: the cache's splits).
+    `roles` says which scenes train, validate and test (default: the cache's splits). Splits that fit into
+    `buffer_bytes` together are held in memory as float32 (default: a quarter of what is free), training scenes first;
+    the others are read batch by batch, the next while the current one is computed, to the same figures.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class LayerPatches:
         device: str = "auto",
         attention: Callable[[], AttentionMaps] | None = None,
         roles: Roles | None = None,
+        buffer_bytes: int | None = None,
     ) -> None:
         self.asked_protocol = protocol_of(protocol)
         is_one = is_control(cache.backbone.get("objective"))
@@ -73,10 +77,13 @@ class LayerPatches:
         self.cache, self.layer, self._attention = cache, whole_number(layer, "layer"), attention
         _say_what_is_otherwise(cache, self.protocol)
         self.device = read_device(device)
-        self.splits = {
-            split: SplitPatches(cache, split if roles is None else roles[split], self.layer, self.protocol, self.device)
-            for split in ("train", "validation", "test")
-        }
+        left = _free_memory(self.device) // 4 if buffer_bytes is None else whole_number(buffer_bytes, "buffer_bytes", 0)
+        self.splits: dict[str, SplitPatches] = {}
+        for split in ("train", "validation", "test"):
+            chosen = split if roles is None else roles[split]
+            patches = SplitPatches(cache, chosen, self.layer, self.protocol, self.device, left)
+            left -= 4 * patches.n_patches * patches.d_model * patches.is_in_memory
+            self.splits[split] = patches
         self.splits["train"].require()
         self._units: dict[str, Tensor] = {}
 
@@ -132,6 +139,10 @@ class LayerPatches:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def _free_memory(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
 
 
 def _say_what_is_otherwise(cache: ActivationCache, protocol: Protocol) -> None:

@@ -67,6 +67,7 @@ def sweep(
     device: str = "auto",
     oracle: bool = False,
     folds: int | None = None,
+    buffer_bytes: int | None = None,
 ) -> pd.DataFrame:
     """Fit every probe on every layer of every cache, for every task that takes it.
 
@@ -98,6 +99,8 @@ def sweep(
     folds : int, optional
         Cross-validate over all cached scenes, as `bindkit.fit_probe` does; ``split`` then says ``"5 folds"``,
         ``validation_accuracy`` is the mean over folds, and all probes of a fit are kept.
+    buffer_bytes : int, optional
+        Activations of a layer that are held in memory, as for `bindkit.fit_probe`.
 
     Returns
     -------
@@ -147,7 +150,7 @@ def sweep(
     missing = [fit for fit in wanted if fit not in rows]
     with progress(len(wanted), "fit probes", "fit", initial=len(rows)) as bar:
         for _, of_layer in groupby(missing, key=lambda fit: (fit.cache, fit.layer)):
-            for fit, row in _fitted_and_kept(list(of_layer), rules, device, folds):
+            for fit, row in _fitted_and_kept(list(of_layer), rules, device, folds, buffer_bytes):
                 rows[fit] = row
                 bar.update(1)
     table = [rows[fit] for fit in wanted] + (same_class_rows(caches, rules, split) if oracle else [])
@@ -155,7 +158,7 @@ def sweep(
 
 
 def _fitted_and_kept(
-    wanted: Sequence[WantedFit], rules: Protocol, device: str, folds: int | None
+    wanted: Sequence[WantedFit], rules: Protocol, device: str, folds: int | None, buffer_bytes: int | None
 ) -> Iterator[tuple[WantedFit, dict[str, Any]]]:
     """Make fits of one layer of one cache, those of a seed side by side, and give each with its row."""
     cache, layer = wanted[0].cache, wanted[0].layer
@@ -164,10 +167,10 @@ def _fitted_and_kept(
         asked = [fit for fit in wanted if fit.seed == seed]
         pairs = [fit.pair for fit in asked]
         if folds is None:
-            patches = patches or LayerPatches(cache, layer, rules, device)
+            patches = patches or LayerPatches(cache, layer, rules, device, buffer_bytes=buffer_bytes)
             fits = fit_probes(patches, pairs, seed)
         else:
-            fits = fit_folds(cache, layer, pairs, folds, rules, seed, device)
+            fits = fit_folds(cache, layer, pairs, folds, rules, seed, device, buffer_bytes)
         judged_pairs = judged_pairs_digest(cache, rules, fits[0].split)
         for one, fit in zip(asked, fits, strict=True):
             accuracy = float(np.mean([validation_accuracy(part.history, rules) for part in fit.folds or (fit,)]))

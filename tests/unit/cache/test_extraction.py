@@ -23,6 +23,7 @@ from bindkit.cache.forward import compute_shard
 from bindkit.cache.sampling import DrawnScene, draw_scene
 from bindkit.cli import main
 from bindkit.errors import (
+    BackboneError,
     CacheMismatchError,
     DiskSpaceError,
     EmptySplitError,
@@ -336,6 +337,13 @@ def test_nan_and_infinity_are_refused_by_scene_and_layer(tmp_path: Path) -> None
         with pytest.raises(NonFiniteActivationsError, match=r"scene scene-\d at layer 1; .* finite"):
             make(tmp_path, backbone=backbone)
     assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_backbone_of_another_width_than_it_says_is_refused(tmp_path: Path) -> None:
+    wrong = ExactBackbone()
+    wrong.d_model = 7
+    with pytest.raises(BackboneError, match="exact gave 6 numbers a patch at layer 0, and says that its width is 7"):
+        make(tmp_path, backbone=wrong)
 
 
 def test_what_float16_cannot_hold_is_refused_with_the_remedy(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_nan_and_infinity_in_a_cache_are_named(cache, monkeypatch, value, in_mem
         return taken
 
     monkeypatch.setattr(CachedActivations, "take", poisoned)
-    monkeypatch.setattr("bindkit.probes.batches._IN_MEMORY_BYTES", 2**29 if in_memory else 0)
+    monkeypatch.setattr("bindkit.probes.layers.free_memory", lambda: 2**31 if in_memory else 0)
     with pytest.raises(NonFiniteActivationsError, match="NaN or infinite activations at layer 2"):
         fit_probe(cache, 2, protocol=replace(STRICT, epochs=1, min_steps=1))
 

@@ -243,9 +243,8 @@ def test_a_step_draws_so_many_patches_and_others_the_next_time(cache):
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_drawn_batches_share_a_buffer_where_one_is_given_and_judged_ones_never_do(cache, monkeypatch, in_memory):
-    monkeypatch.setattr("bindkit.probes.batches._IN_MEMORY_BYTES", 2**29 if in_memory else 0)
-    patches = SplitPatches(cache, "train", 2, STRICT, CPU)
+def test_drawn_batches_share_a_buffer_where_one_is_given_and_judged_ones_never_do(cache, in_memory):
+    patches = SplitPatches(cache, "train", 2, STRICT, CPU, 2**29 if in_memory else 0)
     buffer = patches.buffer(5 * STRICT.train_patches)
     judged = next(patches.judged()).activations.clone()
     for scenes in (torch.tensor([0, 2, 1]), torch.tensor([4, 3])):
@@ -308,11 +307,10 @@ def test_a_walk_over_the_judged_scenes_that_is_broken_off_leaves_none_out_of_the
         assert torch.equal(torch.cat([batch.scenes for batch in patches.judged()]), torch.arange(len(patches)))
 
 
-def test_a_split_too_large_for_memory_gives_the_same_batches(cache, monkeypatch):
+def test_a_split_too_large_for_memory_gives_the_same_batches(cache):
     patches = SplitPatches(cache, "train", 2, STRICT, CPU)
     kept = list(patches.judged())
-    monkeypatch.setattr("bindkit.probes.batches._IN_MEMORY_BYTES", 0)
-    lazily = SplitPatches(cache, "train", 2, STRICT, CPU)
+    lazily = SplitPatches(cache, "train", 2, STRICT, CPU, buffer_bytes=0)
     scenes = torch.tensor([4, 1, 1])
     one, two = (p.draw(scenes, torch.Generator().manual_seed(3)) for p in (patches, lazily))
     assert lazily._table is None
@@ -322,6 +320,20 @@ def test_a_split_too_large_for_memory_gives_the_same_batches(cache, monkeypatch)
         assert torch.equal(one.activations, two.activations)
     assert all(one is again for one, again in zip(kept, patches.judged(), strict=True))
     assert not lazily._judged
+
+
+@pytest.mark.parametrize("probe", ["linear", "quadratic"])
+def test_fits_from_disk_are_those_from_memory_bit_for_bit(cache, probe, monkeypatch):
+    from_memory, from_disk = (fit_probe(cache, 2, probe, protocol=QUICK, buffer_bytes=n) for n in (2**29, 0))
+    assert from_memory.metrics == from_disk.metrics
+    for one, two in zip(from_memory.probe.state_dict().values(), from_disk.probe.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+    monkeypatch.setattr("bindkit.probes.layers.free_memory", lambda: 4 * 5000)
+    splits = LayerPatches(cache, 2).splits
+    held = {name: 4 * part.n_patches * part.d_model for name, part in splits.items() if part.is_in_memory}
+    assert sum(held.values()) <= 5000 and "train" not in held  # a quarter of what is free
+    with pytest.raises(InvalidParameterError, match="buffer_bytes is at least 0"):
+        fit_probe(cache, 2, buffer_bytes=-1)
 
 
 def test_a_fit_is_saved_with_what_it_was_fitted_on(cache, tmp_path):
