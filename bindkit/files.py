@@ -231,6 +231,17 @@ def progress(total: int, description: str, unit: str, initial: int = 0) -> Any:
     return tqdm(total=total, desc=description, unit=f" {unit}", initial=initial, disable=style == "off", leave=False)
 
 
+def readable_seconds(seconds: float) -> str:
+    """Time for people.
+
+    >>> readable_seconds(0.4), readable_seconds(75), readable_seconds(5400), readable_seconds(3 * 86400)
+    ('1 s', '75 s', '1.5 h', '72.0 h')
+    """
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
 def show_messages(level: int = logging.INFO) -> None:
     """Show what bindkit says of its work (sizes announced, work resumed or skipped) on standard error.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bindkit.arguments import read_share, whole_number
+from bindkit.backbones.loading import Backbone
 from bindkit.backbones.sources import ActivationSource, on_gpu, require_source
 from bindkit.cache import cluster, sizing, writing
 from bindkit.cache.computing import Job, compute_shards
@@ -18,7 +19,7 @@ from bindkit.cache.remote import place_of
 from bindkit.cache.sizing import SceneSize, scene_sizes
 from bindkit.cache.store import ActivationCache
 from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameterError
-from bindkit.files import RememberedDigests, progress, slug
+from bindkit.files import RememberedDigests, progress, readable_seconds, slug
 from bindkit.scenes.checking import changed_ids, changes, contents_of, memory_in
 from bindkit.scenes.scene import SceneSet, require_scenes
 from bindkit.scenes.splits import SPLITS, Split, split_scenes
@@ -298,16 +299,23 @@ def _announce(job: Job, manifest: Manifest, sizes: dict[int, SceneSize]) -> None
         n_bytes += sizing.bytes_of(len(task.positions), rows, n_layers, per_row, task.needs_labels)
         overhead += _FILE_OVERHEAD * (n_layers + 1)
     free = writing.require_space(job.path, n_bytes + overhead + 2 * len(manifest.to_bytes()))
+    layers = sorted({layer for task in tasks for layer in task.layers})
+    n_windows = sum(sizes[k].n_windows for task in tasks if task.layers for k in task.positions)
+    said = ""
+    if layers and job.elsewhere is None and isinstance(job.backbone, Backbone):
+        seconds = n_windows * sizing.seconds_per_window(job.backbone, layers, job.making(manifest).windows_per_batch)
+        said = f" About {readable_seconds(seconds)} for the model alone, as a first batch took."
     logger.info(
-        "Caching %s scenes (%s windows) at %d layers of %s as %s: %s to write into %s, %s free.",
+        "Caching %s scenes (%s windows) at %d layers of %s as %s: %s to write into %s, %s free.%s",
         f"{sum(len(task.positions) for task in tasks):,}",
-        f"{sum(sizes[k].n_windows for task in tasks for k in task.positions):,}",
-        len({layer for task in tasks for layer in task.layers}),
+        f"{n_windows:,}",
+        len(layers),
         job.backbone.name,
         job.identity.dtype,
         writing.readable_bytes(n_bytes),
         job.path,
         writing.readable_bytes(free),
+        said,
     )
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bindkit.backbones.sources import ActivationSource, require_source
+import torch
+
+from bindkit.backbones.loading import Backbone
+from bindkit.backbones.sources import ActivationSource, on_gpu, require_source
 from bindkit.cache.manifest import Identity
 from bindkit.cache.shards import BYTES_PER_ROW, BYTES_PER_SCENE
 from bindkit.errors import BrokenSceneError, GeometryError
@@ -66,6 +70,17 @@ def default_windows_per_batch(backbone: ActivationSource) -> int:
     n_bytes, largest = _BATCH["cuda" if backbone.device.type == "cuda" else "cpu"]
     per_window = backbone.geometry.grid.n_patches * backbone.d_model * 4 * backbone.n_layers
     return _power_of_two(n_bytes // per_window, largest)
+
+
+def seconds_per_window(backbone: Backbone, layers: Sequence[int], windows_per_batch: int) -> float:
+    """Seconds that the model alone takes for a window, measured: on a GPU in a whole batch, else one window."""
+    side, count = backbone.geometry.window, windows_per_batch if on_gpu(backbone) else 1
+    windows = torch.zeros(count, side, side, 3, dtype=torch.uint8)
+    rows = (torch.zeros(1, dtype=torch.int64, device=backbone.device),) * 2
+    for _ in range(2):  # the first also sets up what later ones find
+        started = time.perf_counter()
+        backbone.activations(windows, layers, rows)[layers[0]].cpu()
+    return (time.perf_counter() - started) / count
 
 
 def _power_of_two(at_most: int, largest: int) -> int:

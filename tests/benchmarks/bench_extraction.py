@@ -21,6 +21,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SIZES, default="small")
     parser.add_argument("--scenes", type=int, default=24)
-    parser.add_argument("--layers", default="all")
+    parser.add_argument("--layers", nargs="*", default=["all"], help="one or several choices of layers")
     parser.add_argument("--dtypes", nargs="*", default=["float16"])
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--repeats", type=int, default=3)
@@ -114,38 +115,37 @@ def main() -> None:
     try:
         scenes = bk.open_scenes(write_scenes(place / "scenes", options.scenes))
         backbone = bk.load_backbone(write_model(place / "model", options.model), precision=options.precision)
-        wanted = backbone.resolve_layers(options.layers)
         batch = options.windows_per_batch or default_windows_per_batch(backbone)
         n_windows = sum(backbone.geometry.plan(scenes.size_of(k)).n_windows for k in range(len(scenes)))
-        print(f"{backbone!r}, {len(scenes)} scenes, {n_windows} windows, layers {wanted}, batches of {batch}")
+        print(f"{backbone!r}, {len(scenes)} scenes, {n_windows} windows, batches of {batch}")
         rows = []
-        for dtype in options.dtypes:
-            for workers in options.workers:
-                bare, whole, busy = [], [], []
-                for _turn in range(options.repeats + 1):
-                    bare.append(bare_seconds(backbone, n_windows, batch))
-                    cpu, begun = time.process_time(), time.perf_counter()
-                    cache = bk.cache_activations(
-                        *(backbone, scenes, place / "cache", wanted),
-                        **{"dtype": dtype, "workers": workers, "windows_per_batch": batch},
-                    )
-                    whole.append(time.perf_counter() - begun)
-                    busy.append(time.process_time() - cpu)
-                    n_bytes = cache.n_bytes
-                    shutil.rmtree(place / "cache")
-                # The first turn warms caches and workers.
-                times = [statistics.median(found[1:]) for found in (bare, whole, busy)]
-                rows.append(
-                    {
-                        **{"model": options.model, "device": backbone.device.type, "precision": options.precision},
-                        **{"dtype": dtype, "workers": workers, "layers": len(wanted), "windows": n_windows},
-                        **{"bare_s": times[0], "extraction_s": times[1], "cpu_s": times[2]},
-                        **{"scenes_per_second": len(scenes) / times[1], "ratio": times[0] / times[1]},
-                        **{"bytes_per_scene": n_bytes / len(scenes), "first_s": whole[0]},
-                        **{"peak_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024},
-                    }
+        for layers, dtype, workers in product(options.layers, options.dtypes, options.workers):
+            wanted = backbone.resolve_layers(layers)
+            bare, whole, busy = [], [], []
+            for _turn in range(options.repeats + 1):
+                bare.append(bare_seconds(backbone, n_windows, batch))
+                cpu, begun = time.process_time(), time.perf_counter()
+                cache = bk.cache_activations(
+                    *(backbone, scenes, place / "cache", wanted),
+                    **{"dtype": dtype, "workers": workers, "windows_per_batch": batch},
                 )
-                print({name: round(v, 3) if isinstance(v, float) else v for name, v in rows[-1].items()}, flush=True)
+                whole.append(time.perf_counter() - begun)
+                busy.append(time.process_time() - cpu)
+                n_bytes = cache.n_bytes
+                shutil.rmtree(place / "cache")
+            # The first turn warms caches and workers.
+            times = [statistics.median(found[1:]) for found in (bare, whole, busy)]
+            rows.append(
+                {
+                    **{"model": options.model, "device": backbone.device.type, "precision": options.precision},
+                    **{"dtype": dtype, "workers": workers, "layers": layers, "windows": n_windows},
+                    **{"bare_s": times[0], "extraction_s": times[1], "cpu_s": times[2]},
+                    **{"scenes_per_second": len(scenes) / times[1], "ratio": times[0] / times[1]},
+                    **{"bytes_per_scene": n_bytes / len(scenes), "first_s": whole[0]},
+                    **{"peak_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024},
+                }
+            )
+            print({name: round(v, 3) if isinstance(v, float) else v for name, v in rows[-1].items()}, flush=True)
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1))
     finally:
