@@ -156,6 +156,8 @@ def ahead(
         from torch.utils.data import DataLoader
 
         calls: Any = _Calls(function)
+        if isinstance(items, list) and at_once > 1:  # light work, for which to start a process takes long
+            workers = max(1, min(workers, len(items) // (8 * at_once)))
         options: dict[str, Any] = {"collate_fn": _as_it_is, "num_workers": workers, "prefetch_factor": 4}
         for found in DataLoader(calls, batch_size=None, sampler=_several(items, at_once), **options):
             yield from found
