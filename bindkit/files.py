@@ -67,6 +67,30 @@ def with_nan(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in row.items()}
 
 
+def differences(
+    cached: Mapping[str, Any], asked: Mapping[str, Any], sides: tuple[str, str] = ("the cache", "this call")
+) -> list[str]:
+    """Name every field that differs, with both values: ``seed: the cache has 0, this call has 1``."""
+
+    def shown(values: Mapping[str, Any], name: str) -> str:
+        text = repr(values[name]) if name in values else "nothing"
+        return text if len(text) <= 120 else f"{text[:117]}..."
+
+    lines = []
+    for name in dict.fromkeys([*cached, *asked]):
+        old, new = cached.get(name), asked.get(name)
+        if name in cached and name in asked and old == new:
+            continue
+        said = f"{sides[0]} has {shown(cached, name)}, {sides[1]} has {shown(asked, name)}"
+        if isinstance(old, tuple) and isinstance(new, tuple):
+            said = f"the cache has {len(old)} scenes, this call has {len(new)}"
+            at = next((k for k, (was, now) in enumerate(zip(old, new, strict=False)) if was != now), None)
+            if at is not None:
+                said += f"; the first to differ is number {at}, {old[at]!r} in the cache and {new[at]!r} here"
+        lines.append(f"{name}: {said}")
+    return lines
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as stream:

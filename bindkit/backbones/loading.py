@@ -161,8 +161,8 @@ class Backbone:
         }
         return described if self.precision == "float32" else described | {"precision": self.precision}
 
-    def pixels(self, windows: UInt8[Tensor, "window height width 3"]) -> Float[Tensor, "window 3 height width"]:
-        """The model's input: windows on the backbone's device, normalised. Raises as `activations` does."""
+    def pixels(self, windows: Tensor) -> Float[Tensor, "window 3 height width"]:
+        """The model's input: uint8 windows on the backbone's device, normalised. Raises as `activations` does."""
         if not isinstance(windows, Tensor) or windows.dtype != torch.uint8:
             got = windows.dtype if isinstance(windows, Tensor) else type(windows).__name__
             raise InvalidParameterError(f"windows should be a uint8 tensor of pixels from 0 to 255, got {got}")

@@ -29,8 +29,9 @@ from bindkit.backbones.controls import Control
 from bindkit.backbones.loading import Backbone
 from bindkit.backbones.sources import ActivationSource, source_of
 from bindkit.cache.computing import Job, Task, compute_shards
-from bindkit.cache.manifest import Making, Manifest, differences
+from bindkit.cache.manifest import Making, Manifest
 from bindkit.errors import BackboneError, CacheMismatchError
+from bindkit.files import differences
 
 RETRIES = 3
 """Times that a shard is tried again, besides being given to another worker where one dies."""

@@ -14,12 +14,12 @@ from bindkit.backbones.loading import Backbone
 from bindkit.backbones.sources import ActivationSource, on_gpu, require_source
 from bindkit.cache import cluster, sizing, writing
 from bindkit.cache.computing import Job, compute_shards
-from bindkit.cache.manifest import MANIFEST_NAME, WORK, Identity, Manifest, differences, fetch_manifest
+from bindkit.cache.manifest import MANIFEST_NAME, WORK, Identity, Manifest, fetch_manifest
 from bindkit.cache.remote import place_of
 from bindkit.cache.sizing import SceneSize, scene_sizes
 from bindkit.cache.store import ActivationCache
 from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameterError
-from bindkit.files import RememberedDigests, progress, readable_seconds, slug
+from bindkit.files import RememberedDigests, differences, progress, readable_seconds, slug
 from bindkit.scenes.checking import changed_ids, changes, contents_of, memory_in
 from bindkit.scenes.scene import SceneSet, require_scenes
 from bindkit.scenes.splits import SPLITS, Split, split_scenes

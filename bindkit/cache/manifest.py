@@ -146,30 +146,6 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
     return {key: found for part in parts for key, found in part.items()}
 
 
-def differences(
-    cached: Mapping[str, Any], asked: Mapping[str, Any], sides: tuple[str, str] = ("the cache", "this call")
-) -> list[str]:
-    """Name every field that differs, with both values: ``seed: the cache has 0, this call has 1``."""
-
-    def shown(values: Mapping[str, Any], name: str) -> str:
-        text = repr(values[name]) if name in values else "nothing"
-        return text if len(text) <= 120 else f"{text[:117]}..."
-
-    lines = []
-    for name in dict.fromkeys([*cached, *asked]):
-        old, new = cached.get(name), asked.get(name)
-        if name in cached and name in asked and old == new:
-            continue
-        said = f"{sides[0]} has {shown(cached, name)}, {sides[1]} has {shown(asked, name)}"
-        if isinstance(old, tuple) and isinstance(new, tuple):
-            said = f"the cache has {len(old)} scenes, this call has {len(new)}"
-            at = next((k for k, (was, now) in enumerate(zip(old, new, strict=False)) if was != now), None)
-            if at is not None:
-                said += f"; the first to differ is number {at}, {old[at]!r} in the cache and {new[at]!r} here"
-        lines.append(f"{name}: {said}")
-    return lines
-
-
 class FileRecord(NamedTuple):
     """What a file must be: its SHA-256 in hex and its size in bytes."""
 

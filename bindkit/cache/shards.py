@@ -16,10 +16,10 @@ from safetensors import numpy as safetensors_numpy
 from torch import Tensor
 
 from bindkit.cache.encoding import ACTIVATIONS, ENCODINGS, SCALES
-from bindkit.cache.manifest import FileRecord, Manifest, differences, layer_folder, shard_file
+from bindkit.cache.manifest import FileRecord, Manifest, layer_folder, shard_file
 from bindkit.cache.remote import fetch
 from bindkit.errors import CacheDamagedError
-from bindkit.files import parse_json
+from bindkit.files import differences, parse_json
 
 Labels = dict[str, np.ndarray]
 Stamp = Mapping[str, str] | None

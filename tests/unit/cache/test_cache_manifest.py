@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bindkit.cache import ActivationCache
-from bindkit.cache.manifest import FileRecord, Identity, Making, Manifest, ShardRecord, differences
+from bindkit.cache.manifest import FileRecord, Identity, Making, Manifest, ShardRecord
 from bindkit.errors import CacheError, InvalidParameterError
+from bindkit.files import differences
 from bindkit.scenes.checking import SceneContents
 from bindkit.scenes.scene import BrokenScene
 
