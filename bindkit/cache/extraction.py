@@ -12,7 +12,7 @@ from typing import Any
 from bindkit.arguments import read_share, whole_number
 from bindkit.backbones.loading import Backbone
 from bindkit.backbones.sources import ActivationSource, on_gpu, require_source
-from bindkit.cache import cluster, sizing, writing
+from bindkit.cache import cluster, live, sizing, writing
 from bindkit.cache.computing import Job, compute_shards
 from bindkit.cache.manifest import MANIFEST_NAME, WORK, Identity, Manifest, fetch_manifest
 from bindkit.cache.remote import place_of
@@ -27,6 +27,7 @@ from bindkit.scenes.synthetic import require_unseen
 
 logger = logging.getLogger(__name__)
 
+WHERE = ("disk", "none")
 CHANGED = ("refuse", "recompute")
 """What a call may want where what a cache was made from has changed."""
 SINCE = "this cache was made"
@@ -54,6 +55,7 @@ def cache_activations(
     changed: str = "refuse",
     share: tuple[int, int] = (0, 1),
     client: Any = None,
+    cache: str = "disk",
 ) -> ActivationCache:
     """Compute a backbone's activations on a scene set and keep them on disk, or find them there.
 
@@ -99,6 +101,9 @@ def cache_activations(
         ``(rank, world size)``: compute every so many-th shard only, and return without waiting for those of others.
     client : dask.distributed.Client, optional
         Whose workers compute the shards, each with a backbone of its own; see `bindkit.cache.cluster`.
+    cache : "disk" or "none"
+        With "none" nothing is kept but a note: activations are computed from the images whenever they are asked for,
+        float32; see `bindkit.cache.live`.
 
     Raises
     ------
@@ -124,6 +129,9 @@ def cache_activations(
     share = read_share(whole_number(share[0], "share"), whole_number(share[1], "share"), {})
     if changed not in CHANGED:
         raise InvalidParameterError(f'changed is "refuse" or "recompute", got {changed!r}')
+    if cache not in WHERE:
+        raise InvalidParameterError(f'cache is "disk" or "none", got {cache!r}')
+    dtype = dtype if cache == "disk" else "float32"
     if split is None:
         split = split_scenes(scenes)
         for notice in split.notices:
@@ -152,6 +160,11 @@ def cache_activations(
     job = Job(
         *(path, backbone, scenes, positions, identity, wanted, windows_per_batch, workers, digests, changed, share),
     )
+    if cache == "none":
+        found = live.LiveCache(job)
+        live.write_note(found)
+        return found
+    (path / live.NOTE).unlink(missing_ok=True)
     fetch_manifest(path)
     if client is not None:
         job = replace(job, elsewhere=cluster.making_there(client, job))

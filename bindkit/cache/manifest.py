@@ -341,7 +341,6 @@ class Manifest:
         """
         fetch_manifest(path)
         file = path / MANIFEST_NAME
-        again = f"delete {path} and cache again"
         try:
             content = file.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -351,6 +350,12 @@ class Manifest:
             ) from None
         except OSError as error:
             raise CacheError(f"cannot read {file}: {error.strerror or error}; check its permissions") from error
+        return cls.of_bytes(content, file).with_records(path)
+
+    @classmethod
+    def of_bytes(cls, content: bytes, file: Path) -> Manifest:
+        """A manifest of the content of its file. Raises CacheError."""
+        again = f"delete {file.parent} and cache again"
         try:
             payload = parse_json(content)
         except ValueError as error:
@@ -375,7 +380,7 @@ class Manifest:
             raise CacheError(f"{file} lacks what a manifest must say ({error!r}); {again}") from error
         if manifest.to_bytes() != content:
             raise CacheError(f"{file} says things that do not belong together (was it edited?); {again}")
-        return manifest.with_records(path)
+        return manifest
 
     @classmethod
     def _from_json(cls, payload: dict[str, Any]) -> Manifest:

@@ -19,7 +19,7 @@ from bindkit.cache import writing
 from bindkit.cache.encoding import ACTIVATIONS, SCALES
 from bindkit.cache.manifest import Manifest
 from bindkit.cache.remote import place_of
-from bindkit.cache.shards import COLUMNS, read_activations, read_labels, stack
+from bindkit.cache.shards import COLUMNS, Labels, read_activations, read_labels, stack
 from bindkit.cache.writing import Damage
 from bindkit.errors import CacheError, InvalidParameterError, LayerError
 from bindkit.scenes.scene import BrokenScene
@@ -52,6 +52,18 @@ class CachedLabels:
     patch_size: int  # in pixels
     scene_offsets: np.ndarray
     scene_ids: tuple[str, ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[Labels], ids: Sequence[str], patch_size: int) -> CachedLabels:
+        """Labels of shards, one below the other; `ids` are of all their scenes, skipped ones included."""
+        scene_rows = stack("scene_rows", [part["scene_rows"] for part in parts])
+        present = np.flatnonzero(scene_rows).tolist()
+        return cls(
+            **{name: stack(name, [part[name] for part in parts]) for name in COLUMNS},
+            patch_size=patch_size,
+            scene_offsets=np.array([0, *accumulate(scene_rows[present])], dtype=np.int64),
+            scene_ids=tuple(ids[position] for position in present),
+        )
 
     def __len__(self) -> int:
         return len(self.instances)
@@ -112,15 +124,7 @@ class CachedActivations:
         InvalidParameterError, CacheDamagedError
             For a row that there is not, and a shard that is missing, cut short or of another width.
         """
-        wanted = np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)
-        if wanted.ndim != 1 or not (wanted.size == 0 or np.issubdtype(wanted.dtype, np.integer)):
-            raise InvalidParameterError(
-                f"rows must be whole numbers in one dimension, got {wanted.dtype} {wanted.shape}"
-            )
-        wanted = wanted.astype(np.int64)
-        outside = wanted[(wanted < 0) | (wanted >= self.n_rows)]
-        if outside.size:
-            raise InvalidParameterError(f"row {outside[0]} is outside the {self.n_rows} rows of the {self.split} split")
+        wanted = row_numbers(rows, self.n_rows, self.split)
         wanted = wanted if self._rows is None else self._rows[wanted]
         taken = torch.empty(len(wanted), self.d_model, dtype=torch.float32) if into is None else into[: len(wanted)]
         shard_of = np.searchsorted(self._starts, wanted, side="right") - 1
@@ -159,6 +163,18 @@ class CachedActivations:
             bits = rows.view({1: torch.uint8, 2: torch.uint16, 4: torch.uint32}[rows.itemsize]).numpy()
             self._maps[number] = bits, mapped[SCALES].numpy() if SCALES in mapped else None
         return self._maps[number]
+
+
+def row_numbers(rows: Any, n_rows: int, split: str) -> np.ndarray:
+    """Row numbers as int64, each below `n_rows`. Raises InvalidParameterError."""
+    wanted = np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)
+    if wanted.ndim != 1 or not (wanted.size == 0 or np.issubdtype(wanted.dtype, np.integer)):
+        raise InvalidParameterError(f"rows must be whole numbers in one dimension, got {wanted.dtype} {wanted.shape}")
+    wanted = wanted.astype(np.int64)
+    outside = wanted[(wanted < 0) | (wanted >= n_rows)]
+    if outside.size:
+        raise InvalidParameterError(f"row {outside[0]} is outside the {n_rows} rows of the {split} split")
+    return wanted
 
 
 class ActivationCache:
@@ -256,15 +272,8 @@ class ActivationCache:
             )
         shards = range(self.manifest.n_shards(split))
         parts = [read_labels(self.path, self.manifest, split, shard) for shard in shards]
-        scene_rows = stack("scene_rows", [part["scene_rows"] for part in parts])
-        present = np.flatnonzero(scene_rows)
-        ids = self.manifest.identity.scene_ids[split]
-        self._labels[split] = CachedLabels(
-            **{name: stack(name, [part[name] for part in parts]) for name in COLUMNS},
-            patch_size=int(self.manifest.identity.backbone["geometry"]["patch_size"]),
-            scene_offsets=np.array([0, *accumulate(scene_rows[present])], dtype=np.int64),
-            scene_ids=tuple(ids[position] for position in present),
-        )
+        patch_size = int(self.manifest.identity.backbone["geometry"]["patch_size"])
+        self._labels[split] = CachedLabels.of(parts, self.manifest.identity.scene_ids[split], patch_size)
         return self._labels[split]
 
     def activations(self, split: str, layer: int) -> CachedActivations:
@@ -282,7 +291,11 @@ class ActivationCache:
                 f"layer {layer} is not in the cache {self.path} of {self.backbone['name']}; {has}; add it with "
                 f"cache_activations(..., layers=[{layer}])"
             )
-        return CachedActivations(self, split, int(layer))
+        return self.rows_of(split, int(layer), None)
+
+    def rows_of(self, scenes: str | SceneChoice, layer: int, rows: np.ndarray | None) -> CachedActivations:
+        """Activations of a split, or of `rows` as numbered through all splits."""
+        return CachedActivations(self, scenes, layer, rows)
 
     def shard_digests(self) -> dict[str, str]:
         """SHA-256 in hex of every file, by its name in the cache."""
@@ -374,7 +387,7 @@ def labels_of(cache: ActivationCache, scenes: str | SceneChoice) -> CachedLabels
 def activations_of(cache: ActivationCache, scenes: str | SceneChoice, layer: int) -> CachedActivations:
     """Activations of a split, or of chosen scenes. Errors as `ActivationCache.activations`."""
     whole = cache.activations(scenes if isinstance(scenes, str) else SPLITS[0], layer)
-    return whole if isinstance(scenes, str) else CachedActivations(cache, scenes, layer, _rows_of(cache, scenes)[0])
+    return whole if isinstance(scenes, str) else cache.rows_of(scenes, layer, _rows_of(cache, scenes)[0])
 
 
 def _rows_of(cache: ActivationCache, scenes: SceneChoice) -> tuple[np.ndarray, np.ndarray]:

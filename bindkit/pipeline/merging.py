@@ -14,6 +14,7 @@ import pandas as pd
 
 from bindkit.arguments import CONTROL, CONTROL_PREFIX
 from bindkit.cache import ActivationCache
+from bindkit.cache.live import open_cache
 from bindkit.errors import BindkitError, InvalidParameterError, WorkspaceMismatchError
 from bindkit.files import write_bytes
 from bindkit.pipeline.workspace import SETTINGS_FILE, Workspace, recorded_settings, workspace_root
@@ -114,7 +115,7 @@ def read_caches(space: Workspace, latest: bool = False) -> list[ActivationCache]
         if latest and not of_last_run:
             continue
         try:
-            caches.append(ActivationCache.open(space.root / row["path"]))
+            caches.append(open_cache(space.root / row["path"]))
         except BindkitError as error:
             if latest:
                 raise

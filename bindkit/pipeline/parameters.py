@@ -319,6 +319,7 @@ RULES: Mapping[str, Rule] = {
     "folds": Rule(_check_folds),
     "protocol": Rule(_one_of("bindkit.probes.protocols", "PROTOCOLS")),
     "precision": Rule(_one_of("bindkit.backbones.loading", "PRECISIONS")),
+    "cache": Rule(_one_of("bindkit.cache.extraction", "WHERE")),
     "dtype": Rule(_one_of("bindkit.cache.encoding", "ENCODINGS")),
     "changed": Rule(_one_of("bindkit.cache.extraction", "CHANGED")),
     "controls": Rule(_check_controls, is_text=True),
