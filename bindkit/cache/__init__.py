@@ -8,7 +8,9 @@ On disk, below ``root/slug(scenes)/slug(backbone)/``::
     train/layer_00/00001.safetensors         ...
 
 A shard is a run of consecutive scenes of a split. Rows are ragged: a scene has as many rows as patches were drawn
-from it, and a skipped scene has none; nothing is ever padded.
+from it, and a skipped scene has none; nothing is ever padded. Files of activations are safetensors; those of int8 hold
+``scales`` [rows] as well (`bindkit.cache.encoding` says how to read them). While a cache is filled, ``.work`` holds
+records of finished shards and locks of those in work.
 """
 
 from bindkit.cache.extraction import cache_activations
