@@ -256,3 +256,21 @@ def test_the_console_names_every_objective_and_its_docstring_every_command(capsy
     assert len(commands) >= 6
     for command in commands:
         assert re.search(rf"``(bindkit )?{command}``", cli.__doc__), command
+
+
+def test_cache_takes_its_share_by_hand_and_from_slurm(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bindkit.cache.sizing._LARGEST_SHARD", 1)
+    options = ["--scenes", "synthetic:n=6,seed=0", "--backbone", "random-init:vit", "--root", str(tmp_path / "cache")]
+    options += ["--layers", "0", "--patches-per-scene", "8", "--dtype", "int8", "--precision", "bfloat16"]
+    assert main(["cache", *options, "--rank", "1", "--world-size", "2"]) == 0
+    path = capsys.readouterr().out.splitlines()[-1]
+    first = bindkit.ActivationCache.open(path)
+    assert not first.is_complete and len(first.shard_digests()) == 6
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "3")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    assert main(["cache", *options]) == 0
+    whole = bindkit.ActivationCache.open(path)
+    assert whole.is_complete and (whole.dtype, whole.backbone["precision"]) == ("int8", "bfloat16")
+    assert main(["cache", *options, "--rank", "2"]) == 2
+    assert "a rank needs a world size" in capsys.readouterr().err

@@ -327,3 +327,30 @@ def test_a_config_that_asks_for_hidden_states_changes_nothing(vit: str, backbone
     other = load_backbone(str(tmp_path), device="cpu")
     assert torch.equal(other.activations(windows, [1])[1], backbone.activations(windows, [1])[1])
     assert make_model("vit-classifier").config.output_hidden_states is False
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_lies_close_is_float32_and_says_so(precision):
+    plain, halved = (load_backbone("random-init:vit", device="cpu", precision=name) for name in ("float32", precision))
+    windows = torch.randint(0, 256, (2, 112, 112, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    one, two = (backbone.activations(windows, [0, 5]) for backbone in (plain, halved))
+    for layer in (0, 5):
+        assert two[layer].dtype == torch.float32
+        difference = (one[layer] - two[layer]).abs().max() / one[layer].abs().max()
+        assert 1e-5 < difference < 2e-2
+    assert "precision" not in plain.describe() and halved.describe()["precision"] == precision
+    assert halved.describe()["weights_digest"] == plain.describe()["weights_digest"]
+
+
+def test_rows_are_those_of_the_whole_layers():
+    backbone = load_backbone("random-init:vit", device="cpu")
+    windows = torch.randint(0, 256, (3, 112, 112, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    window, patch = torch.tensor([0, 0, 2, 1, 2]), torch.tensor([0, 195, 7, 7, 100])
+    whole, rows = backbone.activations(windows, [1, 4]), backbone.activations(windows, [1, 4], (window, patch))
+    for layer in (1, 4):
+        assert torch.equal(rows[layer], whole[layer][window, patch])
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(InvalidParameterError, match="unknown precision 'int8'; choose one of float32, bfloat16"):
+        load_backbone("random-init:vit", precision="int8")
