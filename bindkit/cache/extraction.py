@@ -164,7 +164,8 @@ def cache_activations(
         found = live.LiveCache(job)
         live.write_note(found)
         return found
-    (path / live.NOTE).unlink(missing_ok=True)
+    if (path / live.NOTE).exists():
+        (path / live.NOTE).unlink()
     fetch_manifest(path)
     if client is not None:
         job = replace(job, elsewhere=cluster.making_there(client, job))

@@ -44,15 +44,13 @@ def fetch_manifest(path: Path) -> None:
     """Have the manifest of a cache on an object store here, and the records; shards of another manifest go."""
     if (remote := remote_of(path)) is None:
         return
-    there = [name for name in remote.sizes() if name.startswith(f"{WORK}/")]
-    for record in (path / WORK).glob("*.json"):
-        if f"{WORK}/{record.name}" not in there:
-            record.unlink()
-    for name in there:
-        remote.fetch(name, anew=True)
     if remote.fetch(MANIFEST_NAME, anew=True):
-        for shard in path.glob("*/*/*.safetensors"):
-            shard.unlink()
+        # Not otherwise: what is here alone may be on its way there.
+        for file in (*path.glob("*/*/*.safetensors"), *(path / WORK).glob("*.json")):
+            file.unlink(missing_ok=True)
+    for name in remote.sizes():
+        if name.startswith(f"{WORK}/"):
+            remote.fetch(name, anew=True)
 
 
 def record_file(split: str, shard: int, suffix: str = ".json") -> str:

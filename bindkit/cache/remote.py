@@ -81,11 +81,11 @@ class Remote:
         write_bytes(local, content)
         return True
 
-    def push(self, name: str) -> None:
-        """Send a file that is whole here. A store shows whole files only."""
+    def push(self, name: str, content: bytes) -> None:
+        """Write a file there. A store shows whole files only."""
         with contextlib.suppress(FileExistsError):
             self.files.makedirs(f"{self.root}/{name}".rpartition("/")[0], exist_ok=True)
-        self.files.pipe_file(f"{self.root}/{name}", (self.path / name).read_bytes())
+        self.files.pipe_file(f"{self.root}/{name}", content)
 
     def remove(self, name: str) -> None:
         """Delete a file there."""

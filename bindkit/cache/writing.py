@@ -132,7 +132,7 @@ def write_file(path: Path, name: str, content: bytes | Sequence[bytes | memoryvi
             finally:
                 os.close(directory)
         if remote := remote_of(path):
-            remote.push(name)
+            remote.push(name, b"".join(parts))
     except OSError as error:
         if error.errno in _FULL:
             raise _disk_full(file, error) from error

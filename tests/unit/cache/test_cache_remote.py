@@ -119,3 +119,21 @@ def test_a_store_that_cannot_be_reached_is_named() -> None:
         run("nowhere://bucket")
     with pytest.raises(CacheError, match="no cache at"):
         bk.ActivationCache.open("memory://bucket/nothing")
+
+
+def test_a_record_that_is_on_its_way_is_not_taken_for_a_stale_one(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manifest is read again, as for the next shard, just when a record is written here and not yet there."""
+    from bindkit.cache import remote
+    from bindkit.cache.manifest import Manifest
+
+    honest, seen = remote.Remote.push, []
+
+    def push(self: remote.Remote, name: str, content: bytes) -> None:
+        if name.startswith(".work/"):
+            Manifest.read(self.path)
+            seen.append((self.path / name).exists())
+        honest(self, name, content)
+
+    monkeypatch.setattr(remote.Remote, "push", push)
+    cache = run(URL)
+    assert seen and all(seen) and cache.is_complete
