@@ -131,6 +131,8 @@ def cache_activations(
         raise InvalidParameterError(f'changed is "refuse" or "recompute", got {changed!r}')
     if cache not in WHERE:
         raise InvalidParameterError(f'cache is "disk" or "none", got {cache!r}')
+    if cache == "none" and (client is not None or share != (0, 1)):
+        raise InvalidParameterError('with cache="none" there is nothing to share: leave out share and client')
     dtype = dtype if cache == "disk" else "float32"
     if split is None:
         split = split_scenes(scenes)

@@ -112,16 +112,18 @@ class LiveCache(ActivationCache):
         windows = self.manifest.making.windows_per_batch
         return compute_shard(job.backbone, drawn, layers, "float32", windows)
 
-    def positions_of(self, scenes: Any) -> tuple[list[int], list[int]]:
-        """Positions in the scene set, in the order of a split's rows (of all splits' for chosen scenes), and rows."""
+    def positions_of(self, scenes: Any) -> tuple[list[int], list[int], np.ndarray]:
+        """Of a split's scenes (of all splits' for chosen scenes): position in the set, rows, digest of the pixels."""
         splits = [scenes] if isinstance(scenes, str) else SPLITS
         place = {scene_id: position for position, scene_id in enumerate(self._job.scenes.ids)}
-        found, counts = [], []
+        found, counts, digests = [], [], [np.empty((0, 32), np.uint8)]
         for split in splits:
             labels = self.labels(split)
             found += [place[scene_id] for scene_id in labels.scene_ids]
             counts += np.diff(labels.scene_offsets).tolist()
-        return found, counts
+            read = self._read(split).labels
+            digests.append(read["scene_digests"][read["scene_rows"] > 0])
+        return found, counts, np.concatenate(digests)
 
 
 class LiveActivations(CachedActivations):
@@ -130,7 +132,7 @@ class LiveActivations(CachedActivations):
     def __init__(self, cache: LiveCache, scenes: Any, layer: int, rows: np.ndarray | None) -> None:
         self.split, self.layer, self.d_model = str(scenes), layer, cache.d_model
         self._cache, self._rows = cache, rows
-        self._positions, self._counts = cache.positions_of(scenes)
+        self._positions, self._counts, self._digests = cache.positions_of(scenes)
         self._starts = np.array([0, *accumulate(self._counts)], dtype=np.int64)
 
     def take(self, rows: Any, into: Tensor | None = None) -> Tensor:
@@ -146,10 +148,11 @@ class LiveActivations(CachedActivations):
             for batch in content.batches:
                 batch.arrive()
             expected = [self._counts[k] for k in chosen]
-            if content.labels["scene_rows"].tolist() != expected:
+            same_pixels = np.array_equal(content.labels["scene_digests"], self._digests[chosen])
+            if content.labels["scene_rows"].tolist() != expected or not same_pixels:
                 raise CacheMismatchError(
-                    f"scenes of {self._cache.path} have other patches than when their labels were read; their files "
-                    "have changed since: make the call again from the beginning"
+                    f"pictures of {self._cache.path} have changed since their labels were read: make the call again "
+                    "from the beginning"
                 )
             found = torch.cat([batch.layers[self.layer][ACTIVATIONS] for batch in content.batches])
             for scene, (start, end) in zip(chosen, pairwise([0, *accumulate(expected)]), strict=True):

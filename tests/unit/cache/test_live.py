@@ -94,5 +94,26 @@ def test_a_cache_takes_the_place_of_a_note_and_back(tmp_path: Path) -> None:
     for where, is_live in (("none", True), ("disk", False), ("none", True)):
         cache = cache_activations(ExactBackbone(), ExactScenes(9), tmp_path, cache=where)
         assert isinstance(cache, LiveCache) == is_live == (cache.path / NOTE).exists()
+    with pytest.raises(InvalidParameterError, match="leave out share and client"):
+        cache_activations(ExactBackbone(), ExactScenes(9), tmp_path, cache="none", share=(1, 2))
     with pytest.raises(InvalidParameterError, match='cache is "disk" or "none"'):
         cache_activations(ExactBackbone(), ExactScenes(9), tmp_path, cache="memory")
+
+
+class Changing(ExactScenes):
+    """Whose pictures change while they are used."""
+
+    shift = 0
+
+    def image(self, position: int) -> np.ndarray:
+        return super().image(position) + np.uint8(self.shift)
+
+
+def test_a_picture_that_changes_meanwhile_gives_no_wrong_row(tmp_path: Path) -> None:
+    scenes = Changing(9)
+    live = cache_activations(ExactBackbone(), scenes, tmp_path, cache="none")
+    activations = live.activations("train", 0)
+    activations.take([0, 1])
+    scenes.shift = 3
+    with pytest.raises(CacheMismatchError, match="have changed since their labels were read"):
+        activations.take([0, 1])
