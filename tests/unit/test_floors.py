@@ -32,7 +32,7 @@ WALLS = {
 """Who alone may import what."""
 
 LARGEST = {
-    **{"errors": 115, "arguments": 240, "files": 295, "cli": 310, "scenes": 3300, "backbones": 1920, "cache": 2970},
+    **{"errors": 115, "arguments": 240, "files": 295, "cli": 310, "scenes": 3300, "backbones": 1920, "cache": 2990},
     **{"probes": 3750, "results": 1400, "affinities": 370, "pretraining": 1270, "analysis": 790, "views": 5320},
     "pipeline": 1400,
 }
