@@ -124,7 +124,7 @@ def _compute(job: Job, manifest: Manifest, state: Any, tasks: list[Task], bar: A
     `state` is that of the manifest's file when it was read.
     """
     identity, scenes, backbone = job.identity, job.scenes, job.backbone
-    claimed: list[tuple[Task, FileLock]] = []
+    claimed: list[tuple[Task, Manifest, FileLock]] = []
 
     def positions() -> Iterator[int]:
         """Shards are claimed as the readers come to them."""
@@ -132,8 +132,9 @@ def _compute(job: Job, manifest: Manifest, state: Any, tasks: list[Task], bar: A
             if lock := writing.claim(job.path, task.split, task.shard):
                 # Another process may have finished it since the manifest was read, and the cache, too.
                 here = manifest if writing.state_of(job.path) == state else Manifest.read(job.path)
-                if lacking := job.task(here.with_records(job.path, [task.place]), *task.place):
-                    claimed.append((lacking, lock))
+                here = here.with_records(job.path, [task.place])
+                if lacking := job.task(here, *task.place):
+                    claimed.append((lacking, here, lock))
                     yield from task.positions
                 else:
                     lock.release()
@@ -162,9 +163,9 @@ def _compute(job: Job, manifest: Manifest, state: Any, tasks: list[Task], bar: A
         try:
             # The first scene of a shard is there once the shard is claimed.
             while first := list(islice(drawn, 1)):
-                task, lock = claimed[done]
-                here = next_scenes(first, len(task.positions))
-                content = compute_shard(backbone, here, task.layers, identity.dtype, manifest.making.windows_per_batch)
+                task, here, lock = claimed[done]
+                shown = next_scenes(first, len(task.positions))
+                content = compute_shard(backbone, shown, task.layers, identity.dtype, here.making.windows_per_batch)
                 if are_files(scenes):
                     now = {scenes.ids[k]: content_of(scenes, job.digests, k) for k in task.positions}
                     if said := changes(identity.contents_by_id, now, scenes, "this call began"):
@@ -172,15 +173,15 @@ def _compute(job: Job, manifest: Manifest, state: Any, tasks: list[Task], bar: A
                         raise CacheMismatchError(f"{'; '.join(said)}; {again}")
                 if written:
                     written.result()
-                written = _write_shard(job, manifest, task, content, writers, lock)
+                written = _write_shard(job, here, task, content, writers, lock)
                 done += 1
             if written:
                 written.result()
         finally:
             drawn.close()
-            for future in [written] if written else []:
-                future.exception()
-            for _, lock in claimed:
+            if written:
+                written.exception()
+            for *_, lock in claimed:
                 lock.release()
     return done
 

@@ -157,3 +157,20 @@ def test_others_do_not_join_with_other_settings(tmp_path: Path) -> None:
 def test_shares_that_there_are_not(tmp_path: Path, share: tuple[int, int]) -> None:
     with pytest.raises(InvalidParameterError, match="counts from 0"):
         run(tmp_path, share=share)
+
+
+def test_a_layer_that_another_process_adds_meanwhile_is_not_forgotten(tmp_path: Path) -> None:
+    """While the first shards are computed for one layer, the last gets another layer from somebody else."""
+    backbone, other = ExactBackbone(), ExactBackbone()
+    honest = backbone.activations
+
+    def interrupted(windows: Any, layers: Any) -> Any:
+        if len(backbone.batches) == 1:
+            run(tmp_path, layers=[1], share=(13, 14), backbone=other)
+        return honest(windows, layers)
+
+    backbone.activations = interrupted  # type: ignore[method-assign]
+    cache = run(tmp_path, layers=[0], backbone=backbone)
+    assert other.batches
+    assert [sorted(record.layers) for _, _, record in cache.manifest.records()] == [[0]] * 13 + [[0, 1]]
+    assert cache.verify() == []
