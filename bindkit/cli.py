@@ -214,12 +214,16 @@ def _cache(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from bindkit.cache.live import NOTE
     from bindkit.cache.manifest import MANIFEST_NAME
     from bindkit.cache.verifying import repair_cache, scene_changes
 
     whole = True
-    below = [] if "://" in options.path else Path(options.path).rglob(MANIFEST_NAME)
-    for path in sorted(manifest.parent for manifest in below) or [options.path]:
+    below = [] if "://" in options.path else list(Path(options.path).rglob(MANIFEST_NAME))
+    notes = [] if "://" in options.path else sorted(Path(options.path).rglob(NOTE))
+    for note in notes:
+        print(f"{note.parent}: nothing is kept there, activations are computed when they are asked for")
+    for path in sorted(manifest.parent for manifest in below) or ([] if notes else [options.path]):
         try:
             cache = bindkit.ActivationCache.open(path)
             damage = cache.verify()

@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import multiprocessing
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -96,6 +96,12 @@ class Job:
         """The manifest without these files."""
         return manifest.without_files(self.damage(manifest))
 
+    def reader(self) -> Callable[[int], DrawnScene]:
+        """What reads, labels and draws the scene at a position; it can be sent to another process."""
+        look = SimpleNamespace(geometry=self.backbone.geometry, preprocessing=self.backbone.preprocessing)
+        patches, seed = self.identity.patches_per_scene, self.identity.seed
+        return partial(draw_scene, self.scenes, source=look, patches_per_scene=patches, seed=seed)
+
     def making(self, manifest: Manifest | None) -> Making:
         """What this call would compute with; an unfinished cache's batch size is kept unless another is asked for."""
         windows = self.windows_per_batch or (manifest and manifest.making.windows_per_batch)
@@ -139,11 +145,9 @@ def _compute(job: Job, manifest: Manifest, state: Any, tasks: list[Task], bar: A
                 else:
                     lock.release()
 
-    look = SimpleNamespace(geometry=backbone.geometry, preprocessing=backbone.preprocessing)
-    read = partial(draw_scene, scenes, source=look, patches_per_scene=identity.patches_per_scene, seed=identity.seed)
     # Workers of Dask may not start processes.
     processes = on_gpu(backbone) and not multiprocessing.current_process().daemon
-    drawn = ahead(read, positions(), job.workers, processes)
+    drawn = ahead(job.reader(), positions(), job.workers, processes)
     remarked: set[str] = set()
 
     def next_scenes(first: list[DrawnScene], count: int) -> Iterator[DrawnScene]:

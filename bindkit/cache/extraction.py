@@ -133,7 +133,6 @@ def cache_activations(
         raise InvalidParameterError(f'cache is "disk" or "none", got {cache!r}')
     if cache == "none" and (client is not None or share != (0, 1)):
         raise InvalidParameterError('with cache="none" there is nothing to share: leave out share and client')
-    dtype = dtype if cache == "disk" else "float32"
     if split is None:
         split = split_scenes(scenes)
         for notice in split.notices:
@@ -157,11 +156,10 @@ def cache_activations(
     wanted = backbone.resolve_layers(layers)
     digests = RememberedDigests(memory_in(root, scenes.uri))
     every = [position for chosen in positions.values() for position in chosen]
-    identity = replace(identity, contents=contents_of(scenes, every, digests, workers, on_gpu(backbone)))
+    contents = contents_of(scenes, every, digests, workers, on_gpu(backbone))
+    identity = replace(identity, contents=contents, dtype=dtype if cache == "disk" else "float32")
     path = root / slug(scenes.uri) / slug(backbone.name)
-    job = Job(
-        *(path, backbone, scenes, positions, identity, wanted, windows_per_batch, workers, digests, changed, share),
-    )
+    job = Job(path, backbone, scenes, positions, identity, wanted, windows_per_batch, workers, digests, changed, share)
     if cache == "none":
         found = live.LiveCache(job)
         live.write_note(found)

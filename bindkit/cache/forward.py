@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from bindkit.backbones.sources import ActivationSource, activations_of, on_gpu
-from bindkit.cache.encoding import ENCODINGS, Encoding
+from bindkit.cache.encoding import ENCODINGS
 from bindkit.cache.sampling import DrawnScene
 from bindkit.cache.shards import COLUMNS, Labels, stack
 from bindkit.errors import BackboneError, NonFiniteActivationsError
@@ -36,7 +36,7 @@ class EncodedBatch:
 
     backbone: str
     scene_of_row: tuple[str, ...]
-    encoding: Encoding
+    dtype: str
     layers: dict[int, dict[str, Tensor]]  # what `Encoding.encode` gave
     ends: Float[Tensor, "layer row 2"]  # smallest and largest number of each row
     arrived: torch.cuda.Event | None  # None where it never was elsewhere
@@ -48,7 +48,7 @@ class EncodedBatch:
         """
         if self.arrived is not None:
             self.arrived.synchronize()
-        limit = self.encoding.limit
+        limit = ENCODINGS[self.dtype].limit
         # No comparison with NaN holds.
         fits = (self.ends[..., 0] >= -limit) & (self.ends[..., 1] <= limit)
         if fits.all():
@@ -60,8 +60,8 @@ class EncodedBatch:
         )
         if np.isfinite(value):
             raise NonFiniteActivationsError(
-                f'{where}, beyond what float16 holds (65,504); cache with dtype="float32" or "bfloat16" (into another '
-                "root)"
+                f'{where}, beyond what {self.dtype} holds ({limit:,.6g}); cache with dtype="float32" or "bfloat16" '
+                "(into another root)"
             )
         raise NonFiniteActivationsError(
             f"{where}; a backbone must give finite numbers: check its weights (a damaged or half-precision "
@@ -106,7 +106,7 @@ def compute_shard(
 
     remaining, batches = windows(), []
     while batch := list(islice(remaining, windows_per_batch)):
-        batches.append(_forward(backbone, batch, layers, ENCODINGS[dtype]))
+        batches.append(_forward(backbone, batch, layers, dtype))
     of_rows = {name: stack(name, [getattr(found, name) for found in labels if found is not None]) for name in COLUMNS}
     n_rows = np.array([0 if found is None else len(found) for found in labels], dtype=np.int64)
     pixels_of = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
@@ -114,9 +114,7 @@ def compute_shard(
 
 
 @torch.inference_mode()
-def _forward(
-    backbone: ActivationSource, batch: list[_DrawnWindow], layers: Sequence[int], encoding: Encoding
-) -> EncodedBatch:
+def _forward(backbone: ActivationSource, batch: list[_DrawnWindow], layers: Sequence[int], dtype: str) -> EncodedBatch:
     """Drawn rows of a batch. What else the model gave is let go on return."""
     elsewhere = on_gpu(backbone)
     counts = [len(window.patches) for window in batch]
@@ -142,14 +140,14 @@ def _forward(
             )
         lowest, highest = rows.aminmax(dim=1)
         ends.append(torch.stack([lowest, highest], dim=1))
-        encoded = encoding.encode(rows)
+        encoded = ENCODINGS[dtype].encode(rows)
         found[layer] = {name: _to_host(values) for name, values in encoded.items()}
     scene_of_row = tuple(np.repeat([window.scene_id for window in batch], counts).tolist())
     all_ends, arrived = _to_host(torch.stack(ends)), None
     if elsewhere:
         arrived = torch.cuda.Event()
         arrived.record(_copying(backbone.device))
-    return EncodedBatch(backbone.name, scene_of_row, encoding, found, all_ends, arrived)
+    return EncodedBatch(backbone.name, scene_of_row, dtype, found, all_ends, arrived)
 
 
 def _to_device(numbers: np.ndarray, device: torch.device) -> Tensor:

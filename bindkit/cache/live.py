@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,6 @@ from bindkit.cache.computing import Job
 from bindkit.cache.encoding import ACTIVATIONS
 from bindkit.cache.forward import ShardContent, compute_shard
 from bindkit.cache.manifest import Manifest, layer_folder, shard_file
-from bindkit.cache.sampling import DrawnScene, draw_scene
 from bindkit.cache.store import ActivationCache, CachedActivations, CachedLabels, row_numbers
 from bindkit.cache.writing import Damage, write_file
 from bindkit.errors import CacheError, CacheMismatchError
@@ -105,12 +102,8 @@ class LiveCache(ActivationCache):
     def extract(self, positions: Sequence[int], layers: Sequence[int]) -> ShardContent:
         """Run scenes through the backbone, as for a shard of a float32 cache."""
         job = self._job
-        look = SimpleNamespace(geometry=job.backbone.geometry, preprocessing=job.backbone.preprocessing)
-        wanted: dict[str, Any] = {"patches_per_scene": job.identity.patches_per_scene, "seed": job.identity.seed}
-        read: Any = partial(draw_scene, job.scenes, source=look, **wanted)
-        drawn: Iterator[DrawnScene] = ahead(read, list(positions), job.workers, on_gpu(job.backbone))
-        windows = self.manifest.making.windows_per_batch
-        return compute_shard(job.backbone, drawn, layers, "float32", windows)
+        drawn = ahead(job.reader(), list(positions), job.workers, on_gpu(job.backbone))
+        return compute_shard(job.backbone, drawn, layers, "float32", self.manifest.making.windows_per_batch)
 
     def positions_of(self, scenes: Any) -> tuple[list[int], list[int], np.ndarray]:
         """Of a split's scenes (of all splits' for chosen scenes): position in the set, rows, digest of the pixels."""

@@ -151,9 +151,12 @@ class FileRecord(NamedTuple):
     n_bytes: int
 
     @classmethod
-    def of(cls, content: bytes) -> FileRecord:
-        """Record of a file with this content."""
-        return cls(hashlib.sha256(content).hexdigest(), len(content))
+    def of(cls, *parts: bytes | memoryview) -> FileRecord:
+        """Record of a file with this content, in one part or several."""
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        return cls(digest.hexdigest(), sum(map(len, parts)))
 
 
 @dataclass(frozen=True)

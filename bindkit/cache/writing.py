@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -137,10 +136,7 @@ def write_file(path: Path, name: str, content: bytes | Sequence[bytes | memoryvi
         if error.errno in _FULL:
             raise _disk_full(file, error) from error
         raise
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return FileRecord(digest.hexdigest(), sum(len(part) for part in parts))
+    return FileRecord.of(*parts)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

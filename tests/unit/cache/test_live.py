@@ -15,6 +15,7 @@ from PIL import Image
 import bindkit as bk
 from bindkit.cache import cache_activations
 from bindkit.cache.live import NOTE, LiveCache, open_cache
+from bindkit.cli import main
 from bindkit.errors import CacheMismatchError, InvalidParameterError
 from bindkit.probes.protocols import STRICT
 from bindkit.scenes import Split
@@ -94,6 +95,11 @@ def test_a_cache_takes_the_place_of_a_note_and_back(tmp_path: Path) -> None:
     for where, is_live in (("none", True), ("disk", False), ("none", True)):
         cache = cache_activations(ExactBackbone(), ExactScenes(9), tmp_path, cache=where)
         assert isinstance(cache, LiveCache) == is_live == (cache.path / NOTE).exists()
+    assert main(["verify", str(cache.path / "layer_00")]) == 1
+    live = cache_activations(ExactBackbone(), ExactScenes(9), tmp_path / "live", cache="none")
+    assert main(["verify", str(live.path)]) == 0
+    with pytest.raises(InvalidParameterError, match="dtype must be one of"):
+        cache_activations(ExactBackbone(), ExactScenes(9), tmp_path, cache="none", dtype="nonsense")
     with pytest.raises(InvalidParameterError, match="leave out share and client"):
         cache_activations(ExactBackbone(), ExactScenes(9), tmp_path, cache="none", share=(1, 2))
     with pytest.raises(InvalidParameterError, match='cache is "disk" or "none"'):
