@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from bindkit.backbones.loading import Backbone
-from bindkit.backbones.sources import ActivationSource, on_gpu, require_source
+from bindkit.backbones.sources import ActivationSource, require_source
 from bindkit.cache.manifest import Identity
 from bindkit.cache.shards import BYTES_PER_ROW, BYTES_PER_SCENE
 from bindkit.errors import BrokenSceneError, GeometryError
@@ -21,6 +21,8 @@ _SHARD_BYTES = 2**30
 _LARGEST_SHARD = 128
 _BATCH = {"cpu": (2**28, 64), "cuda": (2**33, 256)}
 """Bytes that all layers of a batch's patches would take, and its windows at most."""
+_LONG = 1.0
+"""Seconds that measuring a batch may take."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,15 @@ def default_windows_per_batch(backbone: ActivationSource) -> int:
 
 
 def seconds_per_window(backbone: Backbone, layers: Sequence[int], windows_per_batch: int) -> float:
-    """Seconds that the model alone takes for a window, measured: on a GPU in a whole batch, else one window."""
-    side, count = backbone.geometry.window, windows_per_batch if on_gpu(backbone) else 1
-    windows = torch.zeros(count, side, side, 3, dtype=torch.uint8)
+    """Seconds that the model alone takes for a window, measured in a whole batch; where that takes long, in one."""
+    side, seconds = backbone.geometry.window, 0.0
     rows = (torch.zeros(1, dtype=torch.int64, device=backbone.device),) * 2
-    for _ in range(2):  # the first also sets up what later ones find
-        started = time.perf_counter()
-        backbone.activations(windows, layers, rows)[layers[0]].cpu()
-    return (time.perf_counter() - started) / count
+    for count in (1, 1, windows_per_batch):  # the first also sets up what later ones find
+        if seconds * count < _LONG:
+            started = time.perf_counter()
+            backbone.activations(torch.zeros(count, side, side, 3, dtype=torch.uint8), layers, rows)[layers[0]].cpu()
+            seconds = (time.perf_counter() - started) / count
+    return seconds
 
 
 def _power_of_two(at_most: int, largest: int) -> int:

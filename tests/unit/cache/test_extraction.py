@@ -471,3 +471,13 @@ def test_broken_scenes_left_out_on_opening_are_kept_in_the_manifest(tmp_path: Pa
     scenes.broken = (bk.scenes.BrokenScene("gone", "no image"),)
     cache = make(tmp_path, scenes)
     assert [dataclasses.astuple(item) for item in cache.skipped] == [("gone", "no image")]
+
+
+def test_about_how_long_the_model_will_take_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    backbone = bk.load_backbone("random-init:vit", device="cpu")
+    honest, slow = sizing.seconds_per_window(backbone, [0], 4), 7200.0
+    assert 0 < honest < 10
+    with caplog.at_level("INFO"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sizing, "seconds_per_window", lambda *_: slow)
+        make(tmp_path, bk.open_scenes("synthetic:n=3,seed=0,size=112x112"), backbone, split=split_of(3), layers=[0])
+    assert any("(3 windows)" in line and "About 6.0 h for the model alone" in line for line in caplog.messages)
