@@ -67,5 +67,5 @@ def test_ten_times_the_scenes_take_a_tenth_more_memory_at_most(tmp_path: Path, d
     _, few = peak_of(tmp_path / "few", 40, dtype)
     n_bytes, many = peak_of(tmp_path / "many", 400, dtype)
     assert many <= 1.1 * few
-    # Were the pictures or the activations kept, it would be noticed.
-    assert dtype == "int8" or n_bytes > few
+    # Were the other nine tenths of the activations kept, it would be noticed.
+    assert 0.9 * n_bytes > 0.1 * few
