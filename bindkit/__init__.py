@@ -53,6 +53,7 @@ _HOME = {
     "open_scenes": "bindkit.scenes",
     "open_workspace": "bindkit.pipeline.workspace",
     "pretrain": "bindkit.pretraining",
+    "read_as": "bindkit.cache.views",
     "read_caches": "bindkit.pipeline.merging",
     "run_pipeline": "bindkit.pipeline.running",
     "save_figure": "bindkit.views.figures",

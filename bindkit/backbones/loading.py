@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from bindkit.backbones.contract import check_contract
 from bindkit.backbones.families import EncoderShape, objective_of
 from bindkit.backbones.names import directory_of, parse_random_init
 from bindkit.backbones.preprocessing import IMAGENET, Preprocessing
-from bindkit.backbones.tower import Rows, VisionTower, patch_tokens
+from bindkit.backbones.tower import Rows, VisionTower, edited, patch_tokens
 from bindkit.backbones.untrained import embedded_config
 from bindkit.errors import BackboneError, GeometryError, InvalidParameterError
 from bindkit.scenes.geometry import TokenLayout, WindowGeometry
@@ -140,6 +141,32 @@ class Backbone:
     def embedding(self, windows: UInt8[Tensor, "window height width 3"]) -> Float[Tensor, "window patch d_model"]:
         """Patch tokens at the input of block 0. Raises as `activations` does."""
         return patch_tokens(self.tower.embedding(self.pixels(windows)), self.layout.grid.n_patches)
+
+    def edited(self, layer: int, change: Callable[[Tensor], Tensor | None]) -> AbstractContextManager[None]:
+        """Let a layer put out other patches for as long as the context lasts, and what follows go on from them.
+
+        ::
+
+            with backbone.edited(3, lambda patches: 0.5 * patches):
+                later = backbone.activations(windows, [5])[5]
+
+        Parameters
+        ----------
+        layer : int
+            0-based.
+        change : callable
+            Of float32 patches [window, patch, d_model], row-major, without prefix tokens: the same shape, or None to
+            leave them as they are, bit for bit.
+
+        Raises
+        ------
+        LayerError
+            For a layer that the backbone does not have.
+        InvalidParameterError
+            In the forward pass, where the change gives another shape.
+        """
+        (layer,) = self.resolve_layers([layer])
+        return edited(self.tower.blocks, layer, self.layout.n_prefix, change)
 
     def summary(self) -> dict[str, Any]:
         """One row for a table: what it is and how it looks at scenes (sizes in pixels)."""

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bindkit.backbones.families import EncoderShape, family_of_type
-from bindkit.errors import ContractError
+from bindkit.errors import ContractError, InvalidParameterError
 from bindkit.scenes.geometry import PatchGrid
 
 EMBEDDING = -1
@@ -222,3 +222,33 @@ def captured(
             )
             hooks.enter_context(hook)
         yield kept
+
+
+@contextlib.contextmanager
+def edited(
+    blocks: nn.ModuleList, layer: int, n_prefix: int, change: Callable[[Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Let a block put out other patches, with which the forward pass goes on; the hook goes whatever happens.
+
+    `change` is given the patches float32 [window, patch, d_model] behind `n_prefix` tokens, and gives as many, or None
+    to leave the output as it is, bit for bit. Raises InvalidParameterError for another shape.
+    """
+
+    def put(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        tokens = output[0] if isinstance(output, tuple) else output
+        patches = tokens[:, n_prefix:]
+        changed = change(patches.float())
+        if changed is None:
+            return None
+        if changed.shape != patches.shape:
+            raise InvalidParameterError(
+                f"an edit of layer {layer} gives patches of shape {list(patches.shape)}, got {list(changed.shape)}"
+            )
+        tokens = torch.cat([tokens[:, :n_prefix], changed.to(tokens.dtype)], dim=1)
+        return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
+
+    hook = blocks[layer].register_forward_hook(put)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bindkit.arguments import is_control
-from bindkit.backbones import Backbone, load_backbone
-from bindkit.backbones.attention import AttentionMaps, attention_maps
-from bindkit.cache import ActivationCache
-from bindkit.errors import ProbeError, ProbeMismatchError
+from bindkit.backbones.attention import AttentionMaps
+from bindkit.errors import ProbeError
 from bindkit.probes.base import Probe
 from bindkit.probes.registry import register_probe
 
@@ -82,27 +78,3 @@ class SelfAttention(Probe):
         return nn.functional.layer_norm(
             x, (self.d_model,), self.norm_weight, self.norm_bias, self.options["norm_epsilon"]
         )
-
-
-def next_layer_attention(cache: ActivationCache, layer: int) -> AttentionMaps:
-    """Maps of the block after a layer, of the very weights that the cache was made with.
-
-    The backbone is loaded once more, by its name; a hub model comes from the hub's local cache. Raises LayerError for
-    the last layer, ProbeError for a control's cache, ProbeMismatchError if other weights have that name now, and
-    BackboneError if the backbone cannot be loaded or has no such maps.
-    """
-    described = cache.backbone
-    if is_control(described["objective"]):
-        raise ProbeError(f"{described['name']} is a control without a model, so it has no attention to ask")
-    backbone = _loaded(described["name"])
-    if backbone.weights_digest != described["weights_digest"]:
-        raise ProbeMismatchError(
-            f"the cache {cache.path} was made with weights {described['weights_digest'][:8]} of {described['name']}, "
-            f"which has weights {backbone.weights_digest[:8]} now; cache it anew"
-        )
-    return attention_maps(backbone, layer)
-
-
-@lru_cache(maxsize=1)
-def _loaded(name: str) -> Backbone:
-    return load_backbone(name, device="cpu")

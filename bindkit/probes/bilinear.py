@@ -65,6 +65,10 @@ class DiagonalQuadratic(Probe):
         self.weight = uniform_start(d_model, fan_in=d_model)
         self.bias = uniform_start(fan_in=d_model)
 
+    def symmetric(self) -> Float[Tensor, "d_model d_model"]:
+        """The form itself, a diagonal."""
+        return self.weight.diag()
+
     def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102
         if y is x:
             return diagonal_logits(x, self.weight) + self.bias
@@ -124,6 +128,11 @@ class QuadraticFixedRank(RowsProbe):
         self.first = uniform_start(rank, d_model, fan_in=d_model)
         self.second = uniform_start(rank, d_model, fan_in=d_model)
         self.bias = uniform_start(fan_in=d_model)
+
+    def symmetric(self) -> Float[Tensor, "d_model d_model"]:
+        """The form itself, of at most twice the rank."""
+        product = self.first.T @ self.second
+        return (product + product.T) / (2 * math.sqrt(self.d_model))
 
     def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102
         # x (W + W') y = (W1 x).(W2 y) + (W2 x).(W1 y): d x d is never formed.

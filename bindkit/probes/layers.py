@@ -21,9 +21,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from bindkit.arguments import is_control, read_device, whole_number
 from bindkit.backbones.attention import AttentionMaps
 from bindkit.cache import ActivationCache
+from bindkit.cache.views import next_layer_attention
 from bindkit.errors import NonFiniteActivationsError
 from bindkit.files import free_memory
-from bindkit.probes.attention import next_layer_attention
 from bindkit.probes.base import PairMoments
 from bindkit.probes.batches import SplitPatches, spread
 from bindkit.probes.judging import JUDGED_FIRST, Roles

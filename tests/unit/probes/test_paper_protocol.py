@@ -48,7 +48,8 @@ def maps():
     generator = torch.Generator().manual_seed(4)
     vectors = [torch.randn(D, generator=generator) for _ in range(4)]
     squares = [torch.randn(D, D, generator=generator) / 5 for _ in range(2)]
-    return AttentionMaps(vectors[0], vectors[1], 1e-6, squares[0], vectors[2], squares[1], vectors[3], n_heads=3)
+    queries_and_keys = squares[0], vectors[2], squares[1], vectors[3]
+    return AttentionMaps(vectors[0], vectors[1], 1e-6, *queries_and_keys, squares[0], vectors[2], n_heads=3)
 
 
 def reference_probe(name, seed=0):

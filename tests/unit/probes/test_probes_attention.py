@@ -26,9 +26,9 @@ def block():
 @pytest.fixture
 def maps(block):
     norm, attention = block
-    query, key, _ = attention.in_proj_weight.chunk(3)
-    query_bias, key_bias, _ = attention.in_proj_bias.chunk(3)
-    return AttentionMaps(norm.weight, norm.bias, norm.eps, query, query_bias, key, key_bias, HEADS)
+    weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+    maps = [part for pair in zip(weights, biases, strict=True) for part in pair]
+    return AttentionMaps(norm.weight, norm.bias, norm.eps, *maps, HEADS)
 
 
 def probe_of(maps, head=None):
