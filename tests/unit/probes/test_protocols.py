@@ -161,7 +161,7 @@ def test_what_is_spelled_out_as_it_is_shipped_is_the_shipped_protocol():
         ("", "unknown protocol ''"),
         (
             "strict,epoch=4",
-            "protocol 'strict,epoch=4': unknown field 'epoch' (did you mean 'epochs'?); fields: pairs_with",
+            "protocol 'strict,epoch=4': unknown field 'epoch' (did you mean 'epochs'?); fields: pair",
         ),
         ("strict,name=mine", "unknown field 'name'; fields: pairs_with_unlabelled, min_purity"),
         ("strict,", "unknown field ''"),
