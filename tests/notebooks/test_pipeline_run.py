@@ -7,8 +7,11 @@ import pandas as pd
 import papermill
 import pytest
 
+from bindkit.cli import main
 from bindkit.pipeline.parameters import notebook_parameters
 from bindkit.pipeline.running import FIRST_LAB, RUN_DEFAULTS, run_pipeline
+from bindkit.probes import load_probe
+from bindkit.probes.protocols import protocol, protocol_of_fit
 from bindkit.results.tables import format_results
 
 COLUMNS = [
@@ -115,3 +118,19 @@ def test_by_hand_a_notebook_without_the_measure_stops_before_it_fits_anything(no
     with pytest.raises(papermill.PapermillExecutionError, match=r"InvalidParameterError: the tasks .* lack pairwise"):
         papermill.execute_notebook(path, tmp_path / "out.ipynb", parameters, progress_bar=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_fields_of_a_protocol_go_from_the_console_to_the_rows_and_places(tmp_path, capsys):
+    """`paper` loads backbones otherwise, which its text does too."""
+    given = {"--scenes": "synthetic:n=12,seed=0,size=80x80", "--layers": "3", "--probes": "linear"}
+    given |= {"--backbone": "bindkit/scenes-motion", "--protocol": "paper, epochs=2, scenes_per_step=4"}
+    options = [word for option in given.items() for word in option]
+    assert main(["run", *options, "--controls", "--workspace", str(tmp_path / "run")]) == 0
+    text = "paper,scenes_per_step=4,epochs=2"
+    assert f"linear probe, {text} protocol, judged on" in capsys.readouterr().out
+    assert set(pd.read_csv(tmp_path / "run" / "results.csv")["protocol"]) == {text}
+    (place,) = (tmp_path / "run" / "probes").rglob("probe.json")
+    assert place.parent.name == f"linear-pairwise-{text}-seed0"
+    fitted_on = load_probe(place.parent).fitted_on
+    assert protocol_of_fit(fitted_on) == protocol(text)
+    assert len(fitted_on["history"]) == 2

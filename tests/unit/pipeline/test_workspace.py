@@ -122,7 +122,7 @@ def test_a_protocol_with_fields_is_recorded_by_its_one_name_however_it_was_writt
     assert open_workspace(tmp_path, protocol="strict, weight_decay=1e-4, epochs=4, keep=loss").settings == settings
     (tmp_path / "results.csv").write_text("made with it")
     assert open_workspace(tmp_path, protocol="strict,epochs=4,weight_decay=0.00010").settings == settings
-    with pytest.raises(WorkspaceMismatchError, match="protocol: recorded 'strict,epochs=4.*given 'strict,epochs=5'"):
+    with pytest.raises(WorkspaceMismatchError, match=r"protocol: recorded 'strict,epochs=4.*given 'strict,epochs=5'"):
         open_workspace(tmp_path, protocol="strict,epochs=5")
 
 
