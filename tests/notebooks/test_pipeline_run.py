@@ -10,6 +10,7 @@ import pytest
 from bindkit.cli import main
 from bindkit.pipeline.parameters import notebook_parameters
 from bindkit.pipeline.running import FIRST_LAB, RUN_DEFAULTS, run_pipeline
+from bindkit.pipeline.workspace import open_workspace
 from bindkit.probes import load_probe
 from bindkit.probes.protocols import protocol, protocol_of_fit
 from bindkit.results.tables import format_results
@@ -55,12 +56,21 @@ def test_the_pipeline_leaves_a_complete_workspace_and_resumes(notebook_paths, tm
     assert workspace.results_csv.read_bytes() == before
 
 
-def test_a_run_of_other_probes_alone_goes_through(tmp_path):
-    scenes = "synthetic:n=16,seed=0,size=80x80"
-    chosen = {"scenes": scenes, "backbones": "bindkit/scenes-motion", "layers": "3", "controls": ""}
-    report = run_pipeline(tmp_path / "run", **chosen, probes="linear", tasks="pairwise shuffled_labels")
-    assert report.workspace.viewer.exists()
-    shown = pd.read_csv(report.workspace.figures / "05_affinity.csv")
+def test_a_run_of_other_probes_alone_and_fields_of_a_protocol_goes_through(tmp_path):
+    """From the console, as every run may come."""
+    text = "paper,scenes_per_step=4,epochs=2"
+    given = ["run", "--scenes", "synthetic:n=16,seed=0,size=80x80", "--backbone", "bindkit/scenes-motion"]
+    given += ["--layers", "3", "--probes", "linear", "--tasks", "pairwise", "shuffled_labels", "--controls"]
+    assert main([*given, "--protocol", "paper, epochs=2, scenes_per_step=4", "--workspace", str(tmp_path / "run")]) == 0
+    workspace = open_workspace(tmp_path / "run", protocol=text)
+    assert set(pd.read_csv(workspace.results_csv)["protocol"]) == {text}
+    for task in ("pairwise", "shuffled_labels"):
+        (place,) = workspace.probes.rglob(f"linear-{task}-{text}-seed0")
+        fitted_on = load_probe(place).fitted_on
+        assert protocol_of_fit(fitted_on) == protocol(text)
+        assert len(fitted_on["history"]) == 2
+    assert workspace.viewer.exists()
+    shown = pd.read_csv(workspace.figures / "05_affinity.csv")
     assert shown["view"].unique().tolist() == ["bindkit/scenes-motion · layer 3"]
     assert shown["affinity"].between(0, 1).all()
     assert len(shown) == 100
@@ -118,19 +128,3 @@ def test_by_hand_a_notebook_without_the_measure_stops_before_it_fits_anything(no
     with pytest.raises(papermill.PapermillExecutionError, match=r"InvalidParameterError: the tasks .* lack pairwise"):
         papermill.execute_notebook(path, tmp_path / "out.ipynb", parameters, progress_bar=False)
     assert not (tmp_path / "run").exists()
-
-
-def test_fields_of_a_protocol_go_from_the_console_to_the_rows_and_places(tmp_path, capsys):
-    """`paper` loads backbones otherwise, which its text does too."""
-    given = {"--scenes": "synthetic:n=12,seed=0,size=80x80", "--layers": "3", "--probes": "linear"}
-    given |= {"--backbone": "bindkit/scenes-motion", "--protocol": "paper, epochs=2, scenes_per_step=4"}
-    options = [word for option in given.items() for word in option]
-    assert main(["run", *options, "--controls", "--workspace", str(tmp_path / "run")]) == 0
-    text = "paper,scenes_per_step=4,epochs=2"
-    assert f"linear probe, {text} protocol, judged on" in capsys.readouterr().out
-    assert set(pd.read_csv(tmp_path / "run" / "results.csv")["protocol"]) == {text}
-    (place,) = (tmp_path / "run" / "probes").rglob("probe.json")
-    assert place.parent.name == f"linear-pairwise-{text}-seed0"
-    fitted_on = load_probe(place.parent).fitted_on
-    assert protocol_of_fit(fitted_on) == protocol(text)
-    assert len(fitted_on["history"]) == 2

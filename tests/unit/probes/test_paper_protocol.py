@@ -209,7 +209,7 @@ def plain_accuracy(probe, batch, pointwise):
 
 OTHER_FIELDS = {
     "weight_decay=0.3": {"weight_decay": 0.3},
-    "epochs=6,learning_rate=0.05,decay_every=1,decay=0.5": {"lr": 0.05, "step_size": 1, "gamma": 0.5, "epochs": 6},
+    "epochs=3,learning_rate=0.05,decay_every=1,decay=0.5": {"lr": 0.05, "step_size": 1, "gamma": 0.5, "epochs": 3},
 }
 OTHER_WEIGHTS = {"on_class": 1.5, "on_mask": 3, "on_dice": 0.5, "on_nothing": 0.7}
 
@@ -219,9 +219,8 @@ OTHER_WEIGHTS = {"on_class": 1.5, "on_mask": 3, "on_dice": 0.5, "on_nothing": 0.
     [(name, "pairwise", "", {}) for name in PROBES]
     + [("linear", "pointwise_class", "", {}), ("linear", "pointwise_identity", "", {})]
     + [("linear", "shuffled_labels", "", {}), ("quadratic", "shuffled_labels", "", {})]
-    + [(name, "pairwise", text, other) for name in ("linear", "quadratic") for text, other in OTHER_FIELDS.items()]
-    + [("linear", "pointwise_identity", text, OTHER_WEIGHTS | other)
-       for text, other in (OTHER_FIELDS | {"n_queries=9": {}}).items()],
+    + [(name, "pairwise", text, other) for name in ("linear", "diag_quadratic") for text, other in OTHER_FIELDS.items()]
+    + [("linear", "pointwise_identity", "n_queries=9,weight_decay=0.3", OTHER_WEIGHTS | {"weight_decay": 0.3})],
 )  # fmt: skip
 def test_training_is_adam_with_its_schedule_on_the_same_batches(cache, name, task, text, other):
     """Also where fields of the protocol are set in text."""

@@ -166,6 +166,19 @@ def test_a_protocol_with_fields_names_its_rows_and_places_which_give_it_back(cac
     pd.testing.assert_frame_equal(own, tables[0].drop(columns=["protocol", "seconds"]))
 
 
+def test_a_probe_saved_before_there_were_further_fields_is_judged_as_it_was(cache, tmp_path):
+    fit = fit_probe(cache, 2, "linear", protocol=BRIEF)
+    record = fit.save(tmp_path) / "probe.json"
+    kept = json.loads(record.read_text())
+    for name in ("weight_decay", "n_queries", "class_weight", "mask_weight", "dice_weight", "no_object_weight"):
+        del kept["fitted_on"]["protocol_fields"][name]
+    record.write_text(json.dumps(kept))
+    probe = load_probe(tmp_path)
+    assert protocol_of_fit(probe.fitted_on) == protocol(BRIEF)
+    assert protocol_of_fit(probe.fitted_on).name == fit.row()["protocol"]
+    assert judge_probe(probe, cache)["accuracy"] == fit.metrics["accuracy"]
+
+
 def test_places_of_many_fields_are_short_and_apart(tmp_path):
     """A file system takes 255 bytes; all fields together are 600."""
     changed = [f"{name}={value / 3}" for name, value in asdict(STRICT).items() if type(value) is float and value]
