@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--groups", metavar="TEXT", help=groups)
     add("--folds", metavar="N", type=int, help="cross-validate in so many folds, 3 or more")
     add("--seeds", metavar="N", type=int, help="how many seeds, counted from --seed on")
-    add("--protocol", choices=["strict", "paper"])
+    add("--protocol", metavar="TEXT", help="strict or paper; with fields: strict,epochs=4,weight_decay=0.0001")
     add("--patches-per-scene", metavar="N", type=int)
     add("--window", metavar="PIXELS", type=int, help="side of the windows; 0: the backbone's own")
     add("--seed", metavar="N", type=int)

@@ -163,7 +163,7 @@ def measure_checkpoints(
     layers : "all", "0,3,5" or sequence of int
         0-based blocks.
     protocol : str or Protocol
-        ``"strict"`` or ``"paper"``.
+        ``"strict"`` or ``"paper"``, with fields where they are to be others: ``"strict,epochs=4"``.
     seeds : sequence of int
         Of the probes: one fit a seed.
     probe : str

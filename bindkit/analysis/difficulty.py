@@ -87,7 +87,7 @@ def vary_scenes(
     probe : str
         A name in ``bindkit.probes.PROBES``.
     protocol : str or Protocol
-        ``"strict"`` or ``"paper"``.
+        ``"strict"`` or ``"paper"``, with fields where they are to be others: ``"strict,epochs=4"``.
     seeds : sequence of int
         One fit a seed.
     transfer : bool

@@ -238,6 +238,12 @@ def _one_of(module: str, names: str) -> Check:
     return check
 
 
+def _check_protocol(name: str, values: Mapping[str, Any]) -> None:
+    from bindkit.probes.protocols import protocol
+
+    protocol(values[name])
+
+
 def _check_folds(name: str, values: Mapping[str, Any]) -> None:
     from bindkit.probes.judging import LEAST_FOLDS
 
@@ -317,7 +323,7 @@ RULES: Mapping[str, Rule] = {
     "window": Rule(_at_least(0)),
     "seed": Rule(lambda name, values: read_seed(values[name])),
     "folds": Rule(_check_folds),
-    "protocol": Rule(_one_of("bindkit.probes.protocols", "PROTOCOLS")),
+    "protocol": Rule(_check_protocol),
     "precision": Rule(_one_of("bindkit.backbones.loading", "PRECISIONS")),
     "cache": Rule(_one_of("bindkit.cache.extraction", "WHERE")),
     "dtype": Rule(_one_of("bindkit.cache.encoding", "ENCODINGS")),

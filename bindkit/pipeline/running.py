@@ -18,6 +18,7 @@ from bindkit.pipeline.parameters import absolute_paths, check_choices, check_kno
 from bindkit.pipeline.workspace import (
     Inputs,
     Workspace,
+    one_protocol,
     open_workspace,
     recorded_settings,
     workspace_root,
@@ -149,6 +150,7 @@ def run_pipeline(
     values = {**known, **check_known(parameters, known, "the notebooks have", tell_values=True)}
     values = absolute_paths(values, Path.cwd())  # notebooks run in another directory
     check_choices(values)
+    values = one_protocol(values)
     root = workspace_root(workspace)
     fixed = {name: values[name] for name in FIXED_SETTINGS if name in values}
     recorded_settings(root, fixed)

@@ -93,11 +93,12 @@ def open_workspace(path: str | Path, **fixed_settings: Any) -> Workspace:
         If a setting differs from the recorded one; names each with both values. Or if the directory holds something
         else than a workspace, so that nothing of yours is overwritten.
     InvalidParameterError
-        If a setting is not a plain value, or the directories cannot be made.
+        If a setting is not a plain value, or ``strict,FIELD=VALUE`` sets what there is not; or the directories cannot
+        be made.
     """
     try:
         # As JSON gives them back, so that later comparisons are between equals.
-        given: dict[str, Any] = json.loads(json.dumps(fixed_settings, allow_nan=False))
+        given: dict[str, Any] = one_protocol(json.loads(json.dumps(fixed_settings, allow_nan=False)))
     except (TypeError, ValueError) as error:
         raise InvalidParameterError(f"settings of a workspace must be plain values (text, numbers): {error}") from error
     root = workspace_root(path)
@@ -114,6 +115,17 @@ def open_workspace(path: str | Path, **fixed_settings: Any) -> Workspace:
     except OSError as error:
         raise InvalidParameterError(f"cannot make the workspace {root}: {error}; give another directory") from error
     return workspace
+
+
+def one_protocol(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, with the one name of a protocol whose fields are set in text. Raises InvalidParameterError."""
+    text = settings.get("protocol")
+    if isinstance(text, str) and "," in text:
+        from bindkit.probes.protocols import PROTOCOLS, protocol  # only where it is needed, since it needs torch
+
+        if text.partition(",")[0].strip() in PROTOCOLS:
+            return {**settings, "protocol": protocol(text).name}
+    return dict(settings)
 
 
 @contextmanager

@@ -68,15 +68,18 @@ class TrainingPairs:
         drawn = [train.draw(scenes, generator) for scenes in spread(len(train), most).split(_SCENES_AT_ONCE)]
         self._batches = [train.shuffled(batch) for batch in drawn] if task.shuffled else drawn
         self._shares = [task.n_terms(batch) for batch in self._batches]
-        self._loss, self._logits = loss, logits
+        self._loss, self._logits, self._decay = loss, logits, train.protocol.weight_decay
 
     def loss(self, parameters: Parameters) -> tuple[float, Tensor]:
-        """Mean loss in nats, and its gradient."""
+        """Mean loss in nats, with what Adam's weight decay adds to it, and its gradient."""
         total, gradient, n_terms = 0.0, torch.zeros(()), max(sum(self._shares), 1)
         for batch, n_here in zip(self._batches, self._shares, strict=True):
             loss = self._loss(parameters, batch)
             total += float(loss.detach()) * n_here / n_terms
             gradient = gradient + _slope(loss, parameters) * (n_here / n_terms)
+        if self._decay:
+            flat = torch.cat([value.detach().flatten().cpu().double() for value in parameters.values()])
+            total, gradient = total + self._decay / 2 * float(flat @ flat), gradient + self._decay * flat
         return total, gradient
 
     def loss_of_one_answer(self) -> float:

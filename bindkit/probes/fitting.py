@@ -74,7 +74,8 @@ def fit_probe(
         A name in ``bindkit.probes.tasks.TASKS``: ``pairwise``, ``pointwise_class``, ``pointwise_identity``, or the
         control ``shuffled_labels``.
     protocol : str or Protocol
-        ``"strict"`` or ``"paper"``. Not looked at with LayerPatches, which carry theirs.
+        ``"strict"`` or ``"paper"``, with fields: ``"strict,epochs=4"``. Not looked at with LayerPatches,
+        which carry theirs.
     seed : int
         Of the weights, the order of scenes and the patches drawn. The judged pairs do not depend on it.
     device : str
@@ -264,7 +265,7 @@ class Training:
         fresh = {key: value.detach().clone() for key, value in probe.named_parameters() if value.requires_grad}
         parameters = copy_of(fresh if start is None else {key: start[key] for key in fresh})
         rate = rules.learning_rate / (probe.d_model if rules.divide_by_width else 1)
-        optimiser = torch.optim.Adam(list(parameters.values()), lr=rate)
+        optimiser = torch.optim.Adam(list(parameters.values()), lr=rate, weight_decay=rules.weight_decay)
         schedule = torch.optim.lr_scheduler.StepLR(optimiser, rules.decay_every, rules.decay)
         training = cls(name, task, patches, seed, probe, units, fresh, parameters, optimiser, schedule)
         has_offset_alone = {key: value.numel() for key, value in fresh.items()} == {"bias": 1}

@@ -97,7 +97,7 @@ class ClassMap(PointwiseMap):
 
 @register_probe("identity_map")
 class IdentityMap(PointwiseMap):
-    """A linear map to 100 queries (the reference's) and background: `linear` in the task ``pointwise_identity``.
+    """A linear map to queries (100 as the reference's) and background: `linear` in the task ``pointwise_identity``.
 
     Outcome 0 is background, the others stand for objects that a scene's matching assigns to them.
     """

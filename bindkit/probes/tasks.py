@@ -3,7 +3,7 @@
 - ``pairwise``: of two patches, whether they are of one object. The measure.
 - ``shuffled_labels``: the same on labels of another scene in random order; a control task, which ends at chance.
 - ``pointwise_class``: of each patch, its class. Pairs are called *same* where the classes are.
-- ``pointwise_identity``: of each patch, one of 100 queries or background; which query stands for which object is
+- ``pointwise_identity``: of each patch, one of some queries or background; which query stands for which object is
   matched scene by scene. Pairs are called *same* where the queries are.
 
 All are judged on the same pairs; the pointwise ones take the ``linear`` probe, a linear map of each patch.
@@ -27,9 +27,6 @@ from bindkit.probes.base import Probe
 from bindkit.probes.batches import PatchBatch, SplitPatches
 from bindkit.probes.maps import ClassMap, IdentityMap
 from bindkit.probes.registry import PROBES, make_probe, parse_probe
-
-_CLASS_WEIGHT, _MASK_WEIGHT, _DICE_WEIGHT, _NO_OBJECT_WEIGHT = 2.0, 5.0, 5.0, 0.1
-"""Of `pointwise_identity`, as in the reference implementation."""
 
 _MOST_CLASSES = 150
 """Where a scene set has more classes and names no benchmark, the most frequent ones of the training patches are told
@@ -73,7 +70,7 @@ class Task:
             return make_probe(name, d_model, seed, **options, **patches.protocol.options_of(kind))
         if self.kind == "class_map":
             return make_probe("class_map", d_model, seed, class_ids=told_apart(patches, class_names, benchmark))
-        return make_probe(self.kind, d_model, seed)
+        return make_probe(self.kind, d_model, seed, n_queries=patches.protocol.n_queries)
 
 
 def require_fitting(kind: str, task: str) -> None:
@@ -151,22 +148,23 @@ def _identity_loss(probe: IdentityMap, batch: PatchBatch) -> Float[Tensor, ""]:
     As Mask2Former's, on patches in the place of pixels. Outcome 0 says *background*; the reference's says *object*,
     which makes no difference to the loss but would to the likeliest outcome.
     """
-    outcomes = probe.outcomes(batch.activations).mT
+    rules, outcomes = batch.protocol, probe.outcomes(batch.activations).mT
     masks, is_object = object_masks(batch)
     present = batch.present.to(outcomes.dtype)
     counts = present.sum(1).clamp(min=1)
     queries = outcomes[:, 1:]
-    chosen, objects, scenes = match(queries.detach(), masks, is_object, present)
+    chosen, objects, scenes = match(queries.detach(), masks, is_object, present, rules.mask_weight, rules.dice_weight)
     said, wanted, shown = queries[scenes, chosen], masks[scenes, objects], present[scenes]
     mask = ((softplus(said) - said * wanted) * shown).sum(1) / counts[scenes]
     overlap = said.sigmoid() * shown
     dice = 1 - (2 * (overlap * wanted).sum(1) + _SURE) / (overlap.sum(1) + wanted.sum(1) + _SURE)
     ground = outcomes[:, 0]
     is_ground = ((batch.instances == 0) & batch.present).to(outcomes.dtype)
-    terms = _NO_OBJECT_WEIGHT * is_ground * softplus(-ground) + (present - is_ground) * softplus(ground)
+    terms = rules.no_object_weight * is_ground * softplus(-ground) + (present - is_ground) * softplus(ground)
     background = (terms.sum(1) / counts).mean()
     n_objects = max(len(scenes), 1)
-    return _CLASS_WEIGHT * background + (_MASK_WEIGHT * mask.sum() + _DICE_WEIGHT * dice.sum()) / n_objects
+    matched = rules.mask_weight * mask.sum() + rules.dice_weight * dice.sum()
+    return rules.class_weight * background + matched / n_objects
 
 
 def object_masks(
@@ -189,8 +187,10 @@ def match(
     masks: Float[Tensor, "scene object patch"],
     is_object: Bool[Tensor, "scene object"],
     present: Float[Tensor, "scene patch"],
+    mask_weight: float,
+    dice_weight: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Assign a query to each object of each scene so that mask and Dice losses are least (Hungarian method).
+    """Assign a query to each object of each scene so that weighted mask and Dice losses are least (Hungarian).
 
     Gives queries, objects and scenes, pair by pair. All costs are computed at once; only the assignment itself goes
     scene by scene.
@@ -201,7 +201,7 @@ def match(
     overlap = queries.sigmoid() * shown
     sizes = overlap.sum(2)[:, :, None] + masks.sum(2)[:, None, :]
     dice_cost = 1 - (2 * overlap @ masks.mT + _SURE) / (sizes + _SURE)
-    cost = (_MASK_WEIGHT * mask_cost + _DICE_WEIGHT * dice_cost).cpu().double().numpy()
+    cost = (mask_weight * mask_cost + dice_weight * dice_cost).cpu().double().numpy()
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for scene, count in enumerate(is_object.sum(1).tolist()):
         chosen, objects = linear_sum_assignment(cost[scene, :, :count])

@@ -83,7 +83,7 @@ def sweep(
         A name or names of probes and tasks. Pairs that do not go together (a quadratic probe and a pointwise task) are
         left out, and so is ``self_attention`` at the last layer, after which there is no attention.
     protocol : str or Protocol
-        ``"strict"`` or ``"paper"``.
+        ``"strict"`` or ``"paper"``, with fields where they are to be others: ``"strict,epochs=4"``.
     seeds : sequence of int
         One fit a seed: ``[0, 1, 2]`` or ``range(3)``.
     root : path, optional
@@ -246,7 +246,7 @@ def probe_directory(root: str | Path, row: Mapping[str, Any]) -> Path:
     Of controls, whose layer is NaN, in ``layer_00``; of a cross-validation with ``-5-folds`` behind it.
     """
     layer = 0 if math.isnan(row["layer"]) else int(row["layer"])
-    name = f"{row['probe']}-{row['task']}-{row['protocol']}-seed{int(row['seed'])}"
+    name = f"{row['probe']}-{row['task']}-{slug(row['protocol'])}-seed{int(row['seed'])}"
     if is_folds(split := row.get("split", "")):
         name += f"-{split.replace(' ', '-')}"
     return Path(root) / slug(row["backbone"]) / f"layer_{layer:02d}" / name

@@ -7,8 +7,12 @@ import pandas as pd
 import papermill
 import pytest
 
+from bindkit.cli import main
 from bindkit.pipeline.parameters import notebook_parameters
 from bindkit.pipeline.running import FIRST_LAB, RUN_DEFAULTS, run_pipeline
+from bindkit.pipeline.workspace import open_workspace
+from bindkit.probes import load_probe
+from bindkit.probes.protocols import protocol, protocol_of_fit
 from bindkit.results.tables import format_results
 
 COLUMNS = [
@@ -52,12 +56,21 @@ def test_the_pipeline_leaves_a_complete_workspace_and_resumes(notebook_paths, tm
     assert workspace.results_csv.read_bytes() == before
 
 
-def test_a_run_of_other_probes_alone_goes_through(tmp_path):
-    scenes = "synthetic:n=16,seed=0,size=80x80"
-    chosen = {"scenes": scenes, "backbones": "bindkit/scenes-motion", "layers": "3", "controls": ""}
-    report = run_pipeline(tmp_path / "run", **chosen, probes="linear", tasks="pairwise shuffled_labels")
-    assert report.workspace.viewer.exists()
-    shown = pd.read_csv(report.workspace.figures / "05_affinity.csv")
+def test_a_run_of_other_probes_alone_and_fields_of_a_protocol_goes_through(tmp_path):
+    """From the console, as every run may come."""
+    text = "paper,scenes_per_step=4,epochs=2"
+    given = ["run", "--scenes", "synthetic:n=16,seed=0,size=80x80", "--backbone", "bindkit/scenes-motion"]
+    given += ["--layers", "3", "--probes", "linear", "--tasks", "pairwise", "shuffled_labels", "--controls"]
+    assert main([*given, "--protocol", "paper, epochs=2, scenes_per_step=4", "--workspace", str(tmp_path / "run")]) == 0
+    workspace = open_workspace(tmp_path / "run", protocol=text)
+    assert set(pd.read_csv(workspace.results_csv)["protocol"]) == {text}
+    for task in ("pairwise", "shuffled_labels"):
+        (place,) = workspace.probes.rglob(f"linear-{task}-{text}-seed0")
+        fitted_on = load_probe(place).fitted_on
+        assert protocol_of_fit(fitted_on) == protocol(text)
+        assert len(fitted_on["history"]) == 2
+    assert workspace.viewer.exists()
+    shown = pd.read_csv(workspace.figures / "05_affinity.csv")
     assert shown["view"].unique().tolist() == ["bindkit/scenes-motion · layer 3"]
     assert shown["affinity"].between(0, 1).all()
     assert len(shown) == 100

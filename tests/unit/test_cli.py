@@ -47,6 +47,27 @@ def test_run_ends_with_the_table_and_where_everything_lies(notebooks, tmp_path, 
         assert str(tmp_path / "run" / name) in out
 
 
+@pytest.mark.parametrize("given", [["--protocol"], ["-p", "protocol"]])
+def test_run_takes_fields_of_a_protocol_and_says_them(notebooks, tmp_path, capsys, given):
+    """However they are written: the second call finds the run there."""
+    where = ["run", "--workspace", str(tmp_path / "run")]
+    assert main([*where, *given, "strict, epochs=2, keep=loss"]) == 0
+    assert "quadratic probe, strict,epochs=2 protocol, judged on" in capsys.readouterr().out
+    before = (tmp_path / "run" / "notebooks" / "01_write_table.ipynb").stat().st_mtime_ns
+    assert main([*where, *given, "strict,epochs=2"]) == 0
+    assert (tmp_path / "run" / "notebooks" / "01_write_table.ipynb").stat().st_mtime_ns == before
+    assert main([*where, *given, "strict,epochs=3"]) == 2
+    assert "protocol: recorded 'strict,epochs=2', given 'strict,epochs=3'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["--protocol"], ["-p", "protocol"]])
+def test_run_refuses_a_protocol_that_there_is_not_before_anything_starts(notebooks, tmp_path, capsys, given):
+    for text, said in (("loose", "unknown protocol 'loose'"), ("strict,epoch=4", "did you mean 'epochs'?")):
+        assert main(["run", "--workspace", str(tmp_path / "run"), *given, text]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_run_passes_every_option_on(notebooks, tmp_path, monkeypatch):
     seen = {}
 

@@ -30,6 +30,7 @@ def test_every_rule_is_of_a_parameter_that_a_run_has():
         {"backbones": "random-init:bindkit/scenes-mae,seed=3 bindkit/scenes-clip", "layers": "5, 0"},
         {"controls": ""},
         {"probes": "quadratic_fixed_rank@16 linear", "tasks": "pairwise pointwise_class shuffled_labels"},
+        {"protocol": "paper, epochs=2, weight_decay=1e-4"},
         {"layers": [0, 3]},  # somebody's own notebooks may mean something else
         {"probes": 3, "tasks": 2, "scenes": 1, "groups": [0]},
     ],
@@ -60,6 +61,19 @@ def test_a_run_without_the_task_that_its_notebooks_compare_is_refused(tasks):
 def test_groups_and_folds_are_refused_before_anything_runs(values, said):
     with pytest.raises(InvalidParameterError, match=re.escape(said)):
         check_choices(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("loose", "unknown protocol 'loose'; choose one of paper, strict"),
+        ("strict,epoch=4", "unknown field 'epoch' (did you mean 'epochs'?)"),
+        ("strict,epochs=none", "epochs takes a whole number, at least 1; got 'none'"),
+    ],
+)
+def test_a_protocol_that_there_is_not_is_refused_before_anything_runs(text, said):
+    with pytest.raises(InvalidParameterError, match=re.escape(said)):
+        check_choices({"protocol": text})
 
 
 @pytest.mark.parametrize(

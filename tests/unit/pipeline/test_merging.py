@@ -11,7 +11,7 @@ from planted_runs import BRIEF, run
 
 from bindkit.cache import cache_activations
 from bindkit.errors import InvalidParameterError
-from bindkit.pipeline.merging import ROW_KEY, merge_caches, merge_results, read_caches
+from bindkit.pipeline.merging import ROW_KEY, compare_workspaces, merge_caches, merge_results, read_caches
 from bindkit.pipeline.workspace import open_workspace
 from bindkit.results.sweeping import probe_directory, sweep
 
@@ -42,6 +42,19 @@ def test_the_order_of_runs_does_not_matter_and_nothing_is_lost(tmp_path):
         assert {cache.backbone["name"] for cache in read_caches(space)} == {"vit-a", "vit-b"}
         first = {"a": "vit-a", "b": "vit-b"}[order[-1]]
         assert [cache.backbone["name"] for cache in read_caches(space, latest=True)] == [first]
+
+
+def test_rows_of_a_protocol_with_fields_are_merged_by_what_they_say(tmp_path):
+    text = "strict,judged_patches=24,epochs=2,min_steps=4"
+    space = open_workspace(tmp_path, protocol=text)
+    for name in ("vit-a", "vit-b"):
+        merge_caches(space, [cache_activations(PlantedBackbone(name), PlantedScenes(10), root=space.cache)])
+        asked = sweep(read_caches(space, latest=True), [2], "linear", protocol=text, root=space.probes, oracle=True)
+        merge_results(space, asked)
+    table = pd.read_csv(space.results_csv)
+    assert list(table["backbone"]) == ["vit-b", "vit-a", "control:same-class"]
+    assert set(table["protocol"]) == {text}
+    assert compare_workspaces([tmp_path])["protocol"].unique().tolist() == [text]
 
 
 def test_two_runs_one_after_the_other_say_what_one_of_both_says(tmp_path):

@@ -115,3 +115,26 @@ def test_other_errors_while_writing_pass_as_they_are(tmp_path):
     with pytest.raises(OSError, match="No space left") as caught, writing_into(tmp_path):
         raise refusing(tmp_path, errno.ENOSPC)
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_protocol_with_fields_is_recorded_by_its_one_name_however_it_was_written(tmp_path):
+    settings = {"protocol": "strict,epochs=4,weight_decay=0.0001"}
+    assert open_workspace(tmp_path, protocol="strict, weight_decay=1e-4, epochs=4, keep=loss").settings == settings
+    (tmp_path / "results.csv").write_text("made with it")
+    assert open_workspace(tmp_path, protocol="strict,epochs=4,weight_decay=0.00010").settings == settings
+    with pytest.raises(WorkspaceMismatchError, match=r"protocol: recorded 'strict,epochs=4.*given 'strict,epochs=5'"):
+        open_workspace(tmp_path, protocol="strict,epochs=5")
+
+
+def test_a_protocol_with_its_own_fields_spelled_out_is_no_other(tmp_path):
+    open_workspace(tmp_path, protocol="paper")
+    (tmp_path / "results.csv").write_text("made with it")
+    assert open_workspace(tmp_path, protocol="paper,epochs=16").settings == {"protocol": "paper"}
+
+
+def test_a_mistyped_field_is_refused_before_anything_is_made_and_names_of_ones_own_are_kept(tmp_path):
+    with pytest.raises(InvalidParameterError, match=r"unknown field 'epoch' \(did you mean 'epochs'"):
+        open_workspace(tmp_path / "new", protocol="strict,epoch=4")
+    assert not (tmp_path / "new").exists()
+    for name in ("strict-120c0484", "mine,2"):
+        assert open_workspace(tmp_path / name, protocol=name).settings == {"protocol": name}

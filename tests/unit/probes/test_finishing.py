@@ -247,6 +247,25 @@ def test_under_paper_the_warning_is_right(planted, own, caplog, epochs, settles)
     assert ("has not settled:" not in caplog.text) is settles
 
 
+def test_weight_decay_pulls_a_probe_of_ones_own_to_its_end_as_well(planted, own, caplog):
+    """What it descends is the loss and half the decay times the squares, whose slope is what Adam's decay adds."""
+    own(SumOfProducts)
+    found = {}
+    for decay in (0.0, 0.1):
+        patches = LayerPatches(planted, 1, replace(STRICT, weight_decay=decay))
+        training = Training.begin("mine", TASKS["pairwise"], patches, 0)
+        pairs = TrainingPairs(patches.splits["train"], training.task, 0, training.loss, training.logits)
+        parameters = {
+            name: torch.tensor(value, requires_grad=True) for name, value in (("factor", 0.2), ("bias", -3.0))
+        }
+        found[decay] = *pairs.loss(parameters), fit_probe(patches, probe="mine").probe
+    (plain, slope, free), (pulled, steeper, held) = found.values()
+    assert pulled == pytest.approx(plain + 0.05 * (0.2**2 + 3**2))
+    assert (steeper - slope).tolist() == pytest.approx([0.1 * 0.2, 0.1 * -3.0])
+    assert abs(float(held.bias)) < 0.5 * abs(float(free.bias))
+    assert "has not settled:" not in caplog.text
+
+
 def test_a_probe_that_found_nothing_is_said(planted, own, caplog):
     """Of a formula that can say nothing of pairs; not of labels of other scenes, which nothing can be found in."""
 

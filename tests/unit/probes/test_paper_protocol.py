@@ -5,6 +5,7 @@ The loop is written from the description of Li, Salehi, Ungar & Kording's choice
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ def plain_class_loss(probe, batch):
     return torch.stack([torch.logsumexp(row, 0) - row[wanted] for row, wanted in logits]).mean()
 
 
-def plain_identity_loss(probe, batch):
+def plain_identity_loss(probe, batch, on_class=2, on_mask=5, on_dice=5, on_nothing=0.1):
     """Scene by scene: every pair of query and object costed, the cheapest assignment's costs averaged over objects."""
     matched, background = [], []
     for x, instances in zip(batch.activations, batch.instances, strict=True):
@@ -177,12 +178,12 @@ def plain_identity_loss(probe, batch):
         for row in logits[1:]:
             said = row.sigmoid()
             dice = [1 - (2 * (said * w).sum() + 1) / (said.sum() + w.sum() + 1) for w in wanted]
-            costs.append([5 * bce(row, w) + 5 * d for w, d in zip(wanted, dice, strict=True)])
+            costs.append([on_mask * bce(row, w) + on_dice * d for w, d in zip(wanted, dice, strict=True)])
         found = linear_sum_assignment(np.array([[float(cost) for cost in row] for row in costs]))
         matched += [costs[query][number] for query, number in zip(*found, strict=True)]
         ground = (instances == 0).float()
-        background.append(bce(logits[0], ground, weight=0.1 * ground + 1 - ground))
-    return 2 * torch.stack(background).mean() + torch.stack(matched).mean()
+        background.append(bce(logits[0], ground, weight=on_nothing * ground + 1 - ground))
+    return on_class * torch.stack(background).mean() + torch.stack(matched).mean()
 
 
 PLAIN_LOSSES = {
@@ -207,26 +208,44 @@ def plain_accuracy(probe, batch, pointwise):
     return sum(right) / len(right)
 
 
+OTHER_FIELDS = {
+    "weight_decay=0.3": {"weight_decay": 0.3},
+    "epochs=3,learning_rate=0.05,decay_every=1,decay=0.5": {"lr": 0.05, "step_size": 1, "gamma": 0.5, "epochs": 3},
+}
+OTHER_WEIGHTS = {"on_class": 1.5, "on_mask": 3, "on_dice": 0.5, "on_nothing": 0.7}
+
+
 @pytest.mark.parametrize(
-    ("name", "task"),
-    [(name, "pairwise") for name in PROBES]
-    + [("linear", "pointwise_class"), ("linear", "pointwise_identity")]
-    + [("linear", "shuffled_labels"), ("quadratic", "shuffled_labels")],
-)
-def test_training_is_adam_with_its_schedule_on_the_same_batches(cache, name, task):
-    rules = replace(PAPER, epochs=4, scenes_per_step=4, decay_every=2)
-    patches = LayerPatches(cache, 2, rules, attention=maps)
+    ("name", "task", "text", "other"),
+    [(name, "pairwise", "", {}) for name in PROBES]
+    + [("linear", "pointwise_class", "", {}), ("linear", "pointwise_identity", "", {})]
+    + [("linear", "shuffled_labels", "", {}), ("quadratic", "shuffled_labels", "", {})]
+    + [(name, "pairwise", text, other) for name in ("linear", "diag_quadratic") for text, other in OTHER_FIELDS.items()]
+    + [("linear", "pointwise_identity", "n_queries=9,weight_decay=0.3", OTHER_WEIGHTS | {"weight_decay": 0.3})],
+)  # fmt: skip
+def test_training_is_adam_with_its_schedule_on_the_same_batches(cache, name, task, text, other):
+    """Also where fields of the protocol are set in text."""
+    weights = {key: value for key, value in other.items() if key.startswith("on_")}
+    said = ["paper,epochs=4" if "epochs" not in text else "paper", "scenes_per_step=4"]
+    said += [] if "decay_every" in text else ["decay_every=2"]
+    said += ["class_weight=1.5,mask_weight=3,dice_weight=0.5,no_object_weight=0.7"] if weights else []
+    patches = LayerPatches(cache, 2, ",".join([*said, *filter(None, [text])]), attention=maps)
     fit = fit_probe(patches, probe=name, task=task, seed=5)
+    assert len(fit.history) == other.get("epochs", 4)
     train, validation = patches.splits["train"], patches.splits["validation"]
     pointwise = task.startswith("pointwise")
     probe = TASKS[task].make_probe("linear", train, 5, cache.class_names) if pointwise else plain_probe(name, 5)
-    optimiser = torch.optim.Adam(probe.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.StepLR(optimiser, step_size=2, gamma=0.2)
+    if task == "pointwise_identity":
+        assert len(probe.weight) == (10 if "n_queries" in text else 101)
+    rate, decay = other.get("lr", 1e-3), other.get("weight_decay", 0.0)
+    optimiser = torch.optim.Adam(probe.parameters(), lr=rate, weight_decay=decay)
+    steps = {"step_size": other.get("step_size", 2), "gamma": other.get("gamma", 0.2)}
+    schedule = torch.optim.lr_scheduler.StepLR(optimiser, **steps)
     generator = torch.Generator().manual_seed(5)
-    loss_of, best, kept = PLAIN_LOSSES[task], -1.0, None
+    loss_of, best, kept = partial(PLAIN_LOSSES[task], **weights), -1.0, None
     (judged,) = validation.judged()
     judged = validation.shuffled(judged) if task == "shuffled_labels" else judged
-    for epoch in range(4):
+    for epoch in range(other.get("epochs", 4)):
         losses = []
         for scenes in torch.randperm(len(train), generator=generator).split(4):
             drawn = train.draw(scenes, generator)
@@ -356,7 +375,11 @@ def dice_loss(logits, wanted):
     return 1 - (2 * both + 1) / (sum(said) + sum(wanted) + 1)
 
 
-def test_pointwise_identity_matches_queries_to_objects_scene_by_scene(batch):
+@pytest.mark.parametrize("weights", [(2, 5, 5, 0.1), (1, 0, 3, 0.5), (0, 2, 0.5, 1), (3, 1, 1, 0)], ids=str)
+def test_pointwise_identity_matches_queries_to_objects_scene_by_scene(batch, weights):
+    names = ("class_weight", "mask_weight", "dice_weight", "no_object_weight")
+    on_class, on_mask, on_dice, on_nothing = weights
+    batch = replace(batch, protocol=replace(PAPER, **dict(zip(names, weights, strict=True))))
     task = TASKS["pointwise_identity"]
     probe = make_probe("identity_map", D, 1, n_queries=9)
     masks_total, n_masks, background, overlaps = 0.0, 0, [], []
@@ -364,14 +387,14 @@ def test_pointwise_identity_matches_queries_to_objects_scene_by_scene(batch):
         logits = (x @ probe.weight.T + probe.bias).detach().double().T.tolist()
         objects = sorted(set(instances) - {0})
         wanted = [[float(k == label) for label in instances] for k in objects]
-        cost = [[5 * mask_loss(row, w) + 5 * dice_loss(row, w) for w in wanted] for row in logits[1:]]
+        cost = [[on_mask * mask_loss(row, w) + on_dice * dice_loss(row, w) for w in wanted] for row in logits[1:]]
         for query, number in zip(*linear_sum_assignment(np.array(cost)), strict=True):
             masks_total += cost[query][number]
             n_masks += 1
         entries = []
         for value, label in zip(logits[0], instances, strict=True):
             chance = 1 / (1 + math.exp(-value))
-            entries.append(-0.1 * math.log(chance) if label == 0 else -math.log(1 - chance))
+            entries.append(-on_nothing * math.log(chance) if label == 0 else -math.log(1 - chance))
         background.append(float(np.mean(entries)))
         said = np.array(logits).argmax(0)
         iou = [
@@ -380,7 +403,7 @@ def test_pointwise_identity_matches_queries_to_objects_scene_by_scene(batch):
         ]
         found = linear_sum_assignment(-np.array(iou))
         overlaps += [np.array(iou)[found].sum() / len(objects)] * len(objects)
-    expected = 2 * np.mean(background) + masks_total / n_masks
+    expected = on_class * np.mean(background) + masks_total / n_masks
     assert float(task.loss(probe, batch)) == pytest.approx(expected, abs=1e-5, rel=1e-5)
     assert own_figures(task, [(probe, batch)])["matched_iou"] == pytest.approx(np.mean(overlaps), abs=1e-6)
 

@@ -135,7 +135,7 @@ def test_objects_are_where_they_are_seen_and_queries_are_assigned_for_the_least_
         assert found == {tuple((batch.instances[scene] == k).tolist()) for k in ids}
     queries = torch.randn(4, 5, 9, generator=torch.Generator().manual_seed(1))
     masks, is_object = masks[:, :3], is_object[:, :3]
-    chosen, objects, scenes = match(queries, masks, is_object, batch.present.float())
+    chosen, objects, scenes = match(queries, masks, is_object, batch.present.float(), 5.0, 5.0)
 
     def cost(scene, query, number):
         total, said = 0.0, queries[scene, query].double().sigmoid()

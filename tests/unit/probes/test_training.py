@@ -471,5 +471,5 @@ def test_a_probe_of_ones_own_learns_in_activations_of_common_length(loud, tmp_pa
 
 @pytest.mark.parametrize("name", ["epochs", "scenes_per_step", "train_patches", "judged_patches", "decay_every"])
 def test_a_protocol_without_steps_is_refused(name):
-    with pytest.raises(InvalidParameterError, match=f"{name} is at least 1"):
+    with pytest.raises(InvalidParameterError, match=f"{name} takes a whole number, at least 1; got 0"):
         replace(STRICT, **{name: 0})

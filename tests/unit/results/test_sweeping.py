@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from bindkit.errors import InvalidParameterError, LayerError, ProbeError
 from bindkit.probes import load_probe
 from bindkit.probes.fitting import fit_probe, fit_probes
 from bindkit.probes.judging import judge_probe
-from bindkit.probes.protocols import PAPER, STRICT
+from bindkit.probes.protocols import PAPER, STRICT, protocol, protocol_of_fit
 from bindkit.probes.saving import RESULT_COLUMNS
 from bindkit.results.sweeping import SWEEP_COLUMNS, judged_pairs_digest, layer_digest, probe_directory, sweep
 from bindkit.scenes.scene import Scene
@@ -134,6 +134,62 @@ def test_other_rules_under_the_same_name_have_a_place_and_rows_of_their_own(cach
         # Judged again, without being told under which rules.
         assert judge_probe(probe, cache)["accuracy"] == rows["accuracy"][0]
         assert judge_probe(probe, cache)["n_pairs"] == rows["n_pairs"][0]
+
+
+BRIEF_TEXT = "strict,judged_patches=24,epochs=2,min_steps=4"
+
+
+def test_a_protocol_with_fields_names_its_rows_and_places_which_give_it_back(cache, fitted, tmp_path):
+    texts = [BRIEF_TEXT, f"{BRIEF_TEXT},weight_decay=0.5", "paper,epochs=2"]
+    tables = [sweep([cache], [2], ["linear"], protocol=text, root=tmp_path) for text in texts]
+    assert len(fitted) == 3
+    assert [table["protocol"][0] for table in tables] == texts
+    assert {place.parent.name for place in tmp_path.rglob("probe.json")} == {
+        f"linear-pairwise-{text}-seed0" for text in texts
+    }
+    for text, table in zip(texts, tables, strict=True):
+        table.to_csv(tmp_path / "table.csv", index=False)
+        row = pd.read_csv(tmp_path / "table.csv").iloc[0]
+        place = probe_directory(tmp_path, row.to_dict())
+        probe = load_probe(place)
+        assert probe.fitted_on["protocol"] == text
+        assert "protocol_fields" not in probe.fitted_on
+        assert protocol_of_fit(probe.fitted_on) == protocol(row["protocol"]) == protocol(text)
+        assert judge_probe(probe, cache)["accuracy"] == table["accuracy"][0]
+        # Written otherwise it is the same, and read.
+        head, *fields = text.split(",")
+        again = sweep([cache], [2], ["linear"], protocol=", ".join([head, *reversed(fields)]), root=tmp_path)
+        pd.testing.assert_frame_equal(again, table)
+    assert len(fitted) == 3
+    # As one of one's own that has the same fields.
+    own = sweep([cache], [2], ["linear"], protocol=BRIEF).drop(columns=["protocol", "seconds"])
+    pd.testing.assert_frame_equal(own, tables[0].drop(columns=["protocol", "seconds"]))
+
+
+def test_a_probe_saved_before_there_were_further_fields_is_judged_as_it_was(cache, tmp_path):
+    fit = fit_probe(cache, 2, "linear", protocol=BRIEF)
+    record = fit.save(tmp_path) / "probe.json"
+    kept = json.loads(record.read_text())
+    for name in ("weight_decay", "n_queries", "class_weight", "mask_weight", "dice_weight", "no_object_weight"):
+        del kept["fitted_on"]["protocol_fields"][name]
+    record.write_text(json.dumps(kept))
+    probe = load_probe(tmp_path)
+    assert protocol_of_fit(probe.fitted_on) == protocol(BRIEF)
+    assert protocol_of_fit(probe.fitted_on).name == fit.row()["protocol"]
+    assert judge_probe(probe, cache)["accuracy"] == fit.metrics["accuracy"]
+
+
+def test_places_of_many_fields_are_short_and_apart(tmp_path):
+    """A file system takes 255 bytes; all fields together are 600."""
+    changed = [f"{name}={value / 3}" for name, value in asdict(STRICT).items() if type(value) is float and value]
+    row = {"backbone": "vit", "layer": 0, "probe": "linear", "task": "pairwise", "seed": 0}
+    texts = [protocol(",".join(["strict", *changed, f"epochs={epochs}"])).name for epochs in (3, 4)]
+    assert min(map(len, texts)) > 80
+    names = {probe_directory(tmp_path, row | {"protocol": text}).name for text in texts}
+    assert len(names) == 2
+    for name in names:
+        assert len(name) < 120
+        (tmp_path / name).mkdir()
 
 
 class OtherMasks(PlantedScenes):
