@@ -27,7 +27,8 @@ install_import_hook("bindkit", "runtime_typechecker.check")
 import torch  # noqa: E402  (only after the hook)
 from hypothesis import settings  # noqa: E402
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Beside another process of tests, each has one core.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
