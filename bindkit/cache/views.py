@@ -151,11 +151,23 @@ class _MappedRows(CachedActivations):
 
 
 class HeldCache(_View):
-    """Other activations in the place of a split's: rows in memory by layer, numbered as the cache's."""
+    """Other activations in the place of some scenes': rows in memory by layer, as their labels number them."""
 
-    def __init__(self, cache: ActivationCache, split: str, rows: Mapping[int, Float[Tensor, "row d_model"]]) -> None:
+    def __init__(
+        self,
+        cache: ActivationCache,
+        split: str,
+        labels: CachedLabels,
+        rows: Mapping[int, Float[Tensor, "row d_model"]],
+    ) -> None:
         super().__init__(cache)
-        self._split, self._held = split, rows
+        self._split, self._rows, self._held = split, labels, rows
+
+    def labels(self, split: str) -> CachedLabels:
+        """Of the split that is held. Raises InvalidParameterError for another."""
+        if split != self._split:
+            raise InvalidParameterError(f"only rows of the {self._split} split are held here, got {split}")
+        return self._rows
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -163,9 +175,7 @@ class HeldCache(_View):
         return tuple(self._held)
 
     def rows_of(self, scenes: Any, layer: int, rows: Any) -> CachedActivations:
-        """The held rows. Raises InvalidParameterError for other scenes than theirs."""
-        if scenes != self._split:
-            raise InvalidParameterError(f"only rows of the {self._split} split are held here, got {scenes}")
+        """The held rows."""
         return _HeldRows(self._held[layer], self._split, layer)
 
 

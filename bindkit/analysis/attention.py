@@ -1,0 +1,227 @@
+"""Does attention follow binding? The next block's attention beside a probe's logits, over pairs of patches.
+
+The paper asks whether a layer's IsSameObject signal guides where the next layer looks. Both fall with distance and both
+rise with likeness, so each correlation stands beside those of distance and of cosine similarity alone, and is given
+again at equal distance, and with cosine similarity partialled out besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import rankdata
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from bindkit.analysis.windows import JudgedWindows
+from bindkit.arguments import require_kind
+from bindkit.backbones import Backbone
+from bindkit.backbones.attention import attention_maps, attention_weights
+from bindkit.cache import ActivationCache
+from bindkit.errors import InvalidParameterError, ProbeError
+from bindkit.probes import Probe, require_probe
+from bindkit.probes.metrics import distance_strata
+from bindkit.probes.resampling import interval
+from bindkit.scenes.scene import SceneSet
+
+MEASURES = ("weight", "logit")
+"""What the next block says of a pair: its attention weight, or query times key before the softmax."""
+
+PAIRS = ("all", "same object", "different objects")
+OF = ("affinity", "cosine similarity", "nearness")
+"""What attention is set beside: the probe's logit, and two that know nothing of objects."""
+
+FIGURES = ("pearson", "spearman", "at_distance", "partial")
+_FEWEST = 10
+"""Pairs below which a scene says nothing."""
+
+
+def attention_follows_binding(
+    backbone: Backbone,
+    cache: ActivationCache,
+    probes: Probe | Sequence[Probe],
+    measure: str = "weight",
+    n_scenes: int = 40,
+    scenes: SceneSet | None = None,
+) -> pd.DataFrame:
+    """Correlate the attention that reads a layer with a probe's logits at that layer, head by head.
+
+    ::
+
+        table = bk.attention_follows_binding(backbone, cache, [bk.load_probe(one) for one in found])
+        bk.figures.attention_figure(table)
+
+    Over ordered pairs of different judged patches of one window, the first of which looks at the second; scene by
+    scene, then the mean over scenes with a 95 % interval.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Any family; its own attention weights are asked, rotations and position biases included.
+    cache : ActivationCache
+        That the probes were fitted on; says which scenes and patches are judged.
+    probes : Probe or sequence of Probe
+        One a layer; not of the last layer.
+    measure : str
+        ``"weight"``: after the softmax, prefix tokens left out. ``"logit"``: query times key over the root of the
+        head's width; not for families that turn or bias these by position.
+    n_scenes : int
+        At most so many of the judged scenes.
+    scenes : SceneSet, optional
+        Default: opened by the cache's URI.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row for each layer, ``head`` ("mean", "0", "1", ...), ``pairs`` (of `PAIRS`) and ``of`` (of `OF`), with
+        ``pearson``, ``spearman``, ``at_distance`` (Spearman's, ranks centred within strata of equal patch distance),
+        ``partial`` (the same with cosine similarity partialled out, empty for that itself), each with ``_low`` and
+        ``_high``; ``n_scenes`` and ``n_pairs``.
+
+    Raises
+    ------
+    LayerError, ProbeMismatchError, ProbeError
+        For a probe of the last layer, of another backbone, or a family that does not serve.
+    BackboneError, ContractError, InvalidParameterError
+        For what is no model, one that does not say its weights, an unknown measure or no probe.
+    """
+    asked = [require_probe(probes)] if isinstance(probes, Probe) else [require_probe(one) for one in probes]
+    require_kind(backbone, Backbone, "a backbone is what bk.load_backbone(name) gives")
+    if not asked or measure not in MEASURES:
+        raise InvalidParameterError(f"give at least one probe, and a measure of {', '.join(MEASURES)}; got {measure!r}")
+    if measure == "logit" and backbone.family in ("dinov3_vit", "beit"):
+        raise ProbeError(
+            f"{backbone.name} ({backbone.family}) adds rotations or biases by position to its queries and keys, so "
+            'that their projections alone are not what it attends by; take measure="weight"'
+        )
+    tables = []
+    for probe in asked:
+        windows = JudgedWindows.of(backbone, cache, probe, n_scenes, scenes)
+        layer = probe.layer_for(cache.backbone)
+        rows = [row for pairs in _by_scene(windows, probe, layer, measure) for row in _correlations(pairs)]
+        described = {"backbone": backbone.name, "layer": layer, "probe": probe.fitted_on.get("probe")}
+        tables += [described | {"measure": measure} | row for row in _over_scenes(pd.DataFrame(rows))]
+    return pd.DataFrame(tables)
+
+
+@dataclass(frozen=True)
+class _ScenePairs:
+    """Ordered pairs of patches of one scene, each of one window."""
+
+    scene: int
+    attention: Float[np.ndarray, "head pair"]
+    beside: dict[str, np.ndarray]
+    same: Bool[np.ndarray, " pair"]
+    stratum: Int[np.ndarray, " pair"]
+
+
+def _by_scene(windows: JudgedWindows, probe: Probe, layer: int, measure: str) -> Iterator[_ScenePairs]:
+    backbone, rules, labels = windows.backbone, windows.protocol, windows.labels
+    counted = (labels.purity > rules.min_purity) & (rules.pairs_with_unlabelled | (labels.instances > 0))
+    maps = attention_maps(backbone, layer) if measure == "logit" else None
+    for scene in range(labels.n_scenes):
+        parts: list[_ScenePairs] = []
+        for window in (windows.scene == scene).nonzero()[:, 0].tolist():
+            rows = ((windows.row_window.numpy() == window) & counted).nonzero()[0]
+            if len(rows) < 2:
+                continue
+            found, weights = attention_weights(backbone, windows.pixels[window : window + 1], layer)
+            patches, whole = windows.row_patch[rows], found[0].cpu()
+            x = whole[patches]
+            attention = (weights[0].cpu() if maps is None else _products(maps, whole))[:, patches][:, :, patches]
+            unit, corners = normalize(x, dim=1), labels.corners[rows]
+            with torch.inference_mode():
+                said = probe(x).float().numpy()
+            first, second = np.nonzero(~np.eye(len(rows), dtype=bool))
+            beside = {
+                "affinity": said[first, second],
+                "cosine similarity": (unit @ unit.T).numpy()[first, second],
+                "nearness": -np.linalg.norm(corners[first] - corners[second], axis=1),
+            }
+            same = labels.instances[rows][first] == labels.instances[rows][second]
+            strata = distance_strata(corners[first], corners[second], labels.patch_size)
+            parts.append(_ScenePairs(scene, attention.numpy()[:, first, second], beside, same, strata))
+        if parts:
+            yield _ScenePairs(
+                scene,
+                np.concatenate([part.attention for part in parts], axis=1),
+                {name: np.concatenate([part.beside[name] for part in parts]) for name in OF},
+                np.concatenate([part.same for part in parts]),
+                np.concatenate([part.stratum for part in parts]),
+            )
+
+
+def _products(maps: Any, x: Float[Tensor, "patch d_model"]) -> Float[Tensor, "head patch patch"]:
+    """Queries times keys over the root of the head's width."""
+    queries, keys = (maps.read(x, which).unflatten(1, (maps.n_heads, -1)).movedim(1, 0) for which in ("query", "key"))
+    return queries @ keys.mT / queries.shape[2] ** 0.5
+
+
+def _correlations(of_scene: _ScenePairs) -> Iterator[dict[str, Any]]:
+    """For every kind of pairs, head and thing that attention is set beside."""
+    same, by_head = of_scene.same, {"mean": of_scene.attention.mean(0)}
+    by_head |= {str(head): values for head, values in enumerate(of_scene.attention)}
+    for pairs, chosen in zip(PAIRS, (np.ones_like(same), same, ~same), strict=True):
+        if chosen.sum() < _FEWEST:
+            continue
+        groups = np.unique(of_scene.stratum[chosen], return_inverse=True)[1]
+        raw = {name: values[chosen].astype(np.float64) for name, values in of_scene.beside.items()}
+        ranks = {name: rankdata(values) for name, values in raw.items()}
+        level = {name: _centred(values, groups) for name, values in ranks.items()}
+        like = level["cosine similarity"]
+        for head, attention in by_head.items():
+            own = attention[chosen].astype(np.float64)
+            own_ranks = rankdata(own)
+            own_level = _centred(own_ranks, groups)
+            for of in OF:
+                partial = _correlation(_without(own_level, like), _without(level[of], like))
+                yield {
+                    **{"scene": of_scene.scene, "head": head, "pairs": pairs, "of": of, "n_pairs": len(own)},
+                    "pearson": _correlation(own, raw[of]),
+                    "spearman": _correlation(own_ranks, ranks[of]),
+                    "at_distance": _correlation(own_level, level[of]),
+                    "partial": np.nan if of == "cosine similarity" else partial,
+                }
+
+
+def _centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Less the mean of the group."""
+    means = np.bincount(groups, weights=values) / np.bincount(groups)
+    return values - means[groups]
+
+
+def _without(values: np.ndarray, control: np.ndarray) -> np.ndarray:
+    """What a line through the control does not explain; both are centred."""
+    square = control @ control
+    return values - control * (values @ control / square if square > 0 else 0.0)
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Pearson's; NaN where one of them does not vary."""
+    x, y = first - first.mean(), second - second.mean()
+    scale = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / scale) if scale > 1e-12 * len(x) else float("nan")
+
+
+def _over_scenes(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Means over scenes and their intervals."""
+    for (pairs, head, of), own in rows.groupby(["pairs", "head", "of"], sort=False):
+        row: dict[str, Any] = {"head": head, "pairs": pairs, "of": of}
+        for name in FIGURES:
+            values = own[name].dropna().to_numpy()
+            row[name] = float(values.mean()) if len(values) else np.nan
+            row[f"{name}_low"], row[f"{name}_high"] = mean_interval(values)
+        yield row | {"n_scenes": own["scene"].nunique(), "n_pairs": int(own["n_pairs"].sum())}
+
+
+def mean_interval(values: Float[np.ndarray, " scene"]) -> tuple[float, float]:
+    """95 % interval of a mean over scenes; NaN where there is no honest one."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    return interval(np.concatenate([[values.mean()], (values.sum() - values) / (len(values) - 1)]), within_unit=False)
