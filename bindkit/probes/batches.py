@@ -25,6 +25,8 @@ _KEPT_BYTES = 512 * 2**20
 """What batches that are judged again and again may take."""
 _SCENES_PER_JUDGED_BATCH = 32
 
+_BY_SCENE = ("activations", "instances", "classes", "corners", "window", "present", "positions", "scenes")
+
 
 @dataclass(frozen=True)
 class PatchBatch:
@@ -48,6 +50,11 @@ class PatchBatch:
     protocol: Protocol
     groups: Int[Tensor, " scene"] | None = None
     """Numbers of the scenes' groups; None where every scene is alone in its own."""
+
+    def of_scene(self, scene: int) -> PatchBatch:
+        """One of its scenes alone."""
+        columns = {name: value[scene : scene + 1] for name, value in vars(self).items() if name in _BY_SCENE}
+        return replace(self, **columns)
 
     @cached_property
     def same(self) -> Bool[Tensor, "scene patch patch"]:
