@@ -66,6 +66,9 @@ _HOME = {
     "show_messages": "bindkit.files",
     "split_scenes": "bindkit.scenes",
     "sweep": "bindkit.results.sweeping",
+    "twin_differences": "bindkit.analysis.twins",
+    "twin_scores": "bindkit.analysis.twins",
+    "twins_benchmark": "bindkit.analysis.twins",
     "vary_scenes": "bindkit.analysis.difficulty",
     "write_ade20k": "bindkit.scenes",
 }
