@@ -5,6 +5,15 @@
     bk.save_figure(bk.figures.layer_curves(results, "matched_auroc"), "layers", "figures")
 """
 
+from bindkit.views.figures.binding import (
+    attention_figure,
+    dose_figure,
+    rank_figure,
+    spectrum_figure,
+    subspaces_figure,
+    twins_figure,
+    twins_scores_figure,
+)
 from bindkit.views.figures.breakdowns import breakdown_figure, reliability_figure
 from bindkit.views.figures.checkpoints import emergence_figure, loss_curves, training_slider
 from bindkit.views.figures.curves import layer_curves, probe_curves, training_curves
@@ -17,19 +26,26 @@ __all__ = [
     "SavedFigure",
     "affinity_figure",
     "affinity_table",
+    "attention_figure",
     "breakdown_figure",
     "difficulty_figure",
     "difficulty_scenes",
+    "dose_figure",
     "emergence_figure",
     "layer_curves",
     "loss_curves",
     "model_table_figure",
     "probe_curves",
+    "rank_figure",
     "reliability_figure",
     "save_figure",
     "scene_figure",
     "scene_table",
     "scenes_figure",
+    "spectrum_figure",
+    "subspaces_figure",
     "training_curves",
     "training_slider",
+    "twins_figure",
+    "twins_scores_figure",
 ]
