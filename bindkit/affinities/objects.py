@@ -58,14 +58,8 @@ _REACH = 4.0
 class Objects:
     """Patches of one image grouped into objects.
 
-    Attributes
-    ----------
-    labels : int32 array of shape (n_patches,)
-        1 is the largest object, 2 the next, ...; of two as large, the one whose first patch comes first.
-    grid : ImageGrid
-        Where the patches lie in the image.
-    method : str
-        That grouped them.
+    ``labels`` int32 [n_patches]: 1 is the largest object, 2 the next, ...; of two as large, the one whose first patch
+    comes first. ``grid`` says where the patches lie, ``method`` what grouped them.
     """
 
     labels: np.ndarray
@@ -95,6 +89,11 @@ def find_objects(
 ) -> Objects:
     """Group the patches of an image into objects by their affinities alone.
 
+    ::
+
+        found = bk.find_objects(bk.affinity(backbone, probe, "photo.jpg"))
+        found.n, found.mask()
+
     - ``"correlation"``: correlation clustering. A pair weighs its affinity's logit less the threshold's, and the sum of
       weights within objects is raised: average linkage, cut where two clusters' mean weight is 0, then single patches
       move to the object, or to a new one, that raises it most, until none does (at most 100 rounds).
@@ -107,7 +106,7 @@ def find_objects(
     Parameters
     ----------
     affinity : Affinity
-        What `bindkit.affinity` gave.
+        What `bindkit.affinity` gave; where it is not symmetric, the mean of both directions counts.
     method : str
         "correlation", "spectral" or "components".
     n_objects : int, optional
@@ -126,13 +125,6 @@ def find_objects(
     ------
     InvalidParameterError
         For another method, a threshold outside 0..1, or a number of objects that is none or that the method takes not.
-
-    Examples
-    --------
-    ::
-
-        found = bk.find_objects(bk.affinity(backbone, probe, "photo.jpg"))
-        found.n, found.mask()
     """
     require_kind(affinity, Affinity, "an affinity is what bk.affinity(backbone, probe, image) gives")
     _require_method(method)
@@ -145,31 +137,35 @@ def find_objects(
             )
         n_objects = whole_number(n_objects, "n_objects", least=1)
         if n_objects > grid.n_patches:
-            raise InvalidParameterError(f"n_objects is at most the number of patches, {grid.n_patches}; got {n_objects}")
+            raise InvalidParameterError(
+                f"n_objects is at most the number of patches, {grid.n_patches}; got {n_objects}"
+            )
     if not (isinstance(threshold, float | np.floating) and 0 < threshold < 1):
         raise InvalidParameterError(f"threshold is an affinity between 0 and 1, such as 0.5; got {threshold!r:.80}")
     scores = affinity.scores.astype(np.float64)
     scores = (scores + scores.T) / 2
     np.fill_diagonal(scores, 0)
     labels = _METHODS[method](scores, grid, n_objects, float(threshold), read_seed(seed))
-    return Objects(_by_size(labels), grid, method)
+    _, first, number, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
+    rank = np.empty(len(sizes), dtype=np.int32)
+    rank[np.lexsort((first, -sizes))] = np.arange(1, len(sizes) + 1)
+    return Objects(rank[number], grid, method)
 
 
 def judge_objects(labels_mask: np.ndarray, scene: Scene) -> dict[str, float]:
-    """Hold a grouping of pixels to the true instances of a scene.
+    """Hold a grouping of pixels (``found.mask()``, int [height, width]) to the true instances of a scene.
 
-    Parameters
-    ----------
-    labels_mask : int array of shape (height, width)
-        Such as ``found.mask()``; pixels of equal number, 0 too, are one segment.
-    scene : Scene
-        Its ``instances``, 0 = unlabelled.
+    ::
+
+        bk.judge_objects(bk.find_objects(bk.affinity(backbone, probe, scene)).mask(), scene)
+
+    Pixels of equal number, 0 too, are one segment; in ``scene.instances`` 0 is unlabelled ground.
 
     Returns
     -------
     dict
-        - ``ari``: adjusted Rand index over all pixels, the unlabelled ground as one more object; 1 is the truth, 0
-          what chance gives, less is worse than chance.
+        - ``ari``: adjusted Rand index over all pixels, the ground as one more object; 1 is the truth, 0 what chance
+          gives, less is worse than chance.
         - ``fg_ari``: the same over labelled pixels alone; NaN without one. Where a single object is labelled it is 1 if
           one segment holds it all and else 0, as scikit-learn has it.
         - ``mean_best_overlap``: mean over true instances of the greatest intersection over union with any segment, over
@@ -180,12 +176,6 @@ def judge_objects(labels_mask: np.ndarray, scene: Scene) -> dict[str, float]:
     ------
     InvalidParameterError
         For something that is no scene, or no mask of whole numbers of its size.
-
-    Examples
-    --------
-    ::
-
-        bk.judge_objects(bk.find_objects(bk.affinity(backbone, probe, scene)).mask(), scene)
     """
     ids, shared = contingency(labels_mask, scene)
     labelled = shared[ids > 0]
@@ -209,21 +199,24 @@ def segment_scenes(
 ) -> pd.DataFrame:
     """Find the objects of every scene and judge them, beside two controls that no probe was fitted for.
 
+    ::
+
+        rows = bk.segment_scenes(backbone, fit, bk.open_scenes("synthetic:n=24,seed=3"))
+        rows.groupby(["of", "method"])["fg_ari"].mean()
+
     Column ``of`` says what was grouped: the probe's "affinity"; the "raw features", ``(1 + cosine) / 2`` of the
     activations that the probe reads; and "position", ``exp(-distance / 4)`` in patches, which knows nothing of the
     picture. Both controls take as threshold the mean over that image's pairs, so that no label is used; the probe's
-    affinity takes 0.5. A scene's activations are computed once.
+    affinity takes 0.5. Scenes that cannot be read are left out with a warning.
 
     Parameters
     ----------
     backbone, probe, layer
         As `bindkit.affinity` takes them.
     scenes : SceneSet
-        With instances; those that cannot be read are left out with a warning.
-    methods : str or sequence of str
-        As `find_objects` takes them.
-    seed : int
-        Likewise.
+        With instances.
+    methods, seed
+        As `find_objects` takes them; one method or several.
 
     Returns
     -------
@@ -237,13 +230,6 @@ def segment_scenes(
         For another method or none; something that is no scene set.
     ProbeError, ProbeMismatchError, BackboneError, LayerError, NonFiniteActivationsError, GeometryError
         As `bindkit.affinity`.
-
-    Examples
-    --------
-    ::
-
-        rows = bk.segment_scenes(backbone, fit, bk.open_scenes("synthetic:n=24,seed=3"))
-        rows.groupby(["of", "method"])["fg_ari"].mean()
     """
     probe, backbone, seed = read_probe(probe), require_source(backbone), read_seed(seed)
     require_scenes(scenes)
@@ -257,13 +243,9 @@ def segment_scenes(
     with progress(len(scenes), "segmenting", "scenes") as bar:
         for scene in scenes:
             grid, activations = image_activations(backbone, scene.image, [layer])
-            compared = {
-                "affinity": pair_logits(probe, activations[layer]).sigmoid().numpy(),
-                "raw features": _cosines(activations[layer]),
-                "position": np.exp(-_distances(grid) / _REACH),
-            }
-            for of, scores in compared.items():
-                threshold = 0.5 if of == "affinity" else _mean_of_pairs(scores)
+            scores = pair_logits(probe, activations[layer]).sigmoid().numpy()
+            compared = {"affinity": (scores, 0.5), **_controls(grid, activations[layer])}
+            for of, (scores, threshold) in compared.items():
                 said = {"backbone": backbone.name, "layer": layer, "scene": scene.id, "of": of}
                 for method in wanted:
                     found = find_objects(Affinity(scores, grid, layer), method, threshold=threshold, seed=seed)
@@ -287,8 +269,10 @@ def objects_table(rows: pd.DataFrame) -> pd.DataFrame:
         row = dict(zip(_KEYS, keys, strict=True))
         for name, within_unit in FIGURES.items():
             values = group[name].dropna().to_numpy(dtype=np.float64)
-            row[name] = values.mean() if len(values) else float("nan")
-            row[f"{name}_low"], row[f"{name}_high"] = interval(_left_out(values), within_unit)
+            total, n = values.sum(), len(values)
+            with np.errstate(invalid="ignore"):  # of no scene, or none but one
+                left_out = np.append(total, total - values) / np.append(n, np.full(n, n - 1))
+            row[name], (row[f"{name}_low"], row[f"{name}_high"]) = left_out[0], interval(left_out, within_unit)
         table.append({**row, "n_true": group["n_true"].mean(), "n_scenes": group["scene"].nunique()})
     bounded = [column for name in FIGURES for column in (name, f"{name}_low", f"{name}_high")]
     return pd.DataFrame(table, columns=[*_KEYS, *bounded, "n_true", "n_scenes"])
@@ -327,23 +311,9 @@ def _adjusted_rand(shared: Int[np.ndarray, "instance segment"]) -> float:
     return agreed / (true * (only_true + neither) + found * (only_found + neither))
 
 
-def _left_out(values: Float[np.ndarray, " scene"]) -> Float[np.ndarray, " row"]:
-    """The mean over all scenes, then with each left out: what `interval` takes."""
-    with np.errstate(invalid="ignore"):
-        return np.append(values.sum(keepdims=True) / len(values), (values.sum() - values) / (len(values) - 1))
-
-
 def _require_method(given: Any) -> None:
     if not isinstance(given, str) or given not in _METHODS:
         raise InvalidParameterError(f"unknown method {given!r:.80}; choose one of {', '.join(_METHODS)}")
-
-
-def _by_size(labels: Int[np.ndarray, " patch"]) -> Int[np.ndarray, " patch"]:
-    """Numbered from 1 on, the largest first, then the one whose first patch comes first."""
-    _, first, number, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
-    rank = np.empty(len(sizes), dtype=np.int32)
-    rank[np.lexsort((first, -sizes))] = np.arange(1, len(sizes) + 1)
-    return rank[number]
 
 
 def _correlated(
@@ -419,20 +389,14 @@ _METHODS = {"correlation": _correlated, "spectral": _spectral, "components": _co
 """What groups symmetric scores with a zero diagonal: name -> function."""
 
 
-def _cosines(activations: Float[Tensor, "n d_model"]) -> Float[np.ndarray, "n n"]:
-    """Cosines of all pairs, brought to 0..1."""
+def _controls(
+    grid: ImageGrid, activations: Float[Tensor, "n d_model"]
+) -> dict[str, tuple[Float[np.ndarray, "n n"], float]]:
+    """Scores that no probe was fitted for, and as threshold their mean over pairs, held off 0 and 1."""
     rows = activations.double().numpy()
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=_SURE)
-    return (1 + rows @ rows.T) / 2
-
-
-def _distances(grid: ImageGrid) -> Float[np.ndarray, "n n"]:
-    """Between all pairs of patches of a grid, in patches."""
     places = np.stack(np.divmod(np.arange(grid.n_patches), grid.cols), axis=1)
-    return cdist(places, places)
-
-
-def _mean_of_pairs(scores: Float[np.ndarray, "n n"]) -> float:
-    """Over pairs of two patches, held off 0 and 1 as affinities are."""
-    n = len(scores)
-    return float(np.clip((scores.sum() - np.trace(scores)) / max(n * (n - 1), 1), _SURE, 1 - _SURE))
+    scores = {"raw features": (1 + rows @ rows.T) / 2, "position": np.exp(-cdist(places, places) / _REACH)}
+    n_pairs = max(len(rows) * (len(rows) - 1), 1)
+    means = {of: (found.sum() - np.trace(found)) / n_pairs for of, found in scores.items()}
+    return {of: (found, float(np.clip(means[of], _SURE, 1 - _SURE))) for of, found in scores.items()}
