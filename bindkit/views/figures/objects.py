@@ -104,9 +104,8 @@ def _matched(mask: np.ndarray, objects: Objects, scene: Scene, colours: Colours)
     ids, shared = contingency(mask, scene)
     overlap = shared / (shared.sum(axis=1, keepdims=True) + shared.sum(axis=0) - shared)
     segments = np.unique(mask)  # a segment may be too thin to hold a pixel
-    matches = {
-        int(segments[column]): int(ids[row]) for row, column in zip(*linear_sum_assignment(-overlap), strict=True)
-    }
+    pairs = [(row, column) for row, column in zip(*linear_sum_assignment(-overlap), strict=True) if shared[row, column]]
+    matches = {int(segments[column]): int(ids[row]) for row, column in pairs}
     free = iter([channels(code) for code in PALETTE[:-1] if channels(code) not in colours.values()])
     coloured = [int(segment) for segment in segments if matches.get(segment) != 0]
     painted_segments = {
