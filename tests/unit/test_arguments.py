@@ -114,7 +114,8 @@ good = {
 }
 functions = "affinity breakdown calibrated reliability cache_activations check_scenes compare_with_model \
 estimate_bytes \
-find_objects judge_objects segment_scenes export_viewer fit_probe label_patches judge_probe load_backbone load_control load_controls load_probe \
+find_objects judge_objects segment_scenes \
+export_viewer fit_probe label_patches judge_probe load_backbone load_control load_controls load_probe \
 measure_checkpoints open_scenes open_workspace pretrain save_figure split_scenes sweep vary_scenes AffinityExplorer"
 tried = 0
 for function in functions.split():

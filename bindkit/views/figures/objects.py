@@ -65,7 +65,7 @@ def objects_figure(scene: Scene, found: Mapping[str, Objects]) -> go.Figure:
     add_picture(shown, 0, scene.image, scene.size, lossy=True)
 
     ids = np.unique(scene.instances)
-    colours = colours_of(ids[ids > 0])
+    colours = colours_of(ids[ids > 0].tolist())
     # Few tones, so that a stored picture of few colours shows small segments in their own.
     tones = np.repeat((scene.image.mean(axis=2, keepdims=True) // 32 * 32).astype(np.uint8), 3, axis=2)
     add_picture(shown, 1, painted(tones, scene.instances, colours), scene.size, lossy=False)

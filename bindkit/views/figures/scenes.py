@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import colorsys
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -257,7 +257,7 @@ def _objects(scene: Scene) -> pd.DataFrame:
     return found.assign(has_twin=found["class"].duplicated(keep=False) & (found["class"] > 0))
 
 
-def colours_of(objects: Collection[int]) -> Colours:
+def colours_of(objects: pd.Series | list[int]) -> Colours:
     """The palette's colours without black, then hues a golden angle apart."""
     colours = [channels(code) for code in PALETTE[:-1]]
     for position in range(len(colours), len(objects)):

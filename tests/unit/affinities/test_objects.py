@@ -277,15 +277,15 @@ def told_apart():
 
 def test_scenes_are_segmented_row_by_row_as_one_by_one(told_apart):
     class Counting(PlantedBackbone):
-        calls = []
+        calls = ()
 
         def activations(self, windows, layers):
-            Counting.calls.append(tuple(layers))
+            Counting.calls += (tuple(layers),)
             return super().activations(windows, layers)
 
     scenes, backbone = PlantedScenes(3), Counting(signal=8.0)
     rows = bk.segment_scenes(backbone, told_apart, scenes, layer=2)
-    assert Counting.calls == [(2,)] * 3, "each scene goes through the backbone once"
+    assert Counting.calls == ((2,),) * 3, "each scene goes through the backbone once"
     assert len(rows) == 3 * 3 * 3 and not rows.duplicated(["scene", "of", "method"]).any()
     assert list(rows) == [
         *("backbone", "layer", "scene", "of", "method", "ari", "fg_ari", "mean_best_overlap", "n_found", "n_true")
