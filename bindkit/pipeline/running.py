@@ -39,7 +39,7 @@ RUN_DEFAULTS: Mapping[str, Any] = {
 FIXED_SETTINGS = ("scenes", "groups", "protocol", "seed", "patches_per_scene", "window", "dtype")
 """Parameters that all figures of a workspace must share, since its table has no column for most of them."""
 
-FIRST_LAB = 6
+FIRST_LAB = 8
 """Notebooks numbered from here on are laboratories: run on their own, not by `run_pipeline`."""
 
 

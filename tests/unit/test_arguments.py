@@ -108,10 +108,13 @@ good = {
     **{"backbone": backbone, "backbones": [backbone], "scenes": scenes, "images": [scenes[0]], "scene": scenes[0]},
     **{"cache": cache, "caches": [cache], "probe": bk.fit_probe(cache, 0, "linear").probe, "layer": 0},
     **{"geometry": backbone.geometry, "image": scenes[0].image, "base": scenes.uri, "options": {"twins": [0.5]}},
+    **{"affinity": bk.affinity(backbone, bk.fit_probe(cache, 0, "linear").probe, scenes[0])},
+    **{"labels_mask": scenes[0].instances},
     **{"name": "random-init:vit", "path": place + "/page.html", "directory": place + "/new", "objective": "mae"},
 }
 functions = "affinity breakdown calibrated reliability cache_activations check_scenes compare_with_model \
 estimate_bytes \
+find_objects judge_objects segment_scenes \
 export_viewer fit_probe label_patches judge_probe load_backbone load_control load_controls load_probe \
 measure_checkpoints open_scenes open_workspace pretrain save_figure split_scenes sweep vary_scenes AffinityExplorer"
 tried = 0

@@ -19,6 +19,7 @@ from bindkit.views.figures.checkpoints import emergence_figure, loss_curves, tra
 from bindkit.views.figures.curves import layer_curves, probe_curves, training_curves
 from bindkit.views.figures.difficulty import difficulty_figure, difficulty_scenes
 from bindkit.views.figures.model_table import model_table_figure
+from bindkit.views.figures.objects import objects_figure
 from bindkit.views.figures.saving import SavedFigure, save_figure
 from bindkit.views.figures.scenes import affinity_figure, affinity_table, scene_figure, scene_table, scenes_figure
 
@@ -35,6 +36,7 @@ __all__ = [
     "layer_curves",
     "loss_curves",
     "model_table_figure",
+    "objects_figure",
     "probe_curves",
     "rank_figure",
     "reliability_figure",

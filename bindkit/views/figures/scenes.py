@@ -48,15 +48,16 @@ def scene_figure(scene: Scene, class_names: Mapping[int, str], labels: PatchLabe
     """
     height, width = scene.size
     objects = scene_table(scene, class_names, labels)
-    colours = _colours(objects["object"])
+    colours = colours_of(objects["object"])
     plan = labels.plan
     windows = f"{plan.n_windows} window{'s' if plan.n_windows > 1 else ''}"
     grid = f"{plan.grid.rows} × {plan.grid.cols} patches"
     titles = ["image", f"{len(objects)} object{'s' if len(objects) != 1 else ''}", f"patch labels: {windows} of {grid}"]
     shown = panels(3, 3, gap=(0.02, 0), subplot_titles=titles)
     figure = shown.figure
-    for number, pixels in enumerate([scene.image, _painted_objects(scene, colours), _painted_patches(labels, colours)]):
-        _add_picture(shown, number, pixels, scene.size, lossy=number == 0)
+    objects_shown = painted(scene.image, scene.instances, colours)
+    for number, pixels in enumerate([scene.image, objects_shown, _painted_patches(labels, colours)]):
+        add_picture(shown, number, pixels, scene.size, lossy=number == 0)
     for number in (1, 2):
         figure.add_trace(_marks(scene, objects), **shown.place(number))
     if plan.n_windows > 1:
@@ -109,8 +110,8 @@ def scenes_figure(scenes: Sequence[Scene]) -> go.Figure:
     titles = [f"{scene.id}: {len(objects)} objects" for scene, objects in zip(scenes, found, strict=True)]
     shown = panels(2 * len(scenes), len(scenes), gap=(0.015, 0.03), subplot_titles=titles)
     for number, (scene, objects) in enumerate(zip(scenes, found, strict=True)):
-        for row, pixels in enumerate((scene.image, _painted_objects(scene, _colours(objects)))):
-            _add_picture(shown, number + row * len(scenes), pixels, scene.size, lossy=row == 0)
+        for row, pixels in enumerate((scene.image, painted(scene.image, scene.instances, colours_of(objects)))):
+            add_picture(shown, number + row * len(scenes), pixels, scene.size, lossy=row == 0)
     titled(shown.figure, "What the scenes show", "above: image · below: its objects, unlabelled ground in grey")
     shown.figure.update_annotations(font={"size": 13, "color": INK}, yshift=2)
     tallest = max(min(1.6, scene.size[0] / scene.size[1]) for scene in scenes)
@@ -236,7 +237,8 @@ def picture(pixels: np.ndarray, size: tuple[int, int], lossy: bool) -> go.Image:
     )
 
 
-def _add_picture(shown: Panels, number: int, pixels: np.ndarray, size: tuple[int, int], lossy: bool) -> None:
+def add_picture(shown: Panels, number: int, pixels: np.ndarray, size: tuple[int, int], lossy: bool) -> None:
+    """Show a picture in a panel, to the image's border."""
     shown.figure.add_trace(picture(pixels, size, lossy), **shown.place(number))
     show_whole(shown.figure, size, shown.place(number))
 
@@ -255,7 +257,7 @@ def _objects(scene: Scene) -> pd.DataFrame:
     return found.assign(has_twin=found["class"].duplicated(keep=False) & (found["class"] > 0))
 
 
-def _colours(objects: pd.Series) -> Colours:
+def colours_of(objects: pd.Series | list[int]) -> Colours:
     """The palette's colours without black, then hues a golden angle apart."""
     colours = [channels(code) for code in PALETTE[:-1]]
     for position in range(len(colours), len(objects)):
@@ -264,17 +266,16 @@ def _colours(objects: pd.Series) -> Colours:
     return dict(zip(map(int, objects), colours, strict=False))
 
 
-def _painted_objects(scene: Scene, colours: Colours) -> np.ndarray:
-    """Objects in their colours over the faded image, each with a white outline."""
-    grey = scene.image.mean(axis=2, keepdims=True)
-    painted = np.broadcast_to(255 - (255 - grey) * 0.25, scene.image.shape).copy()
+def painted(image: np.ndarray, mask: np.ndarray, colours: Colours) -> np.ndarray:
+    """Objects of a mask in their colours over the faded image, each with a white outline."""
+    grey = image.mean(axis=2, keepdims=True)
+    faded = np.broadcast_to(255 - (255 - grey) * 0.25, image.shape).copy()
     for instance, colour in colours.items():
-        inside = scene.instances == instance
-        painted[inside] = 0.72 * np.array(colour) + 0.28 * grey[inside]
-    mask = scene.instances
-    painted[:, 1:][mask[:, 1:] != mask[:, :-1]] = 255
-    painted[1:, :][mask[1:, :] != mask[:-1, :]] = 255
-    return painted.astype(np.uint8)
+        inside = mask == instance
+        faded[inside] = 0.72 * np.array(colour) + 0.28 * grey[inside]
+    faded[:, 1:][mask[:, 1:] != mask[:, :-1]] = 255
+    faded[1:, :][mask[1:, :] != mask[:-1, :]] = 255
+    return faded.astype(np.uint8)
 
 
 def _painted_patches(labels: PatchLabels, colours: Colours) -> np.ndarray:
