@@ -33,7 +33,7 @@ from bindkit.backbones.sources import ActivationSource, require_source
 from bindkit.errors import InvalidParameterError
 from bindkit.files import progress
 from bindkit.probes import Probe
-from bindkit.probes.resampling import interval
+from bindkit.probes.resampling import mean_interval
 from bindkit.probes.saving import Fit
 from bindkit.scenes import Scene
 from bindkit.scenes.scene import SceneSet, require_scenes
@@ -269,10 +269,8 @@ def objects_table(rows: pd.DataFrame) -> pd.DataFrame:
         row = dict(zip(_KEYS, keys, strict=True))
         for name, within_unit in FIGURES.items():
             values = group[name].dropna().to_numpy(dtype=np.float64)
-            total, n = values.sum(), len(values)
-            with np.errstate(invalid="ignore"):  # of no scene, or none but one
-                left_out = np.append(total, total - values) / np.append(n, np.full(n, n - 1))
-            row[name], (row[f"{name}_low"], row[f"{name}_high"]) = left_out[0], interval(left_out, within_unit)
+            row[name] = values.mean() if len(values) else np.nan
+            row[f"{name}_low"], row[f"{name}_high"] = mean_interval(values, within_unit)
         table.append({**row, "n_true": group["n_true"].mean(), "n_scenes": group["scene"].nunique()})
     bounded = [column for name in FIGURES for column in (name, f"{name}_low", f"{name}_high")]
     return pd.DataFrame(table, columns=[*_KEYS, *bounded, "n_true", "n_scenes"])

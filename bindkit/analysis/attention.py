@@ -27,7 +27,7 @@ from bindkit.cache import ActivationCache
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.probes import Probe, require_probe
 from bindkit.probes.metrics import distance_strata
-from bindkit.probes.resampling import interval
+from bindkit.probes.resampling import mean_interval
 from bindkit.scenes.scene import SceneSet
 
 MEASURES = ("weight", "logit")
@@ -218,10 +218,3 @@ def _over_scenes(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
             row[name] = float(values.mean()) if len(values) else np.nan
             row[f"{name}_low"], row[f"{name}_high"] = mean_interval(values)
         yield row | {"n_scenes": own["scene"].nunique(), "n_pairs": int(own["n_pairs"].sum())}
-
-
-def mean_interval(values: Float[np.ndarray, " scene"]) -> tuple[float, float]:
-    """95 % interval of a mean over scenes; NaN where there is no honest one."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    return interval(np.concatenate([[values.mean()], (values.sum() - values) / (len(values) - 1)]), within_unit=False)

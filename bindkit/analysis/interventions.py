@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bindkit.analysis.attention import mean_interval
 from bindkit.analysis.subspace import Moments, Subspace, chosen_subspace, form_of, random_like
 from bindkit.analysis.windows import JudgedWindows
 from bindkit.arguments import each_of, read_seed, whole_number
@@ -33,7 +32,7 @@ from bindkit.probes.batches import SplitPatches
 from bindkit.probes.fitting import fit_probes
 from bindkit.probes.judging import Judged, judge_split
 from bindkit.probes.layers import LayerPatches
-from bindkit.probes.resampling import interval
+from bindkit.probes.resampling import interval, mean_interval
 from bindkit.probes.tasks import TASKS, own_figures
 from bindkit.scenes.scene import SceneSet
 

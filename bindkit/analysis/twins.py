@@ -20,7 +20,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bindkit.analysis.attention import mean_interval
 from bindkit.analysis.subspace import Moments, chosen_subspace, form_of, spectrum_of
 from bindkit.arguments import each_of, read_seed, whole_number
 from bindkit.cache import ActivationCache
@@ -32,7 +31,7 @@ from bindkit.probes.judging import JUDGED_FIRST, Judged, roles_for
 from bindkit.probes.layers import LayerPatches
 from bindkit.probes.metrics import left_out
 from bindkit.probes.protocols import Protocol, protocol_of_fit
-from bindkit.probes.resampling import interval
+from bindkit.probes.resampling import interval, mean_interval
 
 TWIN_SCENES = "synthetic:n=120,seed=21,twins=1"
 """Scenes in which every further object is a copy of one already there."""

@@ -320,6 +320,8 @@ class Rule:
 
 RULES: Mapping[str, Rule] = {
     **{name: Rule(_at_least(1)) for name in ("patches_per_scene", "seeds", "page_scenes", "page_layers")},
+    **{name: Rule(_at_least(1)) for name in ("rank", "n_scenes")},
+    "backbone": Rule(absolute=absolute_backbones, is_text=True),
     "window": Rule(_at_least(0)),
     "seed": Rule(lambda name, values: read_seed(values[name])),
     "folds": Rule(_check_folds),

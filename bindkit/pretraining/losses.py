@@ -20,7 +20,7 @@ from bindkit.errors import BackboneError
 from bindkit.pretraining.objectives import OBJECTIVE_FILE, read_objective
 from bindkit.pretraining.training_scenes import TRAINING_SCENES, TRAINING_SEED, TrainingScenes
 
-HELD_OUT_SCENES = TRAINING_SCENES.replace("n=20000", "n=256").replace(f"seed={TRAINING_SEED}", "seed=11")
+HELD_OUT_SCENES = TRAINING_SCENES.replace("n=20000", "n=128").replace(f"seed={TRAINING_SEED}", "seed=11")
 """The shipped backbones' training recipe with a seed for measuring."""
 
 _SCENES_PER_BATCH, _WINDOWS_PER_BATCH = 16, 16

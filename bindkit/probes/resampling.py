@@ -92,3 +92,11 @@ def interval(values: Float[np.ndarray, " row"], within_unit: bool = True) -> tup
     half /= estimate * (1 - estimate)
     low, high = expit(logit(estimate) + np.array([-half, half]))
     return float(low), float(high)
+
+
+def mean_interval(values: Float[np.ndarray, " scene"], within_unit: bool = False) -> tuple[float, float]:
+    """95 % interval of a mean over scenes, as `interval`."""
+    if len(values) < 2:
+        return UNKNOWN
+    left_out = (values.sum() - values) / (len(values) - 1)
+    return interval(np.concatenate([[values.mean()], left_out]), within_unit)

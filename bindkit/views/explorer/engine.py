@@ -23,9 +23,9 @@ from bindkit.affinities.stitching import ImageGrid
 from bindkit.backbones.attention import attention_maps
 from bindkit.backbones.loading import Backbone
 from bindkit.errors import GeometryError, LayerError, NonFiniteActivationsError, ProbeError
-from bindkit.views.explorer.rows import AttentionRows, CosineRows, PatchColours, Rows, rows_of
+from bindkit.views.explorer.rows import AttentionRows, CosineRows, ObjectColours, PatchColours, Rows, rows_of
 from bindkit.views.explorer.sources import ShownBackbone, ShownImage
-from bindkit.views.explorer.state import View, patch_of
+from bindkit.views.explorer.state import BY_PROBE, View, patch_of
 
 MEMORY = 150_000_000
 """Bytes of activations and factors that are held, all images and backbones together."""
@@ -189,6 +189,8 @@ class Engine:
             rows = self.rows(view)
             if isinstance(rows, PatchColours):
                 values, note = rows.colours, f"{rows.explained:.0%} of the variance"
+            elif isinstance(rows, ObjectColours):
+                values, note = rows.colours, f"{rows.n} found"
             elif isinstance(rows, AttentionRows):
                 n_heads = len(rows.queries)
                 if head is not None and head >= n_heads:
@@ -213,17 +215,19 @@ class Engine:
         the last layer, and ContractError if the model's queries and keys cannot be read.
         """
         images = self.images[view.image], self.images[view.shown]
-        kind = view.probe if view.measure == "affinity" else None
+        kind = view.probe if view.measure in BY_PROBE else None
 
         def made() -> Rows:
             if view.measure == "attention":
                 return self._attention(view)
             if view.measure == "pca":
                 return PatchColours.of(self.activations(view.backbone, view.shown, view.layer))
-            if view.measure == "affinity" and kind is None:
-                raise ProbeError("affinity needs a fitted probe; choose one, or look at cosine similarity")
+            if view.measure in BY_PROBE and kind is None:
+                raise ProbeError(f"{view.measure} needs a fitted probe; choose one, or look at cosine similarity")
             probe = None if kind is None else self.backbones[view.backbone].shelf.probe(kind, view.layer)
             first = self.activations(view.backbone, view.image, view.layer)
+            if probe is not None and view.measure == "objects":
+                return ObjectColours.of(probe, first, self.grid(view.backbone, view.image), view.layer)
             second = first if view.shown == view.image else self.activations(view.backbone, view.shown, view.layer)
             return CosineRows.of(first, second) if probe is None else rows_of(probe, first, second)
 

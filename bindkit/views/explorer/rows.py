@@ -1,4 +1,4 @@
-"""One patch against all others without the matrix of all pairs: affinity, cosine, attention; and PCA colours.
+"""One patch against all others without the matrix of all pairs: affinity, cosine, attention; and colours.
 
 A bilinear probe's logit is ``left[i] . right[j] + left_offset[i] + right_offset[j]``. The factors are made once an
 image and layer, from there on a click costs one product of a row. Where few directions carry the logits, as after
@@ -18,7 +18,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from bindkit.affinities.stitching import cell_weights, landing
+from bindkit.affinities.objects import find_objects
+from bindkit.affinities.scoring import Affinity, pair_logits
+from bindkit.affinities.stitching import ImageGrid, cell_weights, landing
 from bindkit.backbones.attention import AttentionMaps
 from bindkit.probes import (
     DiagonalQuadratic,
@@ -30,6 +32,7 @@ from bindkit.probes import (
     SelfAttention,
 )
 from bindkit.scenes.geometry import ScenePlan
+from bindkit.views.figures.style import PALETTE, channels
 from bindkit.views.viewer.packing import leading_basis
 
 TOLERANCE = 5e-4
@@ -242,5 +245,23 @@ class PatchColours:
         return cls((255 * shades).round().to(torch.uint8), explained)
 
 
-Rows = Factors | PairwiseRows | CosineRows | AttentionRows | PatchColours
+@dataclass(frozen=True)
+class ObjectColours:
+    """Patches in the colour of the object that they are found to be of, and how many objects that are."""
+
+    colours: UInt8[Tensor, "patch 3"]
+    n: int
+
+    @classmethod
+    def of(
+        cls, probe: Probe, activations: Float[Tensor, "patch d_model"], grid: ImageGrid, layer: int
+    ) -> ObjectColours:
+        """By correlation clustering of all pairs; the largest object first in the palette."""
+        scores = pair_logits(probe, activations).sigmoid().numpy()
+        found = find_objects(Affinity(scores, grid, layer))
+        palette = torch.tensor([channels(colour) for colour in PALETTE], dtype=torch.uint8)
+        return cls(palette[torch.from_numpy(found.labels - 1).long() % len(palette)], found.n)
+
+
+Rows = Factors | PairwiseRows | CosineRows | AttentionRows | PatchColours | ObjectColours
 """What maps of one image, or of two, are read from, whichever patch is asked."""

@@ -17,7 +17,7 @@ from plotly.colors import get_colorscale
 from bindkit.errors import BindkitError
 from bindkit.views.explorer.figure import CONTRAST, TRUTH, TWINS, LiveFigure
 from bindkit.views.explorer.session import Answer, Session, number
-from bindkit.views.explorer.state import BESIDE, LOCKS, MEASURES, patch_of, place_of
+from bindkit.views.explorer.state import BESIDE, BY_PROBE, COLOURED, LOCKS, MEASURES, patch_of, place_of
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Controls:
         self.layer = widgets.SelectionSlider(description="Layer", options=[0], continuous_update=True)
         self.beside = {
             name: widgets.Checkbox(description=words, indent=False)
-            for name, words in zip(BESIDE, ("cosine", "attention", "PCA"), strict=True)
+            for name, words in zip(BESIDE, ("cosine", "attention", "PCA", "objects"), strict=True)
         }
         self.head = widgets.Dropdown(description="Head", options=[("mean of all", _NONE)])
         self.lock = widgets.Dropdown(description="Lock", options=[(words, key) for key, words in LOCKS.items()])
@@ -133,7 +133,9 @@ class Controls:
             "second": [("nothing", _NONE), *images],
             "backbone": [(entry.title, position) for position, entry in enumerate(session.backbones)],
             "probe": [(kind.replace("_", " "), kind) for kind in kinds] or [("none", _NONE)],
-            "measure": [(words, key) for key, words in MEASURES.items() if key != "affinity" or kinds or shelf is None],
+            "measure": [
+                (words, key) for key, words in MEASURES.items() if key not in BY_PROBE or kinds or shelf is None
+            ],
             "head": [("mean of all", _NONE), *((f"head {head}", head) for head in range(session.heads()))],
         }
         layers = session.layers()
@@ -170,7 +172,7 @@ class Controls:
         measure, low, high = panel.view.measure, panel.found.low, panel.found.high
         guess = CONTRAST[state.colours]
         scale, marks = "", [_CHOSEN]
-        if measure != "pca":
+        if measure not in COLOURED:
             at = 100 * (state.threshold - low) / (high - low) if high > low else 0
             limit = f'<b style="left:{min(max(at, 0), 100):.1f}%;background:{guess}"></b>' if panel.is_judged else ""
             bar = f'<i style="background:linear-gradient(90deg,{_stops(state.colours)})">{limit}</i>'
@@ -182,7 +184,7 @@ class Controls:
             marks.append(_mark("the true object", TRUTH, "#000a"))
             if panel.image.objects[panel.own]["twins"]:
                 marks.append(_mark("its twins", TWINS, "#0000", ' stroke-dasharray="6 5"'))
-        if state.top and measure != "pca":
+        if state.top and measure not in COLOURED:
             marks.append(f"<li><b>1–{state.top}</b> the highest that lie more than {state.apart} away</li>")
         return f'{scale}<ul class="bk-marks" aria-label="Lines on the image">{"".join(marks)}</ul>'
 

@@ -19,7 +19,7 @@ from bindkit.scenes.scene import SceneSet
 from bindkit.views.explorer.engine import Engine, Map, bytes_of
 from bindkit.views.explorer.rows import Factors
 from bindkit.views.explorer.sources import INSET, Shelf, ShownImage, shown_backbones, shown_images, uploaded_image
-from bindkit.views.explorer.state import JUDGED, LOCKS, MEASURES, State, View, patch_of, place_of
+from bindkit.views.explorer.state import BY_PROBE, JUDGED, LOCKS, MEASURES, State, View, patch_of, place_of
 from bindkit.views.viewer.exporting import export_viewer
 from bindkit.views.viewer.probe_choice import Probes, spread
 
@@ -42,7 +42,7 @@ _NO_IMAGE = "There is no image yet. Open a picture of yours with the button, or 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One map on the screen: main, locked, cosine, attention, pca or second.
+    """One map on the screen: main, locked, one of `BESIDE`, or second.
 
     Nothing is found where there is something wrong, and the note, the second line above the map, says what. `own` is
     the position of the chosen patch's object in this image, -1 for none.
@@ -253,7 +253,7 @@ class Session:
             self.problems.append(words)
             return Panel(name, view, image, None, title, words)
         parts = [f"layer {view.layer}"]
-        if view.measure == "affinity":
+        if view.measure in BY_PROBE:
             parts.append(f"{str(view.probe).replace('_', ' ')} probe")
         if found.note:
             parts.append(found.note)
@@ -283,6 +283,9 @@ class Session:
         parts = [f"Patch row {patch[0]}, column {patch[1]}"]
         if name := image.object_name(own):
             parts.append(name)
+        if view.measure == "objects":
+            parts.append("objects from affinities alone: one colour, one object (colours repeat after seven)")
+            return " · ".join(parts)
         if found.is_coloured:
             parts.append(f"three principal components of layer {view.layer}: alike colours, alike activations")
             return " · ".join(parts)

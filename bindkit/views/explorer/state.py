@@ -11,13 +11,20 @@ MEASURES = {
     "cosine": "Cosine similarity",
     "attention": "Attention of the next layer",
     "pca": "PCA colours",
+    "objects": "Objects found",
 }
 """What a map can show, with its name for people."""
 
 JUDGED = ("affinity", "cosine")
 """Measures of pairs, which a threshold judges."""
 
-BESIDE = ("cosine", "attention", "pca")
+COLOURED = ("pca", "objects")
+"""Measures of patches, which have colours and no scale."""
+
+BY_PROBE = ("affinity", "objects")
+"""Measures that a fitted probe is asked for."""
+
+BESIDE = ("cosine", "attention", "pca", "objects")
 """Measures that can stand beside the main map, in the order in which they stand."""
 
 LOCKS = {

@@ -93,7 +93,7 @@ class AffinityExplorer(widgets.VBox):
 
     @property
     def maps(self) -> dict[str, np.ndarray]:
-        """What every map shows, by panel: main, locked, cosine, attention, pca, second. Raises as `scores`."""
+        """What every map shows, by panel: main, locked, those of `BESIDE`, second. Raises as `scores`."""
         if self._session.main is None:
             raise InvalidParameterError(self.message or "nothing is shown yet")
         return {panel.name: panel.found.values for panel in self._session.panels if panel.found is not None}
@@ -165,7 +165,7 @@ class AffinityExplorer(widgets.VBox):
 
     @property
     def measure(self) -> str:
-        """What the main map shows: affinity, cosine, attention or pca."""
+        """What the main map shows: affinity, cosine, attention, pca or objects."""
         return self._session.state.view.measure
 
     @measure.setter
@@ -183,7 +183,7 @@ class AffinityExplorer(widgets.VBox):
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """Further maps of the same patch: any of cosine, attention, pca."""
+        """Further maps of the same patch: any of cosine, attention, pca, objects."""
         return self._session.state.beside
 
     @beside.setter

@@ -101,6 +101,32 @@ def test_the_same_call_gives_the_same_objects(method):
     assert np.array_equal(one, other)
 
 
+def test_k_means_starts_where_the_seed_says():
+    """Of an affinity without objects, whose starts end in many places."""
+    affinity = planted(np.arange(40), noise=2)
+    one, other = (bk.find_objects(affinity, "spectral", n_objects=8, seed=3).labels for _ in range(2))
+    assert np.array_equal(one, other)
+    assert any(not np.array_equal(one, bk.find_objects(affinity, "spectral", 8, seed=k).labels) for k in range(4, 9))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_both_directions_of_a_pair_count_alike(method):
+    affinity = planted(TOUCHING, noise=4)
+    turned = Affinity(affinity.scores.T.copy(), GRID, 0)
+    assert np.array_equal(bk.find_objects(affinity, method).labels, bk.find_objects(turned, method).labels)
+
+
+def test_correlation_ends_where_no_patch_would_move_and_linkage_alone_does_not(monkeypatch):
+    affinity = planted(TOUCHING, noise=4)
+    scores = (affinity.scores.astype(float) + affinity.scores.T) / 2
+    weights = np.log(scores / (1 - scores))
+    np.fill_diagonal(weights, 0)
+    end = bk.find_objects(affinity).labels
+    assert same_partition(moved(weights, end - 1), end)
+    monkeypatch.setattr("bindkit.affinities.objects._ROUNDS", 0)
+    assert within(weights, bk.find_objects(affinity).labels) < within(weights, end) - 0.1
+
+
 def test_a_given_number_of_objects_is_found_by_the_spectral_method():
     for n in (1, 2, 5):
         assert bk.find_objects(planted(TOUCHING), "spectral", n_objects=n).n == n
