@@ -13,8 +13,11 @@ from jaxtyping import install_import_hook
 ROOT = Path(__file__).resolve().parents[1]
 
 os.environ["BINDKIT_PROGRESS"] = "off"
-# Threads that spin while they wait make tests ten times slower beside one other busy process.
+# Threads that spin while they wait make tests ten times slower beside one other busy process; beside another process of
+# tests each has one core, and so have the kernels and consoles that it starts.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 if os.environ.get("BINDKIT_HUB_TESTS") != "1":
     os.environ["HF_HUB_OFFLINE"] = "1"
 # Kernels and consoles that tests start find this checkout's bindkit, installed or not.
@@ -27,8 +30,7 @@ install_import_hook("bindkit", "runtime_typechecker.check")
 import torch  # noqa: E402  (only after the hook)
 from hypothesis import settings  # noqa: E402
 
-# Beside another process of tests, each has one core.
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
