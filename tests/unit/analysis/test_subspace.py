@@ -181,8 +181,10 @@ def test_a_planted_subspace_is_found(cache, fit):
     found = bk.binding_subspace(cache, fit.probe, K)
     assert found.rank == K
     directions = BASIS[:, CODED[0]].double()
-    # Of the directions in which the part lies; what reads it may look along faint ones besides.
-    cosines = np.linalg.svd(torch.linalg.qr(found.writers)[0].T @ directions, compute_uv=False)
+    # In units where all directions of the activations weigh alike, else faint ones would count for more than they are.
+    root = Moments.of(cache, fit.probe).root()
+    bases = [torch.linalg.qr(root @ part)[0] for part in (found.readers, directions)]
+    cosines = np.linalg.svd(bases[0].T @ bases[1], compute_uv=False)
     assert cosines.min() > 0.95
     x, instances = rows_of(cache, "test")
     scores, code = found.scores(x).numpy(), CODES[instances].numpy()
