@@ -135,13 +135,14 @@ def _by_scene(windows: JudgedWindows, probe: Probe, layer: int, measure: str) ->
             patches, whole = windows.row_patch[rows], found[0].cpu()
             x = whole[patches]
             attention = (weights[0].cpu() if maps is None else _products(maps, whole))[:, patches][:, :, patches]
-            unit, corners = normalize(x, dim=1), labels.corners[rows]
+            # In float64, so that the two orders of a pair tie, whatever they were added up by.
+            unit, corners = normalize(x.double(), dim=1), labels.corners[rows]
             with torch.inference_mode():
                 said = probe(x).float().numpy()
             first, second = np.nonzero(~np.eye(len(rows), dtype=bool))
             beside = {
                 "affinity": said[first, second],
-                "cosine similarity": (unit @ unit.T).numpy()[first, second],
+                "cosine similarity": (unit @ unit.T).float().numpy()[first, second],
                 "nearness": -np.linalg.norm(corners[first] - corners[second], axis=1),
             }
             same = labels.instances[rows][first] == labels.instances[rows][second]
