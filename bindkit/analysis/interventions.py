@@ -33,6 +33,7 @@ from bindkit.probes.batches import SplitPatches
 from bindkit.probes.fitting import fit_probes
 from bindkit.probes.judging import Judged, judge_split
 from bindkit.probes.layers import LayerPatches
+from bindkit.probes.protocols import protocol_of_fit
 from bindkit.probes.resampling import interval
 from bindkit.probes.tasks import TASKS, own_figures
 from bindkit.scenes.scene import SceneSet
@@ -269,8 +270,7 @@ class _ReadOuts:
         self._probes = {probe.layer_for(cache.backbone): probe for probe in probes}
         self._deepest = max(cache.layers)
         self.layers = sorted({*self._probes, self._deepest})
-        rules = probes[0].fitted_on.get("protocol", "strict")
-        patches = LayerPatches(cache, self._deepest, rules, "cpu")
+        patches = LayerPatches(cache, self._deepest, protocol_of_fit(probes[0].fitted_on), "cpu")
         self._pointwise: dict[str, Any] = {}
         for read_out, task in (("classes", "pointwise_class"), ("objects", "pointwise_identity")):
             try:
