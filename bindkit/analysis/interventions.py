@@ -25,10 +25,10 @@ from bindkit.analysis.subspace import Moments, Subspace, chosen_subspace, form_o
 from bindkit.analysis.windows import JudgedWindows
 from bindkit.arguments import each_of, read_seed, whole_number
 from bindkit.backbones import Backbone
-from bindkit.cache import ActivationCache
+from bindkit.cache import ActivationCache, require_cache
 from bindkit.errors import BackboneError, InvalidParameterError, OneAnswerError
 from bindkit.pretraining.losses import PretrainingLoss
-from bindkit.probes import Probe
+from bindkit.probes import Probe, require_probe
 from bindkit.probes.batches import SplitPatches
 from bindkit.probes.fitting import fit_probes
 from bindkit.probes.judging import Judged, judge_split
@@ -194,7 +194,7 @@ def intervene(
         A probe that is no quadratic form, of another cache, or what is no model.
     """
     edits, strengths = _read(edits, strengths)
-    seed, layer = read_seed(seed), probe.layer_for(cache.backbone)
+    seed, layer = read_seed(seed), require_probe(probe).layer_for(require_cache(cache).backbone)
     windows = JudgedWindows.of(backbone, cache, probe, n_scenes, scenes)
     form, moments = form_of(probe), Moments.of(cache, probe)
     binding = chosen_subspace(form, moments, whole_number(rank, "rank", 1), "binding")
