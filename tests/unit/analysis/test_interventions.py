@@ -226,7 +226,7 @@ def test_without_all_its_directions_a_probe_knows_nothing_and_without_random_one
     before, after = (windows.passed([LAYER], LAYER, how)[LAYER][:200] for how in (None, change))
     with torch.inference_mode():
         assert probe(after).std() < 1e-5 * probe(before).std(), "all logits are one"
-    print("XX", auroc["binding", 1.0], auroc)
+    # Not exactly 0.5: what is left is rounding, by which logits are ranked.
     assert auroc["binding", 1.0] == pytest.approx(0.5, abs=0.05)
 
 
