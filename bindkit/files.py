@@ -6,6 +6,7 @@ Also what long work needs: it is done ahead by threads or processes, and said me
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import logging
@@ -215,6 +216,12 @@ def _several(items: Iterable[S], at_once: int) -> Iterator[list[S]]:
 
 def _as_it_is(given: Any) -> Any:
     return given
+
+
+def trim_memory() -> None:
+    """Give free memory back to the system where the C library can: else pieces still in use keep it, more and more."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_memory() -> int:

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bindkit.analysis.windows import JudgedWindows
-from bindkit.arguments import require_kind
+from bindkit.arguments import each_of, require_kind
 from bindkit.backbones import Backbone
 from bindkit.backbones.attention import attention_maps, attention_weights
-from bindkit.cache import ActivationCache
+from bindkit.cache import ActivationCache, require_cache
 from bindkit.errors import InvalidParameterError, ProbeError
-from bindkit.probes import Probe, require_probe
+from bindkit.probes import Probe
 from bindkit.probes.metrics import distance_strata
 from bindkit.probes.resampling import mean_interval
 from bindkit.scenes.scene import SceneSet
@@ -91,8 +91,9 @@ def attention_follows_binding(
     BackboneError, ContractError, InvalidParameterError
         For what is no model, one that does not say its weights, an unknown measure or no probe.
     """
-    asked = [require_probe(probes)] if isinstance(probes, Probe) else [require_probe(one) for one in probes]
+    asked = each_of(probes, Probe, "probes are what fit.probe or bk.load_probe(directory) gives, one or several")
     require_kind(backbone, Backbone, "a backbone is what bk.load_backbone(name) gives")
+    require_cache(cache)
     if not asked or measure not in MEASURES:
         raise InvalidParameterError(f"give at least one probe, and a measure of {', '.join(MEASURES)}; got {measure!r}")
     if measure == "logit" and backbone.family in ("dinov3_vit", "beit"):
@@ -135,13 +136,14 @@ def _by_scene(windows: JudgedWindows, probe: Probe, layer: int, measure: str) ->
             patches, whole = windows.row_patch[rows], found[0].cpu()
             x = whole[patches]
             attention = (weights[0].cpu() if maps is None else _products(maps, whole))[:, patches][:, :, patches]
-            unit, corners = normalize(x, dim=1), labels.corners[rows]
+            # In float64, so that the two orders of a pair tie, whatever they were added up by.
+            unit, corners = normalize(x.double(), dim=1), labels.corners[rows]
             with torch.inference_mode():
                 said = probe(x).float().numpy()
             first, second = np.nonzero(~np.eye(len(rows), dtype=bool))
             beside = {
                 "affinity": said[first, second],
-                "cosine similarity": (unit @ unit.T).numpy()[first, second],
+                "cosine similarity": (unit @ unit.T).float().numpy()[first, second],
                 "nearness": -np.linalg.norm(corners[first] - corners[second], axis=1),
             }
             same = labels.instances[rows][first] == labels.instances[rows][second]

@@ -24,14 +24,15 @@ from bindkit.analysis.subspace import Moments, Subspace, chosen_subspace, form_o
 from bindkit.analysis.windows import JudgedWindows
 from bindkit.arguments import each_of, read_seed, whole_number
 from bindkit.backbones import Backbone
-from bindkit.cache import ActivationCache
+from bindkit.cache import ActivationCache, require_cache
 from bindkit.errors import BackboneError, InvalidParameterError, OneAnswerError
 from bindkit.pretraining.losses import PretrainingLoss
-from bindkit.probes import Probe
+from bindkit.probes import Probe, require_probe
 from bindkit.probes.batches import SplitPatches
 from bindkit.probes.fitting import fit_probes
 from bindkit.probes.judging import Judged, judge_split
 from bindkit.probes.layers import LayerPatches
+from bindkit.probes.protocols import protocol_of_fit
 from bindkit.probes.resampling import interval, mean_interval
 from bindkit.probes.tasks import TASKS, own_figures
 from bindkit.scenes.scene import SceneSet
@@ -192,7 +193,7 @@ def intervene(
         A probe that is no quadratic form, of another cache, or what is no model.
     """
     edits, strengths = _read(edits, strengths)
-    seed, layer = read_seed(seed), probe.layer_for(cache.backbone)
+    seed, layer = read_seed(seed), require_probe(probe).layer_for(require_cache(cache).backbone)
     windows = JudgedWindows.of(backbone, cache, probe, n_scenes, scenes)
     form, moments = form_of(probe), Moments.of(cache, probe)
     binding = chosen_subspace(form, moments, whole_number(rank, "rank", 1), "binding")
@@ -268,8 +269,7 @@ class _ReadOuts:
         self._probes = {probe.layer_for(cache.backbone): probe for probe in probes}
         self._deepest = max(cache.layers)
         self.layers = sorted({*self._probes, self._deepest})
-        rules = probes[0].fitted_on.get("protocol", "strict")
-        patches = LayerPatches(cache, self._deepest, rules, "cpu")
+        patches = LayerPatches(cache, self._deepest, protocol_of_fit(probes[0].fitted_on), "cpu")
         self._pointwise: dict[str, Any] = {}
         for read_out, task in (("classes", "pointwise_class"), ("objects", "pointwise_identity")):
             try:

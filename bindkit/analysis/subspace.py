@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bindkit.arguments import read_seed, whole_number
-from bindkit.cache import ActivationCache
+from bindkit.cache import ActivationCache, require_cache
 from bindkit.cache.views import MappedCache
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.probes import Probe, require_probe
@@ -53,7 +53,7 @@ class Moments:
     @classmethod
     def of(cls, cache: ActivationCache, probe: Probe) -> Moments:
         """Over the judged draw of the training scenes."""
-        layer, rules = probe.layer_for(cache.backbone), protocol_of_fit(probe.fitted_on)
+        layer, rules = probe.layer_for(require_cache(cache).backbone), protocol_of_fit(probe.fitted_on)
         total, mean, n = torch.zeros(()), torch.zeros(()), 0
         for batch in SplitPatches(cache, "train", layer, rules, torch.device("cpu")).require().judged():
             rows = batch.activations[batch.present].double()
@@ -313,7 +313,8 @@ def compare_subspaces(
     InvalidParameterError
         For fewer than two, or caches that share no judged patch; and as `binding_subspace`.
     """
-    if len(fitted) < 2:
+    pairs = fitted.values() if isinstance(fitted, Mapping) else ()
+    if len(pairs) < 2 or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         raise InvalidParameterError("give at least two fits to compare, as {name: (cache, probe), ...}")
     seen: dict[str, tuple[Subspace, list[Subspace], dict[Any, Tensor], str]] = {}
     for name, (cache, probe) in fitted.items():

@@ -25,7 +25,7 @@ from bindkit.cache.manifest import FileRecord, Identity, Making, Manifest, Shard
 from bindkit.cache.sampling import DrawnScene, draw_scene
 from bindkit.cache.shards import activations_to_parts, labels_to_bytes, layer_stamp
 from bindkit.errors import CacheMismatchError
-from bindkit.files import RememberedDigests, ahead
+from bindkit.files import RememberedDigests, ahead, trim_memory
 from bindkit.scenes.checking import are_files, changes, content_of
 from bindkit.scenes.scene import SceneSet
 
@@ -177,6 +177,7 @@ def _compute(job: Job, manifest: Manifest, state: Any, tasks: list[Task], bar: A
                         raise CacheMismatchError(f"{'; '.join(said)}; {again}")
                 if written:
                     written.result()
+                    trim_memory()
                 written = _write_shard(job, here, task, content, writers, lock)
                 done += 1
             if written:

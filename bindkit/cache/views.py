@@ -66,7 +66,7 @@ def read_as(
     require_cache(cache)
     require_kind(source, str, "a source is 'residual', 'q', 'k', 'v', or with encode= a name")
     if encode is not None:
-        if source in ("residual", *_PARTS) or head is not None or not callable(encode):
+        if source.partition("@")[0] in ("residual", *_PARTS) or head is not None or not callable(encode):
             raise InvalidParameterError("encode= is a function of rows, with a source name of its own and no head")
         with torch.inference_mode():
             width = encode(torch.zeros(1, cache.d_model)).shape[-1]

@@ -120,7 +120,9 @@ def sweep(
     """
     rules, split = protocol_of(protocol), None if folds is None else said(folds)
     # What is named twice is fitted once: two rows of one fit would pass for two seeds.
-    caches = list({cache.path.resolve(): cache for cache in each_of(caches, ActivationCache, _CACHES_ARE)}.values())
+    given = each_of(caches, ActivationCache, _CACHES_ARE)
+    # By name too: a cache and what `read_as` makes of it lie in one place.
+    caches = list({(cache.path.resolve(), cache.backbone["name"]): cache for cache in given}.values())
     probes = list(dict.fromkeys(each_of(probes, str, "probes are names, one or several in a list")))
     tasks = list(dict.fromkeys(each_of(tasks, str, "tasks are names, one or several in a list")))
     seeds, asked_layers = read_seeds(seeds), read_layers(layers)

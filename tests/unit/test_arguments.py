@@ -104,9 +104,11 @@ logging.disable(logging.CRITICAL)
 place = sys.argv[1]
 scenes, backbone = bk.open_scenes("synthetic:n=6,seed=0,size=48x48"), bk.load_backbone("random-init:vit")
 cache = bk.cache_activations(backbone, scenes, root=place, layers=[0])
+probe = bk.fit_probe(cache, 0, "diag_quadratic", protocol="strict,epochs=1").probe
 good = {
     **{"backbone": backbone, "backbones": [backbone], "scenes": scenes, "images": [scenes[0]], "scene": scenes[0]},
-    **{"cache": cache, "caches": [cache], "probe": bk.fit_probe(cache, 0, "linear").probe, "layer": 0},
+    **{"cache": cache, "caches": [cache], "probe": probe, "layer": 0},
+    **{"probes": [probe], "fitted": {"one": (cache, probe), "two": (cache, probe)}, "rank": 2, "source": "v"},
     **{"geometry": backbone.geometry, "image": scenes[0].image, "base": scenes.uri, "options": {"twins": [0.5]}},
     **{"affinity": bk.affinity(backbone, bk.fit_probe(cache, 0, "linear").probe, scenes[0])},
     **{"labels_mask": scenes[0].instances},
@@ -116,15 +118,16 @@ functions = "affinity breakdown calibrated reliability cache_activations check_s
 estimate_bytes \
 find_objects judge_objects segment_scenes \
 export_viewer fit_probe label_patches judge_probe load_backbone load_control load_controls load_probe \
-measure_checkpoints open_scenes open_workspace pretrain save_figure split_scenes sweep vary_scenes AffinityExplorer"
+measure_checkpoints open_scenes open_workspace pretrain save_figure split_scenes sweep vary_scenes AffinityExplorer \
+attention_follows_binding binding_spectrum binding_subspace compare_subspaces intervene rank_curve read_as"
 tried = 0
 for function in functions.split():
     public = getattr(bk, function)
     needed = [p.name for p in inspect.signature(public).parameters.values() if p.default is p.empty and p.kind < 2]
     for name in needed:
         for wrong in (2, None, [], object(), 3j):
-            if (function, wrong) == ("load_controls", []):
-                continue  # of no backbone there is no control
+            if (function, wrong) == ("load_controls", []) or (name, wrong) == ("rank", 2):
+                continue  # of no backbone there is no control; 2 is a rank
             tried += 1
             try:
                 public(**{other: good.get(other) for other in needed} | {name: wrong})
