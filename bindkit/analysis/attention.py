@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from bindkit.analysis.windows import JudgedWindows
@@ -135,7 +134,7 @@ def _by_scene(windows: JudgedWindows, probe: Probe, layer: int, measure: str) ->
             found, weights = attention_weights(backbone, windows.pixels[window : window + 1], layer)
             patches, whole = windows.row_patch[rows], found[0].cpu()
             x = whole[patches]
-            attention = (weights[0].cpu() if maps is None else _products(maps, whole))[:, patches][:, :, patches]
+            attention = (weights[0].cpu() if maps is None else maps.products(whole))[:, patches][:, :, patches]
             # In float64, so that the two orders of a pair tie, whatever they were added up by.
             unit, corners = normalize(x.double(), dim=1), labels.corners[rows]
             with torch.inference_mode():
@@ -157,12 +156,6 @@ def _by_scene(windows: JudgedWindows, probe: Probe, layer: int, measure: str) ->
                 np.concatenate([part.same for part in parts]),
                 np.concatenate([part.stratum for part in parts]),
             )
-
-
-def _products(maps: Any, x: Float[Tensor, "patch d_model"]) -> Float[Tensor, "head patch patch"]:
-    """Queries times keys over the root of the head's width."""
-    queries, keys = (maps.read(x, which).unflatten(1, (maps.n_heads, -1)).movedim(1, 0) for which in ("query", "key"))
-    return queries @ keys.mT / queries.shape[2] ** 0.5
 
 
 def _correlations(of_scene: _ScenePairs) -> Iterator[dict[str, Any]]:

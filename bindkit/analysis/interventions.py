@@ -200,8 +200,16 @@ def intervene(
     subspaces = [("binding", 0, binding)]
     for draw in range(whole_number(n_random, "n_random", 0)):
         subspaces.append(("random", draw, random_like(binding, moments, seed + draw)))
-    read_outs = _ReadOuts(cache, [probe, *each_of(later, Probe, "later is probes")], seed)
-    losses = _losses_of(backbone, windows, seed) if loss else None
+    behind = each_of(later, Probe, "later is probes")
+    if not all(one.layer_for(cache.backbone) > layer for one in behind):
+        raise InvalidParameterError(f"later probes are of layers behind {layer}, the one that is edited")
+    read_outs = _ReadOuts(cache, [probe, *behind], seed)
+    losses = None
+    if loss:
+        try:
+            losses = PretrainingLoss(backbone, windows.pixels, seed)
+        except BackboneError as error:
+            logger.info("without a pretraining loss: %s", error)
     donors = _donors(windows) if "other scene" in edits else None
     clean = [*read_outs.rows(windows, windows.passed(read_outs.layers))]
     clean_loss = np.zeros(0) if losses is None else losses.of_batches()
@@ -231,14 +239,6 @@ def _read(edits: Sequence[str], strengths: Sequence[float]) -> tuple[list[str], 
     if not doses or not 0 <= doses[0] <= doses[-1] <= 1:
         raise InvalidParameterError(f"strengths are numbers from 0 to 1, at least one; got {list(strengths)}")
     return chosen, doses
-
-
-def _losses_of(backbone: Backbone, windows: JudgedWindows, seed: int) -> PretrainingLoss | None:
-    try:
-        return PretrainingLoss(backbone, windows.pixels, seed)
-    except BackboneError as error:
-        logger.info("without a pretraining loss: %s", error)
-        return None
 
 
 def _loss_row(losses: Float[np.ndarray, " batch"]) -> dict[str, Any]:

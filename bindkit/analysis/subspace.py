@@ -29,7 +29,7 @@ from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.probes import Probe, require_probe
 from bindkit.probes.batches import SplitPatches
 from bindkit.probes.fitting import fit_probes
-from bindkit.probes.judging import judge_probe, judging
+from bindkit.probes.judging import judge_probe, judging, roles_for
 from bindkit.probes.layers import LayerPatches
 from bindkit.probes.protocols import protocol_of_fit
 
@@ -55,7 +55,11 @@ class Moments:
         """Over the judged draw of the training scenes."""
         layer, rules = probe.layer_for(require_cache(cache).backbone), protocol_of_fit(probe.fitted_on)
         total, mean, n = torch.zeros(()), torch.zeros(()), 0
-        for batch in SplitPatches(cache, "train", layer, rules, torch.device("cpu")).require().judged():
+        for batch in (
+            SplitPatches(cache, roles_for(probe.fitted_on, cache)["train"], layer, rules, torch.device("cpu"))
+            .require()
+            .judged()
+        ):
             rows = batch.activations[batch.present].double()
             total, mean, n = total + rows.T @ rows, mean + rows.sum(0), n + len(rows)
         mean = mean / n

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bindkit.analysis.subspace import Moments, chosen_subspace, form_of, spectrum_of
-from bindkit.arguments import each_of, read_seed, whole_number
+from bindkit.arguments import each_of, read_layers, read_seed, whole_number
 from bindkit.cache import ActivationCache
 from bindkit.cache.store import activations_of, labels_of
 from bindkit.errors import EmptySplitError
@@ -78,9 +78,9 @@ def twins_benchmark(
     ------
     As `fit_probe`.
     """
-    seed, rows = read_seed(seed), []
+    seed, layers, rows = read_seed(seed), read_layers(layers), []
     for cache in each_of(caches, ActivationCache, "caches are what bk.cache_activations gives"):
-        wanted = cache.layers if layers == "all" else [k for k in _numbers(layers) if k in cache.layers]
+        wanted = [k for k in cache.layers if layers == "all" or k in layers]
         for layer in wanted:
             patches = LayerPatches(cache, layer, protocol, "cpu")
             fits = fit_probes(patches, [(probe, "pairwise"), ("cosine_similarity", "pairwise")], seed)
@@ -99,11 +99,6 @@ def twins_benchmark(
             twins = judged[0].twins_question & ~judged[0].same.astype(bool)
             rows.append(row | {"n_scenes": fits[0].metrics["n_scenes"], "n_twins": int(twins.sum()), "seed": seed})
     return pd.DataFrame(rows)
-
-
-def _numbers(layers: str | int | Sequence[int]) -> list[int]:
-    parts = layers.split(",") if isinstance(layers, str) else [layers] if isinstance(layers, int) else list(layers)
-    return [whole_number(int(part) if isinstance(part, str) else part, "layers") for part in parts]
 
 
 @dataclass(frozen=True)
@@ -214,7 +209,8 @@ def twin_differences(
         )
     d_model, flat = len(form), moments.root(-0.5)
     variances, components = torch.linalg.eigh(moments.covariance)
-    draws = [torch.randn(d_model, d_model, dtype=torch.float64, generator=_seeded(seed + k)) for k in range(n_random)]
+    seeded = [torch.Generator().manual_seed(seed + k) for k in range(n_random)]
+    draws = [torch.randn(d_model, d_model, dtype=torch.float64, generator=generator) for generator in seeded]
     bases = {
         "binding": [spectrum_of(form, moments)[1]],
         "principal": [components[:, variances.argsort(descending=True)]],
@@ -233,10 +229,6 @@ def twin_differences(
             rows.append(row | {"n_copies": len(copies), "n_scenes": len({one.scene for one in copies})})
     described = {name: probe.fitted_on.get(name) for name in ("backbone", "layer", "probe")}
     return pd.DataFrame([described | row for row in rows])
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def _of_copies(copies: Sequence[Copies], flat: Tensor, basis: Tensor) -> dict[str, list[float]]:

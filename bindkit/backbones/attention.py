@@ -43,6 +43,13 @@ class AttentionMaps:
         normed = nn.functional.layer_norm(x, x.shape[-1:], self.norm_weight, self.norm_bias, self.norm_epsilon)
         return normed @ getattr(self, f"{which}_weight").T + getattr(self, f"{which}_bias")
 
+    def products(self, x: Float[Tensor, "patch d_model"]) -> Float[Tensor, "head patch patch"]:
+        """Queries times keys over the root of the head's width: what the softmax is taken of."""
+        queries, keys = (
+            self.read(x, which).unflatten(1, (self.n_heads, -1)).movedim(1, 0) for which in ("query", "key")
+        )
+        return queries @ keys.mT / queries.shape[2] ** 0.5
+
 
 def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
     """Take the query, key and value maps of the block after a layer (0-based, not the last), and the norm before them.
@@ -125,7 +132,10 @@ def attention_weights(
     with contextlib.ExitStack() as stack:
         for module in backbone.tower.blocks[layer + 1].modules():
             stack.callback(module.register_forward_hook(look).remove)
-        for config in {id(config): config for config in _configs(backbone.tower.model)}.values():
+        configs = {
+            id(config): config for module in backbone.tower.model.modules() if (config := getattr(module, "config", 0))
+        }
+        for config in [config for config in configs.values() if hasattr(config, "_attn_implementation")]:
             # Only then do models of transformers give their weights away; the setting is read in every pass.
             stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
             config._attn_implementation = "eager"
@@ -137,8 +147,3 @@ def attention_weights(
             'weights; take its queries and keys (measure="logit"), or another family'
         )
     return activations, seen[0][:, :, -n_patches:, -n_patches:]
-
-
-def _configs(model: nn.Module) -> list[Any]:
-    found = (getattr(module, "config", None) for module in model.modules())
-    return [config for config in found if hasattr(config, "_attn_implementation")]

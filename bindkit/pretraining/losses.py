@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -71,20 +71,12 @@ class PretrainingLoss:
 
     def of_batches(self, layer: int = 0, change: Change | None = None) -> Float[np.ndarray, " batch"]:
         """Loss of every batch, with the same masks and crops at every call; `change` as `Backbone.edited` takes it."""
-        generator, found = torch.Generator().manual_seed(self._seed), []
-        with torch.inference_mode(), self._edited(layer, change):
-            for batch in self._batches:
-                found.append(float(self._loss(batch, generator)))
-        return np.array(found)
-
-    @contextlib.contextmanager
-    def _edited(self, layer: int, change: Change | None) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            if change is not None:
-                for tower in self._towers:
-                    blocks = find_blocks(tower.get_submodule(self._vision_part))[1]
-                    stack.enter_context(edited(blocks, layer, self._n_prefix, change))
-            yield
+        generator = torch.Generator().manual_seed(self._seed)
+        with torch.inference_mode(), contextlib.ExitStack() as stack:
+            for tower in self._towers if change is not None else ():
+                blocks = find_blocks(tower.get_submodule(self._vision_part))[1]
+                stack.enter_context(edited(blocks, layer, self._n_prefix, cast(Change, change)))
+            return np.array([float(self._loss(batch, generator)) for batch in self._batches])
 
 
 def _with_decoder(backbone: Backbone) -> nn.Module:

@@ -99,7 +99,8 @@ def rank_figure(table: pd.DataFrame, metrics: Sequence[str] = ("accuracy", "matc
         shown.figure.update_yaxes(title_text=METRICS[metric], title_font_size=13.5, **shown.place(number))
     ticks = sorted(ranks.unique())
     shown.figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{k:g}" for k in ticks], title_text="directions")
-    return _framed(shown, "How few directions does binding need?", _judged(table), below=96)
+    said = f"{_which(table)} · {int(table['n_scenes'].iloc[0])} scenes · band: 95 % interval"
+    return _framed(shown, "How few directions does binding need?", said, below=96)
 
 
 def subspaces_figure(table: pd.DataFrame) -> go.Figure:
@@ -305,10 +306,6 @@ def _which(table: pd.DataFrame, several_layers: bool = False) -> str:
     first = table.iloc[0]
     where = "" if several_layers or pd.isna(first["layer"]) else f", layer {int(first['layer'])}"
     return f"{first['backbone']}{where}, {first['probe']} probe"
-
-
-def _judged(table: pd.DataFrame) -> str:
-    return f"{_which(table)} · {int(table['n_scenes'].iloc[0])} scenes · band: 95 % interval"
 
 
 def _band(shown: Panels, number: int, x: Any, low: Any, high: Any, colour: str) -> None:
