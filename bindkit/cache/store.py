@@ -100,6 +100,16 @@ class CachedActivations:
     def __len__(self) -> int:
         return self.n_rows
 
+    def __getitem__(self, row: int) -> Float[Tensor, " d_model"]:
+        """One row, so that these are a data set of rows for torch's DataLoader. Raises IndexError behind the last."""
+        if not -self.n_rows <= row < self.n_rows:
+            raise IndexError(f"row {row} of {self.n_rows}")
+        return self.take([row % self.n_rows])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[Tensor]:
+        """Several rows at once, as torch's DataLoader asks."""
+        return list(self.take(rows))
+
     def take(
         self,
         rows: Int[Tensor, " row"] | np.ndarray | Sequence[int],

@@ -195,7 +195,7 @@ def test_maps_beside_and_across_images(explorer, backbones, probes, scenes):
     for box in explorer._screen.controls.beside.values():
         box.value = True
     explorer._screen.controls.second.value = 2
-    assert list(explorer.maps) == ["main", "cosine", "attention", "pca", "second"]
+    assert list(explorer.maps) == ["main", "cosine", "attention", "pca", "objects", "second"]
     explorer.layer = 1
     assert explorer.maps["attention"].sum() == pytest.approx(1, abs=1e-4)
     mean = explorer.maps["attention"]

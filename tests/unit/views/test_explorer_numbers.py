@@ -264,3 +264,19 @@ def test_attention_rows_of_one_patch():
     plan = WindowGeometry(8, 8, 8).plan((8, 8))
     rows = AttentionRows(torch.zeros(2, 1, 1, 4), torch.zeros(2, 1, 1, 4), plan)
     assert rows.shares(0).tolist() == [1.0]
+
+
+def test_objects_are_coloured_as_they_are_found(backbone):
+    _, activations = image_activations(backbone, photo(64, 150), [2])
+    probe = spread_out(make_probe("quadratic", backbone.d_model, seed=4), activations[2])
+    probe.fitted_on = {"layer": 2}
+    found = bk.find_objects(bk.affinity(backbone, probe, photo(64, 150)))
+    shown = engine_of(backbone, probe).map(View(probe="quadratic", layer=2, measure="objects"))
+    assert shown.is_coloured and shown.note == f"{found.n} found"
+    assert found.n > 1
+    colours = shown.values.reshape(36, 3)
+    for first in range(36):
+        same = found.labels % 7 == found.labels[first] % 7
+        assert np.array_equal((colours == colours[first]).all(axis=1), same)
+    with pytest.raises(ProbeError, match="objects needs a fitted probe"):
+        engine_of(backbone).map(View(layer=2, measure="objects"))
