@@ -21,84 +21,69 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bindkit.analysis.subspace import Moments, chosen_subspace, form_of, spectrum_of
-from bindkit.arguments import each_of, read_layers, read_seed, whole_number
-from bindkit.cache import ActivationCache
+from bindkit.arguments import whole_number
+from bindkit.cache import ActivationCache, require_cache
 from bindkit.cache.store import activations_of, labels_of
 from bindkit.errors import EmptySplitError
-from bindkit.probes import Probe
-from bindkit.probes.fitting import fit_probes
-from bindkit.probes.judging import JUDGED_FIRST, Judged, roles_for
-from bindkit.probes.layers import LayerPatches
-from bindkit.probes.metrics import left_out
-from bindkit.probes.protocols import Protocol, protocol_of_fit
+from bindkit.probes import Probe, make_probe, require_probe
+from bindkit.probes.judging import JUDGED_FIRST, judging, roles_for
+from bindkit.probes.metrics import judge, left_out
+from bindkit.probes.protocols import protocol_of_fit
 from bindkit.probes.resampling import interval, mean_interval
 
 TWIN_SCENES = "synthetic:n=120,seed=21,twins=1"
 """Scenes in which every further object is a copy of one already there."""
 
-ASKED = ("twins_auroc", "matched_twins_auroc")
 _FEWEST = 3
 """Matching patches that two copies need to be compared."""
 
 
-def twins_benchmark(
-    caches: ActivationCache | Sequence[ActivationCache],
-    layers: str | int | Sequence[int] = "all",
-    probe: str = "quadratic",
-    protocol: str | Protocol = "strict",
-    seed: int = 0,
-) -> pd.DataFrame:
-    """How far binding goes beyond likeness, by model and layer: one number that separates the two.
+def twins_benchmark(cache: ActivationCache, probe: Probe) -> pd.DataFrame:
+    """Say how far a probe's binding goes beyond likeness: one number that separates the two.
 
     ::
 
         scenes = bk.open_scenes("synthetic:n=120,seed=21,twins=1")          # or any with two instances of a class
-        caches = [bk.cache_activations(bk.load_backbone(name), scenes) for name in names]
-        bk.twins_benchmark(caches)[["backbone", "layer", "beyond_similarity", "beyond_similarity_low"]]
+        cache = bk.cache_activations(backbone, scenes)
+        pd.concat([bk.twins_benchmark(cache, bk.fit_probe(cache, layer).probe) for layer in cache.layers])
 
     Parameters
     ----------
-    caches : ActivationCache or sequence of it
-        Of backbones, untrained twins and controls.
-    layers : "all" or ints
-        Of each cache those that it has.
-    probe, protocol, seed
-        As `fit_probe` takes them.
+    cache : ActivationCache
+        Of a backbone, an untrained twin or a control.
+    probe : Probe
+        Fitted on it.
 
     Returns
     -------
     pandas.DataFrame
-        One row a backbone and layer: ``binding``, the AUROC of pairs on one object against twins at equal distance, by
-        the fitted probe; ``similarity``, the same by cosine similarity, which needs no training; and their difference
-        on the very same pairs, ``beyond_similarity``; each with ``_low`` and ``_high`` (95 % over scenes). The same
-        without regard to distance: ``binding_plain``, ``similarity_plain``, ``beyond_similarity_plain``. ``n_scenes``,
-        and ``n_twins``, judged pairs on two copies.
+        One row. ``binding``: AUROC of pairs on one object against twins at equal distance, by the probe;
+        ``similarity``: the same by cosine similarity, which needs no training; and their difference on the very same
+        pairs, ``beyond_similarity``; each with ``_low`` and ``_high`` (95 % over scenes). The same without regard to
+        distance: ``binding_plain``, ``similarity_plain``, ``beyond_similarity_plain``. ``n_scenes``, and ``n_twins``,
+        judged pairs on two copies. NaN where there are none.
 
     Raises
     ------
-    As `fit_probe`.
+    ProbeError, ProbeMismatchError, LayerError
+        For something that is no probe, or one of another cache.
     """
-    seed, layers, rows = read_seed(seed), read_layers(layers), []
-    for cache in each_of(caches, ActivationCache, "caches are what bk.cache_activations gives"):
-        wanted = [k for k in cache.layers if layers == "all" or k in layers]
-        for layer in wanted:
-            patches = LayerPatches(cache, layer, protocol, "cpu")
-            fits = fit_probes(patches, [(probe, "pairwise"), ("cosine_similarity", "pairwise")], seed)
-            with torch.inference_mode():
-                judged = [Judged(fit.probe, patches.splits[fits[0].split]).pairs() for fit in fits]
-            row = {"backbone": cache.backbone["name"], "objective": cache.backbone["objective"], "layer": layer}
-            found = [left_out(pairs) for pairs in judged]
-            for name, end in zip(ASKED, ("_plain", ""), strict=True):
-                ours, likeness = (values.get(name, np.full(1, math.nan)) for values in found)
-                exact = [fit.metrics[name] for fit in fits]
-                of = {"binding": (exact[0], ours), "similarity": (exact[1], likeness)}
-                of["beyond_similarity"] = exact[0] - exact[1], ours - likeness
-                for what, (value, resampled) in of.items():
-                    low, high = interval(resampled, within_unit=what != "beyond_similarity")
-                    row |= {f"{what}{end}": value, f"{what}{end}_low": low, f"{what}{end}_high": high}
-            twins = judged[0].twins_question & ~judged[0].same.astype(bool)
-            rows.append(row | {"n_scenes": fits[0].metrics["n_scenes"], "n_twins": int(twins.sum()), "seed": seed})
-    return pd.DataFrame(rows)
+    require_cache(cache)
+    likeness = make_probe("cosine_similarity", require_probe(probe).d_model)
+    likeness.fitted_on = probe.fitted_on
+    with judging(probe, cache, device="cpu") as ours, judging(likeness, cache, device="cpu") as theirs:
+        judged = [ours.pairs(), theirs.pairs()]
+    exact, resampled = [judge(pairs) for pairs in judged], [left_out(pairs) for pairs in judged]
+    row = {name: probe.fitted_on.get(name) for name in ("backbone", "objective", "layer", "probe")}
+    for name, end in (("twins_auroc", "_plain"), ("matched_twins_auroc", "")):
+        values = [figures.get(name, np.full(1, math.nan)) for figures in resampled]
+        of = {"binding": (exact[0][name], values[0]), "similarity": (exact[1][name], values[1])}
+        of["beyond_similarity"] = exact[0][name] - exact[1][name], values[0] - values[1]
+        for what, (value, rows) in of.items():
+            low, high = interval(rows, within_unit=what != "beyond_similarity")
+            row |= {f"{what}{end}": value, f"{what}{end}_low": low, f"{what}{end}_high": high}
+    twins = judged[0].twins_question & ~judged[0].same.astype(bool)
+    return pd.DataFrame([row | {"n_scenes": len(np.unique(judged[0].scene)), "n_twins": int(twins.sum())}])
 
 
 @dataclass(frozen=True)

@@ -274,3 +274,13 @@ def test_other_weights_under_the_same_name_are_named(scenes, tmp_path):
     write_checkpoint("vit", place, seed=1)
     with pytest.raises(ProbeMismatchError, match=r"was made with weights .* has weights .* now; cache it anew"):
         bk.read_as(cache, "v")
+
+
+def test_rows_are_a_data_set_for_torch(cache):
+    rows = cache.activations("train", cache.layers[0])
+    loader = torch.utils.data.DataLoader(rows, batch_size=7, shuffle=False)
+    assert torch.equal(torch.cat(list(loader)), rows.take(range(len(rows))))
+    assert torch.equal(rows[-1], rows.take([len(rows) - 1])[0])
+    assert len(list(rows)) == len(rows)  # iteration ends
+    with pytest.raises(IndexError):
+        rows[len(rows)]
