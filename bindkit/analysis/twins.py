@@ -111,7 +111,8 @@ def copies_of(cache: ActivationCache, probe: Probe) -> Iterator[Copies]:
     labels, activations = labels_of(cache, scenes), activations_of(cache, scenes, layer)
     is_pure = labels.purity > protocol_of_fit(probe.fitted_on).min_purity
     for scene, (start, end) in enumerate(pairwise(labels.scene_offsets.tolist())):
-        rows = np.arange(start, end)
+        # Of patches that several windows show, one.
+        rows = start + np.unique(labels.corners[start:end], axis=0, return_index=True)[1]
         x = activations.take(rows).double()
         corners = labels.corners[rows].astype(np.int64)
         instances = np.where(is_pure, labels.instances, -1)[rows]

@@ -119,7 +119,8 @@ estimate_bytes \
 find_objects judge_objects segment_scenes \
 export_viewer fit_probe label_patches judge_probe load_backbone load_control load_controls load_probe \
 measure_checkpoints open_scenes open_workspace pretrain save_figure split_scenes sweep vary_scenes AffinityExplorer \
-attention_follows_binding binding_spectrum binding_subspace compare_subspaces intervene rank_curve read_as"
+attention_follows_binding binding_spectrum binding_subspace compare_subspaces intervene rank_curve read_as \
+twin_differences twin_scores twins_benchmark"
 tried = 0
 for function in functions.split():
     public = getattr(bk, function)
