@@ -188,7 +188,8 @@ def intervene(
     Raises
     ------
     InvalidParameterError
-        For unknown edits, strengths outside 0..1, one scene alone where others are to replace it.
+        For unknown edits, strengths outside 0..1, and where all that is asked for is to take from another scene, and
+        there is one alone; among other edits that one is left out with a warning.
     ProbeError, ProbeMismatchError, BackboneError
         A probe that is no quadratic form, of another cache, or what is no model.
     """
@@ -210,6 +211,9 @@ def intervene(
             losses = PretrainingLoss(backbone, windows.pixels, seed)
         except BackboneError as error:
             logger.info("without a pretraining loss: %s", error)
+    if windows.labels.n_scenes < 2 and len(edits) > 1 and "other scene" in edits:
+        logger.warning("one judged scene has no other to take from: the edit 'other scene' is left out")
+        edits.remove("other scene")
     donors = _donors(windows) if "other scene" in edits else None
     clean = [*read_outs.rows(windows, windows.passed(read_outs.layers))]
     clean_loss = np.zeros(0) if losses is None else losses.of_batches()

@@ -289,6 +289,12 @@ def test_what_cannot_be_asked_is_named(backbone, cache, probe, tmp_path):
         ask(other, cache, probe, 2)
 
 
+def test_one_judged_scene_goes_without_another_and_says_so(backbone, cache, probe, caplog):
+    table = bk.intervene(backbone, cache, probe, 2, ["remove", "other scene"], n_scenes=1, loss=False)
+    assert set(table["edit"]) == {"remove"}
+    assert "'other scene' is left out" in caplog.text
+
+
 # --- read-outs by plain counting ----------------------------------------------------------------------------------
 
 
