@@ -314,10 +314,11 @@ def class_figures(probe: Any, patches: SplitPatches, task: str = "pointwise_clas
     everything = counts.sum(0, keepdims=True)
     rows = np.concatenate([everything, everything - counts])
     hits, truths, said = np.einsum("rkk->rk", rows), rows.sum(2), rows.sum(1)
-    there = truths[0] > 0
-    with np.errstate(invalid="ignore"):
-        iou = np.nanmean((hits / (truths + said - hits))[:, there], axis=1)
-    shares = {"class_accuracy": hits.sum(1) / truths.sum(1), "class_iou": iou}
+    there, union = truths[0] > 0, truths + said - hits
+    overlap = np.divide(hits, union, out=np.zeros_like(hits), where=union > 0)[:, there]
+    with np.errstate(invalid="ignore"):  # of no scene, where there is but one
+        iou = overlap.sum(1) / (union[:, there] > 0).sum(1)
+        shares = {"class_accuracy": hits.sum(1) / truths.sum(1), "class_iou": iou}
     return {name: (float(values[0]), *interval(values)) for name, values in shares.items()}
 
 
