@@ -25,6 +25,7 @@ from bindkit.backbones.attention import attention_maps, attention_weights
 from bindkit.cache import ActivationCache, require_cache
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.probes import Probe
+from bindkit.probes.batches import who_takes_part
 from bindkit.probes.metrics import distance_strata
 from bindkit.probes.resampling import mean_interval
 from bindkit.scenes.scene import SceneSet
@@ -123,7 +124,7 @@ class _ScenePairs:
 
 def _by_scene(windows: JudgedWindows, probe: Probe, layer: int, measure: str) -> Iterator[_ScenePairs]:
     backbone, rules, labels = windows.backbone, windows.protocol, windows.labels
-    counted = (labels.purity > rules.min_purity) & (rules.pairs_with_unlabelled | (labels.instances > 0))
+    counted = who_takes_part(labels, rules)
     maps = attention_maps(backbone, layer) if measure == "logit" else None
     for scene in range(labels.n_scenes):
         parts: list[_ScenePairs] = []

@@ -43,11 +43,13 @@ class AttentionMaps:
         normed = nn.functional.layer_norm(x, x.shape[-1:], self.norm_weight, self.norm_bias, self.norm_epsilon)
         return normed @ getattr(self, f"{which}_weight").T + getattr(self, f"{which}_bias")
 
+    def by_head(self, x: Float[Tensor, "*row d_model"], which: str) -> Float[Tensor, "head *row d_head"]:
+        """The same, head by head."""
+        return self.read(x, which).unflatten(-1, (self.n_heads, -1)).movedim(-2, 0)
+
     def products(self, x: Float[Tensor, "patch d_model"]) -> Float[Tensor, "head patch patch"]:
         """Queries times keys over the root of the head's width: what the softmax is taken of."""
-        queries, keys = (
-            self.read(x, which).unflatten(1, (self.n_heads, -1)).movedim(1, 0) for which in ("query", "key")
-        )
+        queries, keys = self.by_head(x, "query"), self.by_head(x, "key")
         return queries @ keys.mT / queries.shape[2] ** 0.5
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bindkit.cache import ActivationCache
-from bindkit.cache.store import SceneChoice, activations_of, labels_of
+from bindkit.cache.store import CachedLabels, SceneChoice, activations_of, labels_of
 from bindkit.errors import ConstantActivationsError, EmptySplitError, NonFiniteActivationsError, OneAnswerError
 from bindkit.probes.base import check_layer
 from bindkit.probes.metrics import JudgedPairs, distance_strata
@@ -111,6 +111,12 @@ def scene_batches(n_scenes: int, protocol: Protocol, generator: torch.Generator)
                 done += 1
 
 
+def who_takes_part(labels: CachedLabels, protocol: Protocol) -> Bool[np.ndarray, " row"]:
+    """Which patches a protocol measures."""
+    pure = labels.purity > protocol.min_purity
+    return pure if protocol.pairs_with_unlabelled else pure & (labels.instances > 0)
+
+
 class SplitPatches:
     """The patches of one split (or of scenes chosen from all) at a layer that take part under a protocol.
 
@@ -129,9 +135,7 @@ class SplitPatches:
     ) -> None:
         check_layer(layer, cache.layers, f"the cache {cache.path}")
         labels = labels_of(cache, split)
-        takes_part = labels.purity > protocol.min_purity
-        if not protocol.pairs_with_unlabelled:
-            takes_part &= labels.instances > 0
+        takes_part = who_takes_part(labels, protocol)
         rows = np.flatnonzero(takes_part)
         counts = np.add.reduceat(np.append(takes_part, False), labels.scene_offsets[:-1]).astype(np.int64)
         counts[np.diff(labels.scene_offsets) == 0] = 0

@@ -198,11 +198,7 @@ class AttentionRows:
         cls, maps: AttentionMaps, activations: Float[Tensor, "window patch d_model"], plan: ScenePlan
     ) -> AttentionRows:
         """From the maps of the block behind a layer, and that layer's activations in every window."""
-        block = SelfAttention(activations.shape[2], maps.n_heads, maps.norm_epsilon).take(maps)
-        queries, keys = (
-            part.unflatten(2, (maps.n_heads, -1)).movedim(2, 0).contiguous()
-            for part in block.queries_and_keys(activations, activations)
-        )
+        queries, keys = (maps.by_head(activations, which).contiguous() for which in ("query", "key"))
         return cls(queries.div_(math.sqrt(queries.shape[3])), keys, plan)
 
     def shares(self, cell: int, head: int | None = None) -> Float[Tensor, " cell"]:
