@@ -23,7 +23,7 @@ from bindkit.probes.judging import is_folds
 from bindkit.probes.metrics import below_chance
 from bindkit.probes.protocols import Protocol
 from bindkit.results.model_table import model_table
-from bindkit.results.sweeping import SWEEP_COLUMNS, kept_rows, remove_stale_fits, same_class_rows
+from bindkit.results.sweeping import SWEEP_COLUMNS, kept_rows, remove_stale_fits, same_class_rows, sweep
 from bindkit.results.tables import OVER_CONTROLS, ranked_by
 
 logger = logging.getLogger(__name__)
@@ -121,6 +121,28 @@ def read_caches(space: Workspace, latest: bool = False) -> list[ActivationCache]
                 raise
             logger.warning("the cache of %s is left out: %s", row["backbone"], error)
     return caches
+
+
+def fits_of_every_layer(
+    space: Workspace, probe: str = "quadratic"
+) -> tuple[dict[str, ActivationCache], pd.DataFrame, Path]:
+    """Caches of a run's backbones by name, a fit of a probe at every layer of each, and where these fits lie.
+
+    Those of ``results.csv`` where it lists them all. Else they lie apart, in ``analysis`` of the workspace: among the
+    run's own, the next run's table would take them for rows of its own. Raises as `bindkit.sweep`.
+    """
+    caches = {cache.backbone["name"]: cache for cache in read_caches(space)}
+    caches = {name: cache for name, cache in caches.items() if cache.backbone["objective"] != CONTROL}
+    results = pd.read_csv(space.artefact("results.csv", made_by="03_train_probes"))
+    seed = space.settings.get("seed", 0)
+    listed = results[(results["probe"] == probe) & (results["task"] == "pairwise") & (results["seed"] == seed)]
+    listed = listed[[not is_folds(split) for split in listed["split"]]]
+    wanted = {(name, layer) for name, cache in caches.items() for layer in cache.layers}
+    is_listed = wanted <= set(zip(listed["backbone"], listed["layer"], strict=True))
+    root = space.probes if is_listed else space.root / "analysis"
+    how = {"protocol": space.settings.get("protocol", "strict"), "seeds": [seed]}
+    fits = sweep(list(caches.values()), "all", [probe], root=root, **how)
+    return caches, fits.assign(layer=fits["layer"].astype(int)), root
 
 
 def merge_results(space: Workspace, results: pd.DataFrame, protocol: str | Protocol | None = None) -> pd.DataFrame:

@@ -86,6 +86,9 @@ def test_a_second_run_with_another_backbone_keeps_the_rows_of_the_first(tmp_path
         *((second, 3), (first, 0), (first, 3), ("control:same-class", -1))
     ]
     assert set(pd.read_csv(workspace.root / "best_layers.csv")["backbone"]) == {first, second}
+    # Notebooks 06 and 07 need quadratic probes, which this run was not asked for: apart, they are nobody's rows.
+    assert not list(workspace.probes.rglob("quadratic-*"))
+    assert list((workspace.root / "analysis").rglob("quadratic-*"))
     page = workspace.viewer.read_text(encoding="utf-8")
     assert first in page
     assert second in page
