@@ -136,7 +136,7 @@ def fits_of_every_layer(
     results = pd.read_csv(space.artefact("results.csv", made_by="03_train_probes"))
     seed = space.settings.get("seed", 0)
     listed = results[(results["probe"] == probe) & (results["task"] == "pairwise") & (results["seed"] == seed)]
-    listed = listed[[not is_folds(split) for split in listed["split"]]]
+    listed = listed[~listed["split"].map(is_folds).astype(bool)]
     wanted = {(name, layer) for name, cache in caches.items() for layer in cache.layers}
     is_listed = wanted <= set(zip(listed["backbone"], listed["layer"], strict=True))
     root = space.probes if is_listed else space.root / "analysis"

@@ -11,7 +11,14 @@ from planted_runs import BRIEF, run
 
 from bindkit.cache import cache_activations
 from bindkit.errors import InvalidParameterError
-from bindkit.pipeline.merging import ROW_KEY, compare_workspaces, merge_caches, merge_results, read_caches
+from bindkit.pipeline.merging import (
+    ROW_KEY,
+    compare_workspaces,
+    fits_of_every_layer,
+    merge_caches,
+    merge_results,
+    read_caches,
+)
 from bindkit.pipeline.workspace import open_workspace
 from bindkit.results.sweeping import probe_directory, sweep
 
@@ -55,6 +62,31 @@ def test_rows_of_a_protocol_with_fields_are_merged_by_what_they_say(tmp_path):
     assert list(table["backbone"]) == ["vit-b", "vit-a", "control:same-class"]
     assert set(table["protocol"]) == {text}
     assert compare_workspaces([tmp_path])["protocol"].unique().tolist() == [text]
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_apart"),
+    [
+        ({"probes": ["diag_quadratic"]}, False),
+        ({"probes": ["linear"]}, True),
+        ({"probes": ["diag_quadratic"], "layers": [2]}, True),
+        ({"probes": ["diag_quadratic"], "seeds": [7]}, True),
+        ({"probes": ["diag_quadratic"], "folds": 3}, True),
+    ],
+)
+def test_fits_that_a_run_was_not_asked_for_lie_apart(tmp_path, asked, is_apart):
+    text = "strict,judged_patches=24,epochs=2,min_steps=4"
+    space = open_workspace(tmp_path, protocol=text, seed=0)
+    merge_caches(space, [cache_activations(PlantedBackbone(), PlantedScenes(12), root=space.cache, layers=[1, 2])])
+    given = {"layers": "all", "oracle": True, **asked}
+    merge_results(space, sweep(read_caches(space), protocol=text, root=space.probes, **given))
+    before = {path: path.read_bytes() for path in space.probes.rglob("*") if path.is_file()}
+    caches, fits, root = fits_of_every_layer(space, "diag_quadratic")
+    assert {path: path.read_bytes() for path in space.probes.rglob("*") if path.is_file()} == before
+    assert (root == space.root / "analysis") is is_apart
+    assert list(caches) == ["planted"]
+    assert list(fits["layer"]) == [1, 2]
+    assert all(probe_directory(root, row).exists() for row in fits.to_dict("records"))
 
 
 def test_two_runs_one_after_the_other_say_what_one_of_both_says(tmp_path):
