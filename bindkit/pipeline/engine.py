@@ -18,10 +18,13 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TextIO, TypeVar
+from weakref import WeakSet
 
 import nbformat
 from ipykernel.kernelspec import get_kernel_dict
@@ -46,6 +49,19 @@ class ThisPythonKernel(AsyncKernelManager):
     Bars are drawn as text, so that no widget state lands in executed notebooks. OpenMP's threads sleep while they wait:
     where they spin, one other busy process on the machine makes training probes ten times slower.
     """
+
+    started: ClassVar[WeakSet[ThisPythonKernel]] = WeakSet()
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.started.add(self)
+
+    @classmethod
+    def kill_all(cls) -> None:
+        """End every kernel at once; for threads, in which nbclient hears of no signal."""
+        for kernel in list(cls.started):
+            if process := getattr(kernel.provisioner, "process", None):
+                process.kill()
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -167,10 +183,66 @@ class ExecutionRecord:
         return executed and all(output.output_type != "error" for cell in cells for output in cell.outputs)
 
 
+def runs_beside(path: Path) -> bool:
+    """Whether a notebook says, in its metadata, that it needs none of its neighbours that say so too."""
+    return bool(nbformat.read(path, as_version=4).metadata.get("bindkit_beside", False))
+
+
+@contextmanager
+def quiet_papermill() -> Iterator[None]:
+    """Of parameters that it fails to read (any line with a second ``=``) papermill would warn."""
+    papermill_logger = logging.getLogger("papermill")
+    level = papermill_logger.level
+    papermill_logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        papermill_logger.setLevel(level)
+
+
+class WholeLines:
+    """What several notebooks say at once, a line at a time and each without what it drew before."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.begun = stream, ""
+
+    def write(self, text: str) -> None:
+        """Show the lines that end in `text`."""
+        *lines, self.begun = (self.begun + text).split("\n")
+        self.stream.write("".join(f"{_last_drawn(line)}\n" for line in lines))
+
+    def flush(self) -> None:
+        """As files do."""
+        self.stream.flush()
+
+
+Run = TypeVar("Run")
+
+
+def at_once(run: Callable[[Path, WholeLines], Run], sources: Sequence[Path]) -> list[Run]:
+    """Run notebooks two at a time where there are two cores; what has begun ends before an error is raised."""
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        futures = [pool.submit(run, source, WholeLines(sys.stderr)) for source in sources]
+        try:
+            return [future.result() for future in futures]
+        except BaseException as error:
+            for future in futures:
+                future.cancel()
+            if not isinstance(error, Exception):  # Ctrl-C, of which kernels hear nothing by themselves
+                while wait(futures, timeout=0.2).not_done:
+                    ThisPythonKernel.kill_all()
+            raise
+
+
 def execute_notebook(
-    source: Path, target: Path, record: ExecutionRecord, workspace: Path, also: Mapping[str, Any]
+    source: Path,
+    target: Path,
+    record: ExecutionRecord,
+    workspace: Path,
+    also: Mapping[str, Any],
+    shown: WholeLines | None = None,
 ) -> None:
-    """Execute `source` into `target` in the directory of `target`; what its kernel says goes to standard error.
+    """Execute `source` into `target` in its directory; what the kernel says goes to `shown` (standard error).
 
     `workspace` is the directory whose files are noted as what the notebook left; `also` are parameters by which
     nobody tells one execution from another, so that the record lacks them. Raises NotebookFailedError, naming the
@@ -184,10 +256,6 @@ def execute_notebook(
     papermill_engines.register(ENGINE, NotebookEngine)  # also without the entry point of an installed bindkit
     target.unlink(missing_ok=True)
     files_before = _files(workspace)
-    # Of parameters that it fails to read (any line with a second ``=``) papermill would warn.
-    papermill_logger = logging.getLogger("papermill")
-    level = papermill_logger.level
-    papermill_logger.setLevel(logging.CRITICAL)
     try:
         executed = papermill.execute_notebook(
             *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, target)),  # it fills in {names}
@@ -196,7 +264,7 @@ def execute_notebook(
             kernel_name="python3",
             language="python",
             progress_bar=False,
-            stderr_file=sys.stderr,
+            stderr_file=shown or sys.stderr,
             resources={"metadata": {"path": str(target.parent)}},
         )
     except PapermillExecutionError as error:
@@ -212,8 +280,6 @@ def execute_notebook(
             "its Python process died, most often because the memory was full (try fewer layers, scenes or "
             "patches_per_scene)"
         ) from None
-    finally:
-        papermill_logger.setLevel(level)
     left = sorted(name for name, state in _files(workspace).items() if files_before.get(name) != state)
     executed.metadata[ENGINE] = {**asdict(record), "left": left}
     temporary = target.with_name(f".{target.name}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 
 from bindkit.arguments import CONTROL, CONTROL_PREFIX
 from bindkit.cache import ActivationCache
@@ -141,7 +142,8 @@ def fits_of_every_layer(
     is_listed = wanted <= set(zip(listed["backbone"], listed["layer"], strict=True))
     root = space.probes if is_listed else space.root / "analysis"
     how = {"protocol": space.settings.get("protocol", "strict"), "seeds": [seed]}
-    fits = sweep(list(caches.values()), "all", [probe], root=root, **how)
+    with FileLock(space.root / ".fits.lock"):  # notebooks 06 and 07 may ask at once, and need not fit twice
+        fits = sweep(list(caches.values()), "all", [probe], root=root, **how)
     return caches, fits.assign(layer=fits["layer"].astype(int)), root
 
 

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,15 @@ def run_pipeline(
 
 
 def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: bool) -> RunReport:
-    """Execute what is not complete; once one notebook was executed, all later ones are too."""
-    from bindkit.pipeline.engine import ExecutionRecord, execute_notebook
+    """Execute what is not complete; once one was executed, all later ones are, but those that ran beside it."""
+    from bindkit.pipeline.engine import (
+        ExecutionRecord,
+        WholeLines,
+        at_once,
+        execute_notebook,
+        quiet_papermill,
+        runs_beside,
+    )
 
     started = time.perf_counter()
     before, inputs = Inputs.read(workspace.inputs), Inputs.look(values, workspace.cache, workspace.index)
@@ -192,9 +200,9 @@ def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: b
         inputs.also_of(before).write(workspace.inputs)
 
     sources = numbered_notebooks(directory)
-    runs: list[NotebookRun] = []
     stale = force
-    for number, source in enumerate(sources, 1):
+
+    def run(source: Path, shown: WholeLines | None = None) -> NotebookRun:
         target = workspace.notebooks / source.name
         names = notebook_parameters(source)
         given = {name: values[name] for name in names if name in values}
@@ -202,19 +210,25 @@ def _run(directory: Path, workspace: Workspace, values: dict[str, Any], force: b
             given["workspace"] = str(workspace.root)
         also = {"changed": "recompute" if recompute else "refuse"} if given.pop("changed", None) else {}
         record = ExecutionRecord.of(source, given, inputs.of(given))
-        heading = f"[{number}/{len(sources)}] {source.stem}"
-        # What other workspaces hold may have changed since.
-        stale = stale or bool(given.get("also")) or not record.describes(target, workspace.root)
+        heading = f"[{sources.index(source) + 1}/{len(sources)}] {source.stem}"
         begun = time.perf_counter()
-        if stale:
-            logger.info("%s: running", heading)
-            execute_notebook(source, target, record, workspace.root, also)
-            logger.info("%s: done in %.0f s", heading, time.perf_counter() - begun)
-        else:
+        # What other workspaces hold may have changed since.
+        if not (stale or given.get("also")) and record.describes(target, workspace.root):
             logger.info("%s: complete already, skipped", heading)
+            return NotebookRun(source.stem, target, True, time.perf_counter() - begun)
+        logger.info("%s: running", heading)
+        execute_notebook(source, target, record, workspace.root, also, shown)
+        logger.info("%s: done in %.0f s", heading, time.perf_counter() - begun)
         if also:
             # All caches are of these inputs now: a later notebook that fails goes on from here.
             inputs.also_of(before).write(workspace.inputs)
-        runs.append(NotebookRun(source.stem, target, not stale, time.perf_counter() - begun))
+        return NotebookRun(source.stem, target, False, time.perf_counter() - begun)
+
+    runs: list[NotebookRun] = []
+    with quiet_papermill():
+        for beside, several in groupby(sources, runs_beside):
+            for one in at_once(run, list(several)) if beside else map(run, several):
+                runs.append(one)
+                stale = stale or not one.skipped
     inputs.also_of(before).write(workspace.inputs)
     return RunReport(workspace, tuple(runs), time.perf_counter() - started)

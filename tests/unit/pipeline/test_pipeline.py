@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import nbformat
@@ -199,31 +201,70 @@ def test_two_runs_at_once_are_refused(run, tmp_path):
         run()
 
 
-def test_an_interrupted_run_resumes(tmp_path):
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_interrupted_run_resumes(tmp_path, beside):
     write_notebook(tmp_path / "01_first.ipynb", "seed = 0")
-    write_notebook(
-        tmp_path / "02_wait.ipynb",
-        "scenes = 'synthetic:n=1,seed=0'",
-        "import os, sys, time\nprint(os.getpid(), 'waits', file=sys.stderr, flush=True)",
-        "import pathlib\nif not pathlib.Path('go').exists():\n    time.sleep(60)",
-    )
-    code = "import sys, bindkit\nbindkit.run_pipeline(sys.argv[1], notebooks=sys.argv[2])"
+    waiting = ["02_wait", "03_wait"] if beside else ["02_wait"]
+    for name in waiting:
+        write_notebook(
+            tmp_path / f"{name}.ipynb",
+            "scenes = 'synthetic:n=1,seed=0'",
+            "import os, sys, time\nprint(os.getpid(), 'waits', file=sys.stderr, flush=True)",
+            "import pathlib\nif not pathlib.Path('go').exists():\n    time.sleep(60)",
+            beside=beside,
+        )
+    code = "import os, sys, bindkit\nos.cpu_count = lambda: 2\nbindkit.run_pipeline(sys.argv[1], notebooks=sys.argv[2])"
     command = [sys.executable, "-c", code, str(tmp_path / "run"), str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     reader = threading.Timer(240, process.kill)  # the test must not wait for ever, nor kill what a busy machine delays
     reader.start()
-    kernel = next(int(line.split()[0]) for line in process.stderr if line.endswith("waits\n"))
+    said = (int(line.split()[0]) for line in process.stderr if line.endswith("waits\n"))
+    kernels = list(islice(said, len(waiting)))
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate()
     reader.cancel()
     assert process.returncode != 0
     assert "KeyboardInterrupt" in rest
     deadline = time.monotonic() + 10
-    while _alive(kernel) and time.monotonic() < deadline:
+    while any(map(_alive, kernels)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not _alive(kernel)
+    assert not any(map(_alive, kernels))
     (tmp_path / "run" / "notebooks" / "go").write_text("")
-    assert run_pipeline(tmp_path / "run", notebooks=tmp_path).executed == ("02_wait",)
+    assert run_pipeline(tmp_path / "run", notebooks=tmp_path).executed == tuple(waiting)
+
+
+def meets(other):
+    """Cells that end once the other notebook runs too, or fail."""
+    wait = f"while not Path('{other}').exists():\n    assert time.monotonic() < end, 'alone'\n    time.sleep(0.05)"
+    return "import time\nfrom pathlib import Path", f"end = time.monotonic() + 60\n{wait}"
+
+
+def test_notebooks_that_say_so_run_beside_each_other(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.delenv("BINDKIT_PROGRESS")
+    parameters, here = "seed = 0\nfail = 0", "from pathlib import Path\nPath('{}').touch()"
+    bar = "import sys\nsys.stderr.write('10%\\r')\nsys.stderr.write('90%\\rsaid by {}\\n')"
+    for name, other in (("02_two", "three"), ("03_three", "two")):
+        own = name[3:]
+        cells = [here.format(own), *meets(other), bar.format(own), f"assert fail != {name[1]}"]
+        write_notebook(tmp_path / f"{name}.ipynb", parameters, *cells, beside=True)
+    write_notebook(tmp_path / "01_one.ipynb", "seed = 0")
+    write_notebook(tmp_path / "04_four.ipynb", "seed = 0", "from pathlib import Path\nassert Path('two').exists()")
+    run = partial(run_pipeline, tmp_path / "run", notebooks=tmp_path)
+    assert len(run().executed) == 4
+    shown = capfd.readouterr().err
+    assert "said by two\n" in shown
+    assert "10%" not in shown
+
+    # What changed runs anew, and what comes after all of them; not what ran beside it.
+    write_notebook(tmp_path / "02_two.ipynb", parameters, here.format("two"), "'changed'", beside=True)
+    assert run().executed == ("02_two", "04_four")
+    assert run().executed == ()
+    # One that fails takes nothing with it.
+    with pytest.raises(NotebookFailedError, match=r"03_three stopped in cell \[7\]"):
+        run(fail=3)
+    write_notebook(tmp_path / "03_three.ipynb", parameters, "'mended'", beside=True)
+    assert run(fail=3).skipped == ("01_one", "02_two")
 
 
 def _alive(pid):
