@@ -193,7 +193,8 @@ def with_gain_intervals(
         for name in (bounds[0] if bounds else ())
         for side, end in enumerate(("low", "high"))
     }
-    return table.assign(**ends)
+    # All at once: pandas warns of every column behind the hundredth that is put in by itself.
+    return pd.concat([table.drop(columns=list(ends), errors="ignore"), pd.DataFrame(ends, index=table.index)], axis=1)
 
 
 @dataclass(frozen=True)

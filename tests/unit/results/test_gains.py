@@ -44,6 +44,19 @@ def table(swept):
     return with_gain_intervals(model_table(results), results, caches, root, BRIEF).set_index("backbone")
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_wide_table_gets_its_intervals_without_a_warning(swept, table):
+    """A run of six models with all controls has more columns than pandas takes one by one without complaint."""
+    caches, root, results = swept
+    wide = model_table(results)
+    wide = pd.concat([wide, pd.DataFrame(0, wide.index, [f"column {k}" for k in range(120)])], axis=1)
+    given = with_gain_intervals(wide, results, caches, root, BRIEF)
+    again = with_gain_intervals(given, results, caches, root, BRIEF)
+    for one in (given, again):
+        assert one.columns.is_unique
+        pd.testing.assert_frame_equal(one.set_index("backbone")[list(table)], table)
+
+
 def pairs_of(swept, name, seed, task="pairwise"):
     caches, root, _ = swept
     layer = math.nan if name.startswith("control") else 2
