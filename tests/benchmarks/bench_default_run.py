@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_default_run.py
 
 Prints wall seconds in all and of each notebook, and the peak resident memory of the largest process. Measured by hand,
-never a gate: the promise is 4 minutes and 3 GB on two cores.
+never a gate: the promise is 5 minutes and 3 GB on two cores.
 """
 
 import re

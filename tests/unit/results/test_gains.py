@@ -1,6 +1,7 @@
 """The interval of every gain, against scenes that are really drawn again, and against planted answers."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -49,7 +50,10 @@ def test_a_wide_table_gets_its_intervals_without_a_warning(swept, table):
     """A run of six models with all controls has more columns than pandas takes one by one without complaint."""
     caches, root, results = swept
     wide = model_table(results)
-    wide = pd.concat([wide, pd.DataFrame(0, wide.index, [f"column {k}" for k in range(120)])], axis=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
+        for number in range(101):
+            wide[f"column {number}"] = 0
     given = with_gain_intervals(wide, results, caches, root, BRIEF)
     again = with_gain_intervals(given, results, caches, root, BRIEF)
     for one in (given, again):
