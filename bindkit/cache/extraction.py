@@ -33,10 +33,11 @@ CHANGED = ("refuse", "recompute")
 SINCE = "this cache was made"
 NOBODY_LOOKED = "contents of the scenes: the cache is of an earlier bindkit, which did not look at them"
 
-_RECOMPUTE = (
+ANEW = (
     'Ask with changed="recompute" (bindkit cache --changed recompute, bindkit run --force) to compute anew what '
-    "depends on them, put back what it was made from"
+    "depends on them"
 )
+_RECOMPUTE = f"{ANEW}, put back what it was made from"
 _FILE_OVERHEAD = 8192
 """Headers and the last block of a file, generously."""
 
@@ -95,8 +96,9 @@ def cache_activations(
         Which scenes train, validate and test, and which belong together. Default: `split_scenes`, without groups.
     changed : "refuse" or "recompute"
         What to do where the cache was made from other files than there are now: refuse and name them, or compute anew
-        the shards of changed scenes, and all of them where weights, preprocessing, class names or the list of scenes
-        have changed. What a cache was made from is known by content, not by names and times.
+        the shards of changed scenes, and all of them where weights, preprocessing, class names, the list of scenes or
+        the version of a library have changed (what other versions made is else read, which is said). What a cache was
+        made from is known by content, not by names and times.
     share : (int, int)
         ``(rank, world size)``: compute every so many-th shard only, and return without waiting for those of others.
     client : dask.distributed.Client, optional
@@ -178,6 +180,8 @@ def cache_activations(
     else:
         has = ", ".join(map(str, job.layers))
         logger.info("Nothing to compute: %s holds layers %s of %s already.", path, has, backbone.name)
+        if others := _other_versions(job, manifest):
+            logger.warning("Other versions made it; it is read as it is.\n  %s\n%s", "\n  ".join(others), ANEW + ".")
     return ActivationCache(path, manifest)
 
 
@@ -187,11 +191,17 @@ def _read_workers(workers: int | None, backbone: ActivationSource) -> int:
     return max(1, (os.cpu_count() or 1) - 1) if on_gpu(backbone) else 2
 
 
+def _other_versions(job: Job, manifest: Manifest) -> list[str]:
+    """Libraries of which a cache was made with other versions than there are now; one is read all the same."""
+    return differences(manifest.making.versions, job.making(manifest).versions)
+
+
 def _read_matching(job: Job) -> Manifest | None:
     """The manifest at the job's place, less the shards to be computed anew; None where all is to be computed.
 
     Where what the cache was made from has changed, that depends on ``job.changed``: under ``"recompute"`` the shards
-    with changed scenes are left out, or all, where the change is not one of single scenes. Else, and for other
+    with changed scenes are left out, or all, where the change is not one of single scenes (of a library's version, for
+    example). Else, and for other
     settings, raises CacheMismatchError naming every field and file that differs.
     """
     if not (job.path / MANIFEST_NAME).exists():
@@ -204,7 +214,8 @@ def _read_matching(job: Job) -> Manifest | None:
     if there.contents is None:
         differing.append(NOBODY_LOOKED)
     before, now = there.contents_by_id, asked.contents_by_id
-    if not differing and before == now:
+    is_old = job.changed == "recompute" and bool(_other_versions(job, manifest))
+    if not differing and before == now and not is_old:
         return manifest
     # Another choice of these asks for another cache; it is no change of this one.
     chosen = ("patches_per_scene", "dtype", "seed")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from cache_fakes import ExactBackbone, ExactScenes, all_bytes, thirds
 from changing_scenes import add_scene, both, break_file, invert, remove, rename_class, touch, write_folder
+from tiny_models import write_checkpoint
 
 import bindkit as bk
 from bindkit.cache import ActivationCache, cache_activations, sizing
@@ -142,6 +145,53 @@ def test_making_is_never_mixed(tmp_path: Path, folder: Path) -> None:
     anew = make(tmp_path / "a", folder, backbone, windows_per_batch=1, changed="recompute")
     assert len(backbone.batches) == 8  # all scenes one by one, not only those of one shard
     assert all_bytes(anew.path) == all_bytes(make(tmp_path / "b", folder, windows_per_batch=1).path)
+
+
+def test_other_versions_of_a_library_are_said_and_computed_anew_where_asked(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, backbone = make(tmp_path / "a", folder), ExactBackbone()
+    before, version = all_bytes(cache.path), importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.1" if name == "transformers" else version(name))
+    make(tmp_path / "a", folder, backbone)
+    assert f"transformers: the cache has '{version('transformers')}', this call has '99.1'" in caplog.text
+    assert "pillow" not in caplog.text and not backbone.batches and all_bytes(cache.path) == before
+    caplog.clear()
+    anew = make(tmp_path / "a", folder, backbone, changed="recompute")
+    assert sum(backbone.batches) == 8 and "Other versions" not in caplog.text
+    assert all_bytes(anew.path) == all_bytes(make(tmp_path / "b", folder).path) != before
+    assert make(tmp_path / "a", folder, backbone, changed="recompute").path == anew.path and sum(backbone.batches) == 8
+
+
+LOADED_OTHERWISE = {
+    "window": ({"window": 24, "short_side": 32}, "geometry.window: the cache has 32, this call has 24"),
+    "short side": ({"short_side": 40}, "geometry.short_side: the cache has 32, this call has 40"),
+    "normalisation": ({"normalization": "imagenet"}, "preprocessing.mean: the cache has"),
+    "arithmetic": ({"arithmetic": "reference"}, "geometry.arithmetic: the cache has"),
+    "precision": ({"precision": "bfloat16"}, "precision: the cache has nothing, this call has 'bfloat16'"),
+    "objective": ({"objective": "supervised"}, "objective: the cache has 'self-distillation', this call has"),
+    "weights of another revision": ({}, "weights_digest: the cache has"),
+    "preprocessing of another revision": ({}, "preprocessing.std: the cache has"),
+}
+
+
+@pytest.mark.parametrize("what", LOADED_OTHERWISE)
+def test_a_model_that_is_loaded_otherwise_is_another(tmp_path: Path, folder: Path, what: str) -> None:
+    """With real checkpoints, at one place: what a user may change between two calls."""
+    options, said = LOADED_OTHERWISE[what]
+    place = write_checkpoint("dinov2", tmp_path / "model")
+    load = partial(bk.load_backbone, str(place), device="cpu")
+    cache = make(tmp_path / "a", folder, load(short_side=32))
+    before = all_bytes(cache.path)
+    if what.startswith("weights"):
+        write_checkpoint("dinov2", place, seed=1)
+    if what.startswith("preprocessing"):
+        file = place / "preprocessor_config.json"
+        file.write_text(file.read_text().replace("0.25", "0.26"))
+    with pytest.raises(CacheMismatchError) as refused:
+        make(tmp_path / "a", folder, load(**{"short_side": 32, **options}))
+    assert f"backbone.{said}" in str(refused.value)
+    assert all_bytes(cache.path) == before
 
 
 def test_all_patches_are_computed_anew_as_a_whole(tmp_path: Path, folder: Path) -> None:
