@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--title", metavar="TEXT", help="heading of the page")
 
     add = command("pretrain", _pretrain, "train a tiny backbone on synthetic scenes, or go on where it stopped")
-    add("objective", metavar="OBJECTIVE", help="mae, dino, motion, supervised or clip")
+    add("objective", metavar="OBJECTIVE", help="flow, mae, dino, motion, supervised or clip")
     add("directory", metavar="DIR", type=Path, help="where the run and its checkpoints are kept")
     add("--scenes", metavar="URI", help="synthetic:... with a training seed, from 1000000000000 on")
     add("--scenes-seen", metavar="N", type=int, default=200_000)

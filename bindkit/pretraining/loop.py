@@ -101,7 +101,7 @@ def pretrain(
     Parameters
     ----------
     objective : str
-        ``"mae"``, ``"dino"``, ``"supervised"``, ``"clip"`` or ``"motion"``.
+        ``"flow"``, ``"mae"``, ``"dino"``, ``"supervised"``, ``"clip"`` or ``"motion"``.
     directory : path
         Where the run is kept; new, empty, or one of the same plan.
     scenes : str or TrainingScenes
@@ -135,6 +135,8 @@ def pretrain(
     seed = read_seed(seed)
     directory, target = read_path(directory, "the run's directory"), read_device(device)
     model = make_objective(objective, seed, **settings)
+    if isinstance(scenes, TrainingScenes):
+        model.require_clips(scenes)
     uri = scenes.uri if isinstance(scenes, TrainingScenes) else scenes
     rate = model.learning_rate if learning_rate is None else positive_number(learning_rate, "learning_rate")
     marks = _checkpoint_scenes(checkpoints, scenes_seen)
@@ -142,7 +144,8 @@ def pretrain(
     _claim(directory, plan)
     trainer, final = _Trainer(plan, model.to(target), directory), directory / _CHECKPOINT.format(plan.scenes_seen)
     if trainer.step < plan.steps or not final.exists():
-        trainer.run(scenes if isinstance(scenes, TrainingScenes) else TrainingScenes.open(scenes))
+        pool = scenes if isinstance(scenes, TrainingScenes) else TrainingScenes.open(scenes, clips=model.needs_clips)
+        trainer.run(pool)
     return PretrainingRun(directory, final, tuple(trainer.history))
 
 

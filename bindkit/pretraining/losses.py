@@ -47,9 +47,8 @@ class PretrainingLoss:
             if objective.saved_model() is not objective.model:  # a teacher
                 self._towers.append(objective.saved_model())
             self._vision_part = objective.vision_part
-            self._batches: Sequence[Any] = TrainingScenes.held_out(HELD_OUT_SCENES, workers=1).in_order(
-                _SCENES_PER_BATCH
-            )
+            scenes = TrainingScenes.held_out(HELD_OUT_SCENES, workers=1, clips=objective.needs_clips)
+            self._batches: Sequence[Any] = scenes.in_order(_SCENES_PER_BATCH)
             self._loss: Callable[[Any, torch.Generator], Tensor] = objective
         elif backbone.family == "vit_mae":
             model: Any = _with_decoder(backbone)

@@ -63,6 +63,8 @@ class Objective(nn.Module, ABC):
     """As ``objective`` in tables of results."""
     supervision: ClassVar[str]
     """What the loss is told besides the pictures, as a model card says it."""
+    needs_clips: ClassVar[bool] = False
+    """Whether scenes must have the flow of a second frame."""
     learning_rate: ClassVar[float] = 1e-3
     defaults: ClassVar[dict[str, Any]] = {}
     vision_part: ClassVar[str] = ""
@@ -90,6 +92,13 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:
         """The loss of a batch; all that is random comes from the generator."""
+
+    def require_clips(self, pool: TrainingScenes) -> None:
+        """Refuse scenes that were drawn without what the loss needs. Raises InvalidParameterError."""
+        if self.needs_clips and pool.flow is None:
+            raise InvalidParameterError(
+                f"the objective {self.name} needs clips; draw them with TrainingScenes.open(uri, clips=True)"
+            )
 
     def after_step(self, progress: float) -> None:
         """What follows an optimiser's step, such as moving a teacher; `progress` runs from 0 to 1."""
@@ -210,7 +219,10 @@ def objective_loss(
     losses depend on `scenes_per_batch`: a caption is told from those of one batch.
     """
     objective = read_objective(directory)
-    pool = scenes if isinstance(scenes, TrainingScenes) else TrainingScenes.held_out(scenes)
+    pool = (
+        scenes if isinstance(scenes, TrainingScenes) else TrainingScenes.held_out(scenes, clips=objective.needs_clips)
+    )
+    objective.require_clips(pool)
     generator = torch.Generator().manual_seed(seed)
     total = 0.0
     with torch.inference_mode():

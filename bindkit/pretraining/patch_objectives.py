@@ -8,24 +8,32 @@ motion of synthetic objects in the place of optical flow: every object gets a ra
 motion is made from the instance masks, so the target tells which patches are one object. Here it is therefore no
 self-supervised objective but a reference: what such a model can bind when it is asked to. The hints enter behind the
 middle block. What the blocks before it compute comes from the picture alone.
+
+Matched flow: the same with motion that pixels tell, found by matching two frames (`bindkit.pretraining.clips`), which
+sees no mask: self-supervised.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import smooth_l1_loss
 
 from bindkit.backbones.tower import find_blocks
 from bindkit.backbones.untrained import sine_cosine_positions
+from bindkit.pretraining.clips import REACH
 from bindkit.pretraining.objectives import HEADS, LAYERS, VISION_SETTINGS, WIDTH, Objective, register
 from bindkit.pretraining.training_scenes import GRID, SceneBatch
 
 _DECODER_WIDTH = 64
 _ENTRY = LAYERS // 2 - 1
 """Block behind which the hints are added."""
+_MOTION_DEVIATION = (REACH * (REACH + 1) / 3) ** 0.5
+"""Pixels: of an even draw of whole numbers up to `REACH` either way."""
 
 
 @register
@@ -90,11 +98,17 @@ class CommonFate(Objective):
         return ViTModel(ViTConfig(**VISION_SETTINGS, **own), add_pooling_layer=False)
 
     def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: D102
-        device = self.device
         instances = batch.instances.flatten(1)
         motion = draw_motion(instances, generator)
-        shown = draw_hints(instances, self.settings["hinted"], generator)[..., None].float()
-        hints = shown.to(device) * self.hint(torch.cat([motion, shown], -1).to(device))
+        shown = draw_hints(instances, self.settings["hinted"], generator)
+        return (self._answers(batch, motion, shown) - motion.to(self.device)).square().mean()
+
+    def _answers(
+        self, batch: SceneBatch, motion: Float[Tensor, "scene patch 2"], shown: Bool[Tensor, "scene patch"]
+    ) -> Float[Tensor, "scene patch 2"]:
+        """The motion that the model says of every patch, where it is shown that of some."""
+        marks = shown[..., None].float()
+        hints = marks.to(self.device) * self.hint(torch.cat([motion, marks], -1).to(self.device))
 
         def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             tokens = output[0] if isinstance(output, tuple) else output
@@ -102,8 +116,47 @@ class CommonFate(Objective):
             return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
 
         with find_blocks(self.model)[1][_ENTRY].register_forward_hook(add):
-            tokens = self.model(batch.images.to(device)).last_hidden_state
-        return (self.answer(tokens[:, 1:]) - motion.to(device)).square().mean()
+            tokens = self.model(batch.images.to(self.device)).last_hidden_state
+        answers: Tensor = self.answer(tokens[:, 1:])
+        return answers
+
+
+@register
+class MatchedFlow(CommonFate):
+    """Error (Huber's) of the motion of patches that were matched between two frames and are no hints.
+
+    Motion is turned and stretched by chance, the same for all of a clip: an object might as well have moved so.
+    """
+
+    name = "flow"
+    label = "conditional-motion"
+    supervision = "a second frame, in which objects have moved: motion is what matching pixels finds, no mask is used"
+    needs_clips = True
+    defaults: ClassVar[dict[str, Any]] = {"fewest_hints": 4, "most_hints": 12}
+
+    def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: D102
+        assert batch.flow is not None, "scenes of an objective that needs clips are clips"
+        flow = batch.flow.flatten(1, 2)
+        known = ~flow.isnan().any(-1)
+        motion = turned(flow.nan_to_num() / _MOTION_DEVIATION, generator)
+        fewest, most = self.settings["fewest_hints"], self.settings["most_hints"]
+        n_hints = torch.randint(fewest, most + 1, (len(flow), 1), generator=generator)
+        order = torch.where(known, torch.rand(known.shape, generator=generator), 2.0).argsort(1).argsort(1)
+        shown = known & (order < n_hints)
+        asked = (known & ~shown).to(self.device)
+        errors = smooth_l1_loss(self._answers(batch, motion, shown), motion.to(self.device), reduction="none").sum(-1)
+        return errors[asked].mean()
+
+
+def turned(motion: Float[Tensor, "scene patch 2"], generator: torch.Generator) -> Float[Tensor, "scene patch 2"]:
+    """Motion in each scene turned by any angle and made up to half as long or half as long again."""
+    angle, stretch = (
+        2 * math.pi * torch.rand(len(motion), generator=generator),
+        torch.rand(len(motion), generator=generator),
+    )
+    cosine, sine = (0.5 + stretch) * angle.cos(), (0.5 + stretch) * angle.sin()
+    turn = torch.stack([cosine, -sine, sine, cosine], -1).view(-1, 2, 2)
+    return motion @ turn.mT
 
 
 def draw_motion(instances: Int[Tensor, "scene patch"], generator: torch.Generator) -> Float[Tensor, "scene patch 2"]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from bindkit.backbones.preprocessing import IMAGENET
 from bindkit.errors import InvalidParameterError
 from bindkit.files import progress
+from bindkit.pretraining.clips import REACH, match_frames
 from bindkit.scenes import open_scenes
 from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.labels import label_patches
@@ -56,6 +57,8 @@ class SceneBatch:
     """Most frequent instance id of each patch (0 = ground)."""
     class_names: tuple[str, ...]
     """Class 1 first."""
+    flow: Float[Tensor, "scene row col 2"] | None = None
+    """How far each patch moves in a clip (down, right; pixels), NaN where pixels do not tell; of clips alone."""
 
     def present(self) -> Float[Tensor, "scene class"]:
         """1 where a class is in the scene."""
@@ -81,33 +84,38 @@ class TrainingScenes:
     middles: Float[Tensor, "scene object 2"]
     instances: UInt8[Tensor, "scene row col"]
     class_names: tuple[str, ...]
+    flow: Float[Tensor, "scene row col 2"] | None = None
 
     @classmethod
-    def open(cls, uri: str, workers: int | None = None) -> TrainingScenes:
-        """Draw a synthetic set of a training seed into memory (about 3 ms a scene and core)."""
+    def open(cls, uri: str, workers: int | None = None, clips: bool = False) -> TrainingScenes:
+        """Draw a synthetic set of a training seed into memory (about 3 ms a scene and core).
+
+        With `clips` every scene has a second frame, in which its objects have moved, and the flow that matching finds
+        between the two (some 20 ms more).
+        """
         scenes = _synthetic(uri)
         if scenes.options.seed < TRAINING_SEED:
             raise InvalidParameterError(
                 f"seed={scenes.options.seed} is kept for measuring, so that no backbone is measured on scenes that it "
                 f"was trained on; train with a seed from {TRAINING_SEED} on"
             )
-        return cls._drawn(scenes, workers)
+        return cls._drawn(scenes, workers, clips)
 
     @classmethod
-    def held_out(cls, uri: str, workers: int | None = None) -> TrainingScenes:
+    def held_out(cls, uri: str, workers: int | None = None, clips: bool = False) -> TrainingScenes:
         """Scenes for computing an objective's own loss: as `open`, but of seeds below `TRAINING_SEED` alone."""
         scenes = _synthetic(uri)
         require_unseen(scenes)
-        return cls._drawn(scenes, workers)
+        return cls._drawn(scenes, workers, clips)
 
     @classmethod
-    def _drawn(cls, scenes: SyntheticScenes, workers: int | None) -> TrainingScenes:
+    def _drawn(cls, scenes: SyntheticScenes, workers: int | None, clips: bool) -> TrainingScenes:
         if scenes.size_of(0) != (SIDE, SIDE):
             raise InvalidParameterError(
                 f"the tiny backbones see {SIDE} x {SIDE} px, these scenes are {scenes.size_of(0)}; add "
                 f"size={SIDE}x{SIDE}"
             )
-        spans = [(scenes.uri, at, min(len(scenes), at + _CHUNK)) for at in range(0, len(scenes), _CHUNK)]
+        spans = [(scenes.uri, at, min(len(scenes), at + _CHUNK), clips) for at in range(0, len(scenes), _CHUNK)]
         workers = (os.cpu_count() or 1) if workers is None else workers
         draw: Callable[..., Iterable[tuple[np.ndarray, ...]]] = map
         parts = []
@@ -126,10 +134,10 @@ class TrainingScenes:
                 "`if __name__ == '__main__':`, since each of them reads the script again; or draw in this "
                 "process: TrainingScenes.open(uri, workers=1). (Was the memory full?)"
             ) from error
-        images, classes, middles, instances = (
+        images, classes, middles, instances, *flow = (
             torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)
         )
-        return cls(scenes.uri, images, classes, middles, instances, tuple(scenes.class_names.values()))
+        return cls(scenes.uri, images, classes, middles, instances, tuple(scenes.class_names.values()), *flow)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -149,16 +157,20 @@ class TrainingScenes:
     def _prepared(self, chosen: Tensor, down: bool, across: bool, transpose: bool, channels: Tensor) -> SceneBatch:
         images, middles = self.images[chosen].float() / 255, self.middles[chosen].clone()
         instances = self.instances[chosen].long()
+        flow = None if self.flow is None else self.flow[chosen]
         if down:
             images, instances, middles[..., 0] = images.flip(2), instances.flip(1), 1 - middles[..., 0]
+            flow = None if flow is None else flow.flip(1) * torch.tensor([-1.0, 1.0])
         if across:
             images, instances, middles[..., 1] = images.flip(3), instances.flip(2), 1 - middles[..., 1]
+            flow = None if flow is None else flow.flip(2) * torch.tensor([1.0, -1.0])
         if transpose:
             images, instances, middles = images.transpose(2, 3), instances.transpose(1, 2), middles.flip(2)
+            flow = None if flow is None else flow.transpose(1, 2).flip(3)
         # Not IMAGENET.normalise, which multiplies by 1 / 255: the last bits are part of a run's weights.
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET.mean, IMAGENET.std))
         images = (images[:, channels] - mean) / std
-        return SceneBatch(images, self.classes[chosen], middles, instances, self.class_names)
+        return SceneBatch(images, self.classes[chosen], middles, instances, self.class_names, flow)
 
 
 def _synthetic(uri: str) -> SyntheticScenes:
@@ -169,7 +181,11 @@ def _synthetic(uri: str) -> SyntheticScenes:
 
 
 def _end_with_parent() -> None:
-    """End this worker when its parent does: of a killed one, workers would wait for more to do for ever."""
+    """End this worker when its parent does: of a killed one, workers would wait for more to do for ever.
+
+    Each takes one thread, since there is one for each core.
+    """
+    torch.set_num_threads(1)
     parent = parent_process()
     assert parent is not None
 
@@ -180,11 +196,18 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _draw_span(span: tuple[str, int, int]) -> tuple[np.ndarray, ...]:
-    """Images, classes and middles of objects, and patches' instances of the scenes from one position up to another."""
-    uri, start, stop = span
-    pool = open_scenes(uri)
-    scenes = [pool[position] for position in range(start, stop)]
+def _draw_span(span: tuple[str, int, int, bool]) -> tuple[np.ndarray, ...]:
+    """Images, classes and middles of objects, patches' instances, and maybe flow, from one position up to another."""
+    uri, start, stop, clips = span
+    pool = _synthetic(uri)
+    if clips:
+        drawn = [pool.clip(position, REACH)[:2] for position in range(start, stop)]
+        scenes, flow = (
+            [scene for scene, _ in drawn],
+            [match_frames(scene.image, later, PATCH) for scene, later in drawn],
+        )
+    else:
+        scenes, flow = [pool[position] for position in range(start, stop)], []
     images = np.stack([scene.image.transpose(2, 0, 1) for scene in scenes])
     instances = np.stack([label_patches(scene, _GEOMETRY).instances.reshape(GRID, GRID) for scene in scenes])
     classes = np.zeros((len(scenes), _MOST), dtype=np.int64)
@@ -194,4 +217,5 @@ def _draw_span(span: tuple[str, int, int]) -> tuple[np.ndarray, ...]:
             rows, cols = np.nonzero(scene.instances == number + 1)
             classes[slot, number] = scene.classes[rows[0], cols[0]]
             middles[slot, number] = (rows.mean() + 0.5) / SIDE, (cols.mean() + 0.5) / SIDE
-    return images, classes, middles, instances.astype(np.uint8)
+    columns = images, classes, middles, instances.astype(np.uint8)
+    return (*columns, torch.stack(flow).numpy()) if clips else columns

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from bindkit import __version__
 from bindkit.errors import InvalidParameterError
@@ -159,6 +160,12 @@ class Placed:
         """The outline within the scene: bool array over ``frame``."""
         return self.look.outline[self.part]
 
+    def moved(self, down: int, right: int, size: tuple[int, int]) -> Placed:
+        """The same look so many pixels further, in a scene of a size."""
+        row, col = (place.start - part.start for place, part in zip(self.frame, self.part, strict=True))
+        middle = self.look.outline.shape[0] // 2
+        return _place(self.look, row + middle + down, col + middle + right, size)
+
 
 def _draw_look(
     draws: Draws, class_id: int, colour: int, radius: int, unit: int, surface: str, ground: Surface | None
@@ -252,9 +259,17 @@ def _draw_ground(draws: Draws, options: SyntheticOptions) -> Surface:
 
 def compose(scene_id: str, options: SyntheticOptions, draws: Draws) -> Scene:
     """Draw one scene: instances numbered 1..k from back to front, classes as in `SHAPES`, the ground unlabelled."""
+    return _paint(scene_id, *_draw(draws, options), options, draws)
+
+
+def _draw(draws: Draws, options: SyntheticOptions) -> tuple[Surface, list[Placed]]:
+    """The ground, and the objects from front to back."""
     ground = _draw_ground(draws, options) if options.surface == "camouflage" else None
     placed = _place_all(draws, _draw_looks(draws, options, ground), options)
-    ground = ground or _draw_ground(draws, options)
+    return ground or _draw_ground(draws, options), placed
+
+
+def _paint(scene_id: str, ground: Surface, placed: list[Placed], options: SyntheticOptions, draws: Draws) -> Scene:
     height, width = options.size
     picture = ground.paint(np.arange(width)[None, :], np.arange(height)[:, None])
     instances, classes = np.zeros((2, height, width), dtype=np.int32)
@@ -292,6 +307,22 @@ class SyntheticScenes(SceneSequence):
         """``(height, width)`` in pixels."""
         self._position(position)
         return self.options.size
+
+    def clip(
+        self, position: int, reach: int
+    ) -> tuple[Scene, UInt8[np.ndarray, "row col 3"], Int[np.ndarray, "instance 2"]]:
+        """A scene, and what a still camera sees a moment later, with grain of its own.
+
+        Also each instance's motion (down, right) in pixels, up to `reach` each; row 0 is the ground's, which is still.
+        """
+        position = self._position(position)
+        draws, options = Draws(self.options.seed, position), self.options
+        ground, placed = _draw(draws, options)
+        scene = _paint(self.ids[position], ground, placed, options, draws)
+        motions = [(draws.between(-reach, reach), draws.between(-reach, reach)) for _ in placed]
+        moved = [item.moved(down, right, options.size) for item, (down, right) in zip(placed, motions, strict=True)]
+        later = _paint(scene.id, ground, moved, options, draws)
+        return scene, later.image, np.array([(0, 0), *reversed(motions)])
 
 
 def require_unseen(scenes: SceneSet) -> None:

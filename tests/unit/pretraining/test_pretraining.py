@@ -44,7 +44,7 @@ UNSEEN = SMALL.replace(f"seed={TRAINING_SEED}", "seed=3")
 
 @pytest.fixture(scope="module")
 def pool():
-    return TrainingScenes.open(SMALL, workers=1)
+    return TrainingScenes.open(SMALL, workers=1, clips=True)
 
 
 def weights_of(directory) -> str:
@@ -152,7 +152,7 @@ def test_every_objective_lowers_its_loss_on_a_few_scenes(name, pool, tmp_path):
     losses = [entry["loss"] for entry in run.history]
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
     assert sorted(checkpoints_of(run.directory)) == [0, 384]
-    few = TrainingScenes.held_out(UNSEEN.replace("n=48", "n=16"), workers=1)
+    few = TrainingScenes.held_out(UNSEEN.replace("n=48", "n=16"), workers=1, clips=True)
     assert math.isfinite(objective_loss(run.final, few))
 
 
@@ -237,9 +237,10 @@ def test_motion_is_one_vector_an_instance_and_none_on_the_ground(pool):
     assert not none.any()
 
 
-def test_hints_of_motion_touch_nothing_before_the_middle_block(pool):
+@pytest.mark.parametrize("name", ["motion", "flow"])
+def test_hints_of_motion_touch_nothing_before_the_middle_block(name, pool):
     """Early activations come from the picture alone: two draws of motion give the same ones."""
-    objective = make_objective("motion").eval()
+    objective = make_objective(name).eval()
     batch = pool.in_order(4)[0]
     seen = []
     for seed in (0, 1):
@@ -288,7 +289,7 @@ def test_the_teacher_follows_the_student_and_no_gradient_reaches_it(pool):
 
 
 def test_unknown_objectives_and_options_are_named():
-    with pytest.raises(InvalidParameterError, match="clip, dino, mae, motion, supervised"):
+    with pytest.raises(InvalidParameterError, match="clip, dino, flow, mae, motion, supervised"):
         make_objective("jepa")
     with pytest.raises(InvalidParameterError, match=r"mask_ratio=0\.75"):
         make_objective("mae", masks=3)

@@ -1,0 +1,156 @@
+"""Clips: the second frame is what it says, matching finds motion from pixels alone, and `flow` is told nothing else."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import smooth_l1_loss
+
+import bindkit as bk
+from bindkit.errors import InvalidParameterError
+from bindkit.pretraining import GRID, SIDE, TRAINING_SCENES, TrainingScenes, objective_loss
+from bindkit.pretraining.clips import REACH, match_frames
+from bindkit.pretraining.objectives import make_objective
+from bindkit.pretraining.patch_objectives import turned
+from bindkit.scenes.synthetic import TRAINING_SEED
+
+SMALL = TRAINING_SCENES.replace("n=20000", "n=24")
+UNSEEN = SMALL.replace(f"seed={TRAINING_SEED}", "seed=3")
+PATCH = SIDE // GRID
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return TrainingScenes.open(SMALL, workers=1, clips=True)
+
+
+def test_the_first_frame_is_the_scene_and_in_the_second_every_object_has_moved():
+    scenes = bk.open_scenes(UNSEEN)
+    for position in range(6):
+        scene, later, motions = scenes.clip(position, REACH)
+        assert np.array_equal(scene.image, scenes[position].image)
+        assert np.array_equal(scene.instances, scenes[position].instances)
+        assert abs(motions).max() <= REACH
+        assert not motions[0].any()
+        foremost = int(scene.instances.max())  # nothing hides it
+        rows, cols = np.nonzero(scene.instances == foremost)
+        there = rows + motions[foremost][0], cols + motions[foremost][1]
+        inside = (np.minimum(*there) >= 0) & (np.maximum(*there) < SIDE)
+        moved = later[there[0][inside], there[1][inside]].astype(int)
+        assert abs(moved - scene.image[rows, cols][inside]).max() <= 12, "more than the grain of both frames"
+    assert len({tuple(map(tuple, scenes.clip(k, REACH)[2].tolist())) for k in range(6)}) == 6
+
+
+def slowly_matched(first, second, row, col):
+    """The place of a patch by the plain sum over its averaged pixels, every other one of them."""
+    edge = [np.pad(frame.astype(float), ((2, 2), (2, 2), (0, 0)), mode="edge") for frame in (first, second)]
+    before, after = (sum(e[r : r + SIDE, c : c + SIDE] for r in range(5) for c in range(5)) / 25 for e in edge)
+    top, left = row * PATCH, col * PATCH
+    costs = {}
+    for down in range(-REACH, REACH + 1):
+        for right in range(-REACH, REACH + 1):
+            if 0 <= top + down <= SIDE - PATCH and 0 <= left + right <= SIDE - PATCH:
+                own = before[top : top + PATCH : 2, left : left + PATCH : 2]
+                other = after[top + down : top + down + PATCH : 2, left + right : left + right + PATCH : 2]
+                costs[down, right] = ((own - other) ** 2).mean() - 0.5 * (down == right == 0)
+    best = min(costs, key=costs.get)
+    margin = min(cost for place, cost in costs.items() if max(abs(np.subtract(place, best))) > 1) - costs[best]
+    sure = margin > 0.5 and costs[best] + 0.5 * (best == (0, 0)) < 2.5
+    return best if sure else (np.nan, np.nan)
+
+
+def test_matching_is_the_least_sum_of_squares():
+    scenes = bk.open_scenes(UNSEEN)
+    scene, later, _ = scenes.clip(0, REACH)
+    plain = [[slowly_matched(scene.image, later, row, col) for col in range(GRID)] for row in range(GRID)]
+    found = match_frames(scene.image, later, PATCH).numpy()
+    assert 10 < np.isfinite(found[..., 0]).sum() < GRID * GRID
+    np.testing.assert_array_equal(found, np.array(plain))
+
+
+def test_a_picture_that_moves_as_a_whole_is_found_and_one_without_marks_is_not():
+    generator = np.random.default_rng(0)
+    rough = generator.integers(0, 256, (SIDE + 2 * REACH, SIDE + 2 * REACH, 3)).astype(np.uint8)
+    down, right = 3, -5
+    first = rough[REACH : REACH + SIDE, REACH : REACH + SIDE]
+    second = rough[REACH - down : REACH - down + SIDE, REACH - right : REACH - right + SIDE]
+    found = match_frames(first, second, PATCH)
+    # Those at the rim leave the second frame, or are averaged with what is not in both.
+    assert (found[1:-2, 1:-1] == torch.tensor([down, right])).all()
+    assert match_frames(first, first, PATCH)[2, 2].tolist() == [0, 0]
+    grain = generator.integers(-6, 7, (2, SIDE, SIDE, 3))
+    flat = (128 + grain).astype(np.uint8)
+    assert match_frames(flat[0], flat[1], PATCH).isnan().float().mean() > 0.8
+
+
+def test_most_patches_of_objects_that_are_kept_are_right():
+    """By the generator's own motion, which matching never sees; a patch at a rim shows two motions."""
+    scenes, right, kept = bk.open_scenes(UNSEEN.replace("n=24", "n=60")), [], []
+    for position in range(60):
+        scene, later, motions = scenes.clip(position, REACH)
+        found = match_frames(scene.image, later, PATCH).numpy()
+        patches = scene.instances.reshape(GRID, PATCH, GRID, PATCH).swapaxes(1, 2).reshape(GRID, GRID, -1)
+        whole = (patches == patches[..., :1]).all(-1) & (patches[..., 0] > 0)
+        known = np.isfinite(found[..., 0])
+        right += list((abs(found - motions[patches[..., 0]]).max(-1) <= 1)[whole & known])
+        kept += list(known[whole])
+    assert np.mean(right) > 0.9
+    assert 0.2 < np.mean(kept) < 0.8
+
+
+def test_flow_turns_with_its_scene(pool):
+    """A flow that says where each patch lies still says so however a batch was mirrored and transposed."""
+    middles = torch.stack(torch.meshgrid(*(torch.arange(GRID) - (GRID - 1) / 2,) * 2, indexing="ij"), -1)
+    marked = dataclasses.replace(pool, flow=middles.expand(len(pool), GRID, GRID, 2).contiguous())
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(12):
+        assert torch.equal(marked.batch(3, generator).flow, middles.expand(3, GRID, GRID, 2))
+
+
+def test_motion_is_turned_and_stretched_as_one():
+    generator = torch.Generator().manual_seed(0)
+    motion = torch.randn(5, 7, 2, generator=generator)
+    motion[:, 0] = 0
+    made = turned(motion, generator)
+    assert (made[:, 0] == 0).all()
+    ratio = made[:, 1:].norm(dim=-1) / motion[:, 1:].norm(dim=-1)
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+    assert (ratio >= 0.5).all() and (ratio <= 1.5).all() and ratio.std() > 0.1
+    inner = torch.einsum("spc,sqc->spq", made[:, 1:], made[:, 1:]) / ratio[:, :1, None] ** 2
+    torch.testing.assert_close(inner, torch.einsum("spc,sqc->spq", motion[:, 1:], motion[:, 1:]))
+
+
+def test_the_loss_asks_what_matching_knows_and_nothing_of_masks(pool, monkeypatch):
+    objective, batch = make_objective("flow").eval(), pool.in_order(16)[0]
+    asked = {}
+
+    def answers(batch, motion, shown):
+        asked.update(motion=motion, shown=shown)
+        return torch.zeros_like(motion)
+
+    monkeypatch.setattr(objective, "_answers", answers)
+    loss = objective(batch, torch.Generator().manual_seed(1))
+    known = batch.flow.flatten(1, 2)[..., 0].isfinite()
+    assert (known | ~asked["shown"]).all(), "a hint where pixels do not tell"
+    n_hints, n_known = asked["shown"].sum(1), known.sum(1)
+    assert (n_hints <= 12).all() and (n_hints >= torch.minimum(n_known, torch.tensor(4))).all()
+    left = known & ~asked["shown"]
+    by_hand = smooth_l1_loss(torch.zeros(2), asked["motion"][left].double(), reduction="none").sum(-1).mean()
+    torch.testing.assert_close(loss.double(), by_hand)
+    monkeypatch.undo()
+    with torch.inference_mode():
+        masked = dataclasses.replace(batch, instances=batch.instances * 0, classes=batch.classes * 0)
+        first, second = (objective(one, torch.Generator().manual_seed(1)) for one in (batch, masked))
+    assert torch.equal(first, second)
+
+
+def test_scenes_without_a_second_frame_are_refused(tmp_path):
+    plain = TrainingScenes.open(SMALL.replace("n=24", "n=4"), workers=1)
+    assert plain.flow is None
+    with pytest.raises(InvalidParameterError, match="flow needs clips"):
+        bk.pretrain("flow", tmp_path / "run", plain, scenes_seen=16)
+    place = make_objective("flow").write(tmp_path / "flow")
+    with pytest.raises(InvalidParameterError, match="flow needs clips"):
+        objective_loss(place, TrainingScenes.held_out(UNSEEN.replace("n=24", "n=4"), workers=1))
+    assert objective_loss(place, UNSEEN.replace("n=24", "n=4")) > 0
