@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,14 +76,23 @@ def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
     where = f"block {layer + 1} of {backbone.name}"
     width = backbone.d_model
     holders = [module for module in block.modules() if isinstance(getattr(module, "qkv", None), nn.Linear)]
+    weights: list[Tensor] = []
+    biases: list[Tensor | None] = []
     if len(holders) == 1:  # as timm has it: one map for all three
         fused: Any = holders[0]
-        biases: list[Tensor | None]
-        weights: list[Tensor] = list(fused.qkv.weight.chunk(3))
-        biases = [fused.q_bias, fused.k_bias, fused.v_bias] if hasattr(fused, "q_bias") else _thirds(fused.qkv.bias)
-    else:
-        maps = [_only_linear(block, names, where) for names in (_QUERIES, _KEYS, _VALUES)]
-        weights, biases = [one.weight for one in maps], [one.bias for one in maps]
+        weights += fused.qkv.weight.chunk(3)
+        bias = fused.qkv.bias
+        biases += [getattr(fused, f"{one}_bias", None) for one in "qkv"] if bias is None else bias.chunk(3)
+    for names in () if weights else (_QUERIES, _KEYS, _VALUES):
+        found = [
+            module
+            for name, module in block.named_modules()
+            if name.rpartition(".")[2] in names and isinstance(module, nn.Linear)
+        ]
+        if len(found) != 1:
+            raise ContractError(f"{where} should have one linear map called {' or '.join(names)}, it has {len(found)}")
+        weights.append(found[0].weight)
+        biases.append(found[0].bias)
     for weight in weights:
         if weight.shape != (width, width):
             raise ContractError(
@@ -103,30 +111,15 @@ def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
     ones, zeros = torch.ones(width), torch.zeros(width)
     parts = [_plain(part, zeros) for pair in zip(weights, biases, strict=True) for part in pair]
     norm: Any = norms[0]
-    found = AttentionMaps(
+    maps = AttentionMaps(
         *(_plain(norm.weight, ones), _plain(norm.bias, zeros), float(norm.eps)),
         *(parts[0], parts[1], parts[2], parts[3], parts[4], parts[5]),
         n_heads=backbone.tower.shape.n_heads,
     )
     family = family_of_type(backbone.family)
     if not family.is_known or family.is_timms:
-        _require_as_computed(backbone, layer, found, family.adds == ROTATION, where)
-    return found
-
-
-def _only_linear(block: nn.Module, names: Sequence[str], where: str) -> nn.Linear:
-    found = [
-        module
-        for name, module in block.named_modules()
-        if name.rpartition(".")[2] in names and isinstance(module, nn.Linear)
-    ]
-    if len(found) != 1:
-        raise ContractError(f"{where} should have one linear map called {' or '.join(names)}, it has {len(found)}")
-    return found[0]
-
-
-def _thirds(stacked: Tensor | None) -> list[Tensor | None]:
-    return [None] * 3 if stacked is None else list(stacked.chunk(3))
+        _require_as_computed(backbone, layer, maps, family.adds == ROTATION, where)
+    return maps
 
 
 def _require_as_computed(backbone: Backbone, layer: int, maps: AttentionMaps, rotated: bool, where: str) -> None:

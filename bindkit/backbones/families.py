@@ -76,139 +76,44 @@ class Family:
 _NO_POOLER = {"add_pooling_layer": False}
 ROTATION, BIAS = "a rotation", "a position bias"
 
+# fmt: off
 FAMILIES = (
-    Family(
-        "dinov2",
-        "Dinov2Model",
-        "self-distillation",
-        1,
-        any_size=True,
-        examples=("facebook/dinov2-large", "facebook/webssl-dino1b-full2b-224"),
-    ),
-    Family(
-        "dinov2_with_registers",
-        "Dinov2WithRegistersModel",
-        "self-distillation",
-        1,
-        registers=True,
-        any_size=True,
-        examples=("facebook/dinov2-with-registers-large",),
-    ),
-    Family(
-        "dinov3_vit",
-        "DINOv3ViTModel",
-        "self-distillation",
-        1,
-        registers=True,
-        any_size=True,
-        adds=ROTATION,
-        examples=("facebook/dinov3-vitl16-pretrain-lvd1689m",),
-    ),
-    Family(
-        "vit",
-        "ViTModel",
-        "by-architecture",
-        1,
-        model_arguments=_NO_POOLER,
-        examples=("google/vit-base-patch16-224", "facebook/dino-vitb16"),
-    ),
-    Family(
-        "deit",
-        "DeiTModel",
-        "by-architecture",
-        2,
-        model_arguments=_NO_POOLER,
-        examples=("facebook/deit-base-distilled-patch16-224",),
-    ),
-    Family(
-        "vit_mae", "ViTMAEModel", "masked-reconstruction", 1, masks_patches=True, examples=("facebook/vit-mae-large",)
-    ),
-    Family(
-        "clip_vision_model",
-        "CLIPVisionModel",
-        "contrastive",
-        1,
-        aliases=("clip",),
-        examples=(
-            "openai/clip-vit-large-patch14",
-            "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
-            "facebook/metaclip-b32-400m",
-        ),
-    ),
-    Family(
-        "metaclip_2_vision_model",
-        "MetaClip2VisionModel",
-        "contrastive",
-        1,
-        aliases=("metaclip_2",),
-        examples=("facebook/metaclip-2-worldwide-huge-quickgelu",),
-    ),
-    Family(
-        "siglip_vision_model",
-        "SiglipVisionModel",
-        "contrastive",
-        0,
-        aliases=("siglip",),
-        examples=("google/siglip-base-patch16-224", "google/siglip2-base-patch16-224"),
-    ),
-    Family(
-        "siglip2_vision_model",
-        "Siglip2VisionModel",
-        "contrastive",
-        0,
-        any_size=True,
-        takes_patches=True,
-        aliases=("siglip2",),
-        examples=("google/siglip2-base-patch16-naflex",),
-    ),
-    Family(
-        "beit",
-        "BeitModel",
-        "masked-reconstruction",
-        1,
-        any_size=True,
-        model_arguments=_NO_POOLER,
-        adds=BIAS,
-        examples=("microsoft/beit-base-patch16-224-pt22k",),
-    ),
-    Family(
-        "data2vec-vision",
-        "Data2VecVisionModel",
-        "self-prediction",
-        1,
-        any_size=True,
-        model_arguments=_NO_POOLER,
-        adds=BIAS,
-        examples=("facebook/data2vec-vision-base",),
-    ),
-    Family(
-        "ijepa", "IJepaModel", "self-prediction", 0, model_arguments=_NO_POOLER, examples=("facebook/ijepa_vith14_1k",)
-    ),
-    Family(
-        "timm.VisionTransformer",
-        "VisionTransformer",
-        "unknown",
-        None,
-        examples=("timm:vit_base_patch16_224.augreg_in21k", "timm:vit_small_patch14_reg4_dinov2.lvd142m"),
-    ),
-    Family(
-        "timm.VisionTransformerDistilled",
-        "VisionTransformerDistilled",
-        "unknown",
-        2,
-        examples=("timm:deit_base_distilled_patch16_224.fb_in1k",),
-    ),
+    Family("dinov2", "Dinov2Model", "self-distillation", 1, any_size=True,
+           examples=("facebook/dinov2-large", "facebook/webssl-dino1b-full2b-224")),
+    Family("dinov2_with_registers", "Dinov2WithRegistersModel", "self-distillation", 1, registers=True, any_size=True,
+           examples=("facebook/dinov2-with-registers-large",)),
+    Family("dinov3_vit", "DINOv3ViTModel", "self-distillation", 1, registers=True, any_size=True, adds=ROTATION,
+           examples=("facebook/dinov3-vitl16-pretrain-lvd1689m",)),
+    Family("vit", "ViTModel", "by-architecture", 1, model_arguments=_NO_POOLER,
+           examples=("google/vit-base-patch16-224", "facebook/dino-vitb16")),
+    Family("deit", "DeiTModel", "by-architecture", 2, model_arguments=_NO_POOLER,
+           examples=("facebook/deit-base-distilled-patch16-224",)),
+    Family("vit_mae", "ViTMAEModel", "masked-reconstruction", 1, masks_patches=True,
+           examples=("facebook/vit-mae-large",)),
+    Family("clip_vision_model", "CLIPVisionModel", "contrastive", 1, aliases=("clip",),
+           examples=("openai/clip-vit-large-patch14", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+                     "facebook/metaclip-b32-400m")),
+    Family("metaclip_2_vision_model", "MetaClip2VisionModel", "contrastive", 1, aliases=("metaclip_2",),
+           examples=("facebook/metaclip-2-worldwide-huge-quickgelu",)),
+    Family("siglip_vision_model", "SiglipVisionModel", "contrastive", 0, aliases=("siglip",),
+           examples=("google/siglip-base-patch16-224", "google/siglip2-base-patch16-224")),
+    Family("siglip2_vision_model", "Siglip2VisionModel", "contrastive", 0, any_size=True, takes_patches=True,
+           aliases=("siglip2",), examples=("google/siglip2-base-patch16-naflex",)),
+    Family("beit", "BeitModel", "masked-reconstruction", 1, any_size=True, model_arguments=_NO_POOLER, adds=BIAS,
+           examples=("microsoft/beit-base-patch16-224-pt22k",)),
+    Family("data2vec-vision", "Data2VecVisionModel", "self-prediction", 1, any_size=True, model_arguments=_NO_POOLER,
+           adds=BIAS, examples=("facebook/data2vec-vision-base",)),
+    Family("ijepa", "IJepaModel", "self-prediction", 0, model_arguments=_NO_POOLER,
+           examples=("facebook/ijepa_vith14_1k",)),
+    Family("timm.VisionTransformer", "VisionTransformer", "unknown", None,
+           examples=("timm:vit_base_patch16_224.augreg_in21k", "timm:vit_small_patch14_reg4_dinov2.lvd142m")),
+    Family("timm.VisionTransformerDistilled", "VisionTransformerDistilled", "unknown", 2,
+           examples=("timm:deit_base_distilled_patch16_224.fb_in1k",)),
     Family("timm.Eva", "Eva", "unknown", None, adds=ROTATION, examples=("timm:eva02_base_patch14_224.mim_in22k",)),
-    Family(
-        "timm.Beit",
-        "Beit",
-        "unknown",
-        1,
-        fixed_window=True,
-        adds=BIAS,
-        examples=("timm:beitv2_base_patch16_224.in1k_ft_in22k",),
-    ),
+    Family("timm.Beit", "Beit", "unknown", 1, fixed_window=True, adds=BIAS,
+           examples=("timm:beitv2_base_patch16_224.in1k_ft_in22k",)),
 )
+# fmt: on
 
 _BY_TYPE = {model_type: family for family in FAMILIES for model_type in (family.name, *family.aliases)}
 
@@ -263,11 +168,11 @@ class EncoderShape:
         """Sizes of checkpoint `name`. Raises BackboneError for a config of anything but a ViT on square RGB windows."""
         family = family_of_type(config.model_type)
         vision = vision_config_of(config)
-        patch_size = _square_side(name, vision, "patch_size")
+        patch_size = square_side(name, vision, "patch_size")
         if family.takes_patches:
             image_size = math.isqrt(vision.num_patches) * patch_size
         else:
-            image_size = _square_side(name, vision, "image_size")
+            image_size = square_side(name, vision, "image_size")
         d_model, n_layers = getattr(vision, "hidden_size", None), getattr(vision, "num_hidden_layers", None)
         n_heads = getattr(vision, "num_attention_heads", None)
         if not isinstance(d_model, int):
@@ -290,7 +195,8 @@ class EncoderShape:
         )
 
 
-def _square_side(name: str, config: Any, what: str) -> int:
+def square_side(name: str, config: Any, what: str) -> int:
+    """A side in pixels that a config, or a module, says as one number or as two. Raises BackboneError for others."""
     side = getattr(config, what, None)
     if isinstance(side, list | tuple) and side:
         if len(set(side)) != 1:
@@ -301,7 +207,7 @@ def _square_side(name: str, config: Any, what: str) -> int:
         side = side[0]
     if isinstance(side, bool) or not isinstance(side, int) or side < 1:
         raise BackboneError(
-            f"{name} ({config.model_type}) has no {what} in its config (got {side!r}), so it is no ViT that bindkit "
+            f"{name} has no {what} in its config (got {side!r}), so it is no ViT that bindkit "
             "can read; choose a vision transformer such as facebook/dinov2-small"
         )
     return side
