@@ -118,11 +118,11 @@ def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
     )
     family = family_of_type(backbone.family)
     if not family.is_known or family.is_timms:
-        _require_as_computed(backbone, layer, maps, family.adds == ROTATION, where)
+        require_as_computed(backbone, layer, maps, family.adds == ROTATION, where)
     return maps
 
 
-def _require_as_computed(backbone: Backbone, layer: int, maps: AttentionMaps, rotated: bool, where: str) -> None:
+def require_as_computed(backbone: Backbone, layer: int, maps: AttentionMaps, rotated: bool, where: str) -> None:
     """Hold maps to what the block itself computes. Of families in transformers' rows, tests have shown it.
 
     Norms behind the attention, heads in another order and normalised queries would give wrong maps without a word.

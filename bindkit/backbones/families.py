@@ -105,12 +105,13 @@ FAMILIES = (
            adds=BIAS, examples=("facebook/data2vec-vision-base",)),
     Family("ijepa", "IJepaModel", "self-prediction", 0, model_arguments=_NO_POOLER,
            examples=("facebook/ijepa_vith14_1k",)),
-    Family("timm.VisionTransformer", "VisionTransformer", "unknown", None,
+    Family("timm.VisionTransformer", "VisionTransformer", "unknown", None, any_size=True,
            examples=("timm:vit_base_patch16_224.augreg_in21k", "timm:vit_small_patch14_reg4_dinov2.lvd142m")),
-    Family("timm.VisionTransformerDistilled", "VisionTransformerDistilled", "unknown", 2,
+    Family("timm.VisionTransformerDistilled", "VisionTransformerDistilled", "unknown", 2, any_size=True,
            examples=("timm:deit_base_distilled_patch16_224.fb_in1k",)),
-    Family("timm.Eva", "Eva", "unknown", None, adds=ROTATION, examples=("timm:eva02_base_patch14_224.mim_in22k",)),
-    Family("timm.Beit", "Beit", "unknown", 1, fixed_window=True, adds=BIAS,
+    Family("timm.Eva", "Eva", "unknown", None, any_size=True, adds=ROTATION,
+           examples=("timm:eva02_base_patch14_224.mim_in22k",)),
+    Family("timm.Beit", "Beit", "unknown", 1, any_size=True, fixed_window=True, adds=BIAS,
            examples=("timm:beitv2_base_patch16_224.in1k_ft_in22k",)),
 )
 # fmt: on

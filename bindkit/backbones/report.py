@@ -60,7 +60,7 @@ class ContractReport:
         ]
         if self.backbone is None:
             return "\n".join([*lines, f"  failed        {self.failure}"])
-        lines += [f"  {what:<13} {said}" for what, said in _asked(self.backbone).items()]
+        lines += [f"  {what:<13} {said}" for what, said in can_be_asked(self.backbone).items()]
         return "\n".join([*lines, "  checked", *(f"  - {check}" for check in self.backbone.checks)])
 
 
@@ -68,7 +68,7 @@ def _numbers(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
 
 
-def _asked(backbone: Backbone) -> dict[str, str]:
+def can_be_asked(backbone: Backbone) -> dict[str, str]:
     """Whether queries, keys and values, and attention weights, can be asked of a backbone, tried at its first layer."""
     side = backbone.geometry.window
     window = torch.zeros(1, side, side, 3, dtype=torch.uint8)

@@ -13,7 +13,7 @@ import transformers
 from tiny_models import FAMILIES, IMAGE, LAYERS, PATCH, WIDTH, make_model, write_checkpoint
 from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
-from bindkit.backbones import check_backbone, load_backbone
+from bindkit.backbones import check_backbone, families, load_backbone
 from bindkit.backbones.attention import attention_weights
 
 # Before 5.0 some families norm their last hidden state.
@@ -203,3 +203,21 @@ def test_half_precision_checkpoints_are_read_as_float32(tmp_path: Path) -> None:
     activations = load_backbone(str(tmp_path), device="cpu").activations(windows, [0])[0]
     assert activations.dtype == torch.float32
     assert activations.isfinite().all()
+
+
+def test_readmes_table_is_the_table(root: Path) -> None:
+    section = (root / "README.md").read_text(encoding="utf-8").split("### Families")[1].split("\n### ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    assert rows == [f"| {' | '.join(family.table_row())} |" for family in families.FAMILIES]
+
+
+def test_every_row_of_transformers_has_its_tiny_checkpoints() -> None:
+    """What the table says of prefix tokens, windows, queries and keys is held to these in the tests of this folder."""
+    rows = {family.name: family for family in families.FAMILIES if not family.is_timms}
+    assert rows.keys() == {family for _, family, *_ in FAMILIES.values()} - {"vit_msn", "chinese_clip"}
+    assert all(family.examples and not family.fixed_window for family in rows.values())
+    for kind, (_, name, n_prefix, _) in FAMILIES.items():
+        if name in rows:
+            registers = {"dinov2-registers": 4, "dinov3": 2, "dinov3-gated": 2}.get(kind, 0)
+            assert rows[name].registers is bool(registers)
+            assert rows[name].n_prefix == n_prefix - registers
