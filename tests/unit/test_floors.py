@@ -32,7 +32,7 @@ WALLS = {
 """Who alone may import what."""
 
 LARGEST = {
-    **{"errors": 115, "arguments": 240, "files": 295, "cli": 325, "scenes": 3300, "backbones": 2880, "cache": 3210},
+    **{"errors": 115, "arguments": 240, "files": 295, "cli": 325, "scenes": 3300, "backbones": 2800, "cache": 3210},
     **{"probes": 3720, "results": 1400, "affinities": 770, "pretraining": 1390, "analysis": 2150, "views": 5840},
     "pipeline": 1440,
 }
