@@ -63,6 +63,7 @@ _HOME = {
     "rank_curve": "bindkit.analysis.subspace",
     "read_as": "bindkit.cache.views",
     "read_caches": "bindkit.pipeline.merging",
+    "register_backbone": "bindkit.backbones",
     "run_pipeline": "bindkit.pipeline.running",
     "save_figure": "bindkit.views.figures",
     "show_messages": "bindkit.files",

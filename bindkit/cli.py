@@ -140,8 +140,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoints", metavar="SHARE", **shares, help="0..1 of the run")
     add("--threads", metavar="N", type=int, default=0, help="CPU threads; 0 (the default): torch's own")
 
-    add = command("check", _check, "load a model and check that its tokens are its patches")
-    add("model", metavar="MODEL", help="hub id, local directory, or random-init:NAME")
+    add = command("check", _check, "one page about a model, and whether its tokens are its patches; status 2 if not")
+    add("model", metavar="MODEL", help="hub id, local directory, timm:NAME, random-init:NAME, your own MODULE:NAME")
+    add("--window", metavar="PIXELS", type=int, default=0, help="as for the cache; 0 (the default): the model's own")
+    add("--scenes", metavar="N", type=int, default=1000, help="tell the size of a cache of so many (default: 1000)")
+    add("--patches-per-scene", metavar="N", type=int, default=512)
+    add("--dtype", choices=["float16", "float32", "bfloat16", "int8"], default="float16")
     return parser
 
 
@@ -295,10 +299,20 @@ def _pretrain(options: argparse.Namespace) -> None:
     print(run.final)
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> int:
     from bindkit.backbones import check_backbone
+    from bindkit.cache.sizing import bytes_at_most
 
-    print(check_backbone(options.model))
+    report = check_backbone(options.model, window=options.window or None)
+    print(report)
+    if report.n_layers is not None:
+        asked = (options.scenes, options.patches_per_scene, options.dtype)
+        n_bytes = bytes_at_most(report.model.shape.d_model, report.n_layers, *asked)
+        print(
+            f"  cache         at most {n_bytes / 1e9:.3g} GB for {options.scenes:,} scenes of "
+            f"{options.patches_per_scene} patches, {options.dtype}, all layers"
+        )
+    return FAILED if report.failure else 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,17 @@ random-init:dinov2: passes the contract check
 from __future__ import annotations
 
 from bindkit.backbones.attention import attention_maps
-from bindkit.backbones.loading import Backbone, ContractReport, check_backbone, load_backbone
+from bindkit.backbones.loading import Backbone, load_backbone
+from bindkit.backbones.own import register_backbone
 from bindkit.backbones.preprocessing import Preprocessing
+from bindkit.backbones.report import ContractReport, check_backbone
 
-__all__ = ["Backbone", "ContractReport", "Preprocessing", "attention_maps", "check_backbone", "load_backbone"]
+__all__ = [
+    "Backbone",
+    "ContractReport",
+    "Preprocessing",
+    "attention_maps",
+    "check_backbone",
+    "load_backbone",
+    "register_backbone",
+]

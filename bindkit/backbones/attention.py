@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from bindkit.backbones.families import ROTATION, family_of_type
 from bindkit.backbones.loading import Backbone
 from bindkit.errors import ContractError, LayerError
 
@@ -18,6 +20,9 @@ _QUERIES, _KEYS, _VALUES = ("q_proj", "query"), ("k_proj", "key"), ("v_proj", "v
 
 _NORMS = ("norm1", "layernorm_before", "layer_norm1")
 """Names that they give to the layer norm in front of the attention; some register it behind the attention."""
+
+_ALIKE = 1e-3
+"""Share of the largest value that maps may differ from what a block computes: rounding, and no more."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
 
     Rotations (DINOv3) and position biases (BEiT) that a block adds to queries and keys are not in them. Raises
     LayerError for the last layer or one that the backbone does not have, ContractError if the block has no such maps,
-    maps of another width, or no layer norm in front of them.
+    maps of another width, or no layer norm in front of them; for timm's models and one's own also if they are not what
+    the block is seen to compute.
     """
     backbone.resolve_layers([layer])
     if layer + 1 >= backbone.n_layers:
@@ -69,8 +75,15 @@ def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
     block = backbone.tower.blocks[layer + 1]
     where = f"block {layer + 1} of {backbone.name}"
     width = backbone.d_model
-    maps = []
-    for names in (_QUERIES, _KEYS, _VALUES):
+    holders = [module for module in block.modules() if isinstance(getattr(module, "qkv", None), nn.Linear)]
+    weights: list[Tensor] = []
+    biases: list[Tensor | None] = []
+    if len(holders) == 1:  # as timm has it: one map for all three
+        fused: Any = holders[0]
+        weights += fused.qkv.weight.chunk(3)
+        bias = fused.qkv.bias
+        biases += [getattr(fused, f"{one}_bias", None) for one in "qkv"] if bias is None else bias.chunk(3)
+    for names in () if weights else (_QUERIES, _KEYS, _VALUES):
         found = [
             module
             for name, module in block.named_modules()
@@ -78,13 +91,14 @@ def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
         ]
         if len(found) != 1:
             raise ContractError(f"{where} should have one linear map called {' or '.join(names)}, it has {len(found)}")
-        if found[0].weight.shape != (width, width):
+        weights.append(found[0].weight)
+        biases.append(found[0].bias)
+    for weight in weights:
+        if weight.shape != (width, width):
             raise ContractError(
-                f"{where} maps {found[0].in_features} dimensions to {found[0].out_features} for its queries, keys or "
+                f"{where} maps {weight.shape[1]} dimensions to {weight.shape[0]} for its queries, keys or "
                 f"values, expected {width} to {width}; self_attention cannot be asked of this model"
             )
-        maps += found
-    query, key, value = maps
     norms = [child for name, child in block.named_children() if name in _NORMS]
     if len(norms) != 1 or not isinstance(norms[0], nn.LayerNorm):
         got = ", ".join(type(child).__name__ for child in norms) or "none"
@@ -92,24 +106,106 @@ def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
             f"{where} should have one layer norm called {' or '.join(_NORMS)} in front of its attention, got {got}, so "
             "what its queries and keys look at is not known"
         )
-    config: Any = backbone.tower.model.config
+    if backbone.tower.shape.n_heads is None:
+        raise ContractError(f"{where} does not say how many heads it has, so its queries and keys cannot be told apart")
     ones, zeros = torch.ones(width), torch.zeros(width)
-    return AttentionMaps(
-        norm_weight=_plain(norms[0].weight, ones),
-        norm_bias=_plain(norms[0].bias, zeros),
-        norm_epsilon=float(norms[0].eps),
-        query_weight=query.weight.detach().float().cpu(),
-        query_bias=_plain(query.bias, zeros),
-        key_weight=key.weight.detach().float().cpu(),
-        key_bias=_plain(key.bias, zeros),
-        value_weight=value.weight.detach().float().cpu(),
-        value_bias=_plain(value.bias, zeros),
-        n_heads=config.num_attention_heads,
+    parts = [_plain(part, zeros) for pair in zip(weights, biases, strict=True) for part in pair]
+    norm: Any = norms[0]
+    maps = AttentionMaps(
+        *(_plain(norm.weight, ones), _plain(norm.bias, zeros), float(norm.eps)),
+        *(parts[0], parts[1], parts[2], parts[3], parts[4], parts[5]),
+        n_heads=backbone.tower.shape.n_heads,
     )
+    family = family_of_type(backbone.family)
+    if not family.is_known or family.is_timms:
+        require_as_computed(backbone, layer, maps, family.adds == ROTATION, where)
+    return maps
+
+
+def require_as_computed(backbone: Backbone, layer: int, maps: AttentionMaps, rotated: bool, where: str) -> None:
+    """Hold maps to what the block itself computes. Of families in transformers' rows, tests have shown it.
+
+    Norms behind the attention, heads in another order and normalised queries would give wrong maps without a word.
+    """
+    side = backbone.geometry.window
+    window = torch.randint(0, 256, (1, side, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    activations, seen = _attending(backbone, window, layer)
+    n_patches, x = backbone.layout.grid.n_patches, activations[0].cpu()
+    given = {"query": seen.query, "key": seen.key, "value": seen.value}
+    for which in ("value",) if rotated else tuple(given):
+        own, read = given[which][0, :, -n_patches:].float().cpu(), maps.by_head(x, which)
+        if own.shape != read.shape or (own - read).abs().amax() > _ALIKE * own.abs().amax():
+            raise ContractError(
+                f"the {which} map of {where} and the norm in front of it do not give the {which} vectors that its "
+                "attention takes (a norm behind it, or normalised queries?); self_attention cannot be asked of it"
+            )
 
 
 def _plain(weight: Tensor | None, otherwise: Tensor) -> Tensor:
     return (otherwise if weight is None else weight).detach().float().cpu()
+
+
+@dataclass(frozen=True)
+class _Attended:
+    """What a block gave to its attention: [window, head, token, d_head], and what is added to the products."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float | None
+
+    @classmethod
+    def of_call(cls, query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **rest: Any) -> _Attended:
+        """Of the arguments of `scaled_dot_product_attention`."""
+        return cls(query, key, value, attn_mask, rest.get("scale"))
+
+    def weights(self) -> Float[Tensor, "window head token token"]:
+        """The softmax that multiplies the values, float32."""
+        scale = self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        products = self.query.float() @ self.key.float().mT * scale
+        if self.mask is not None and self.mask.dtype == torch.bool:
+            products = products.masked_fill(~self.mask, -torch.inf)
+        elif self.mask is not None:
+            products = products + self.mask
+        return products.softmax(-1)
+
+
+class _Looking(TorchFunctionMode):
+    """Keeps the arguments of `scaled_dot_product_attention`, which transformers and timm call, while it is `on`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on, self.calls = False, list[_Attended]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.on and func is nn.functional.scaled_dot_product_attention:
+            self.calls.append(_Attended.of_call(*args, **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+def _attending(
+    backbone: Backbone, windows: UInt8[Tensor, "window height width 3"], layer: int
+) -> tuple[Float[Tensor, "window patch d_model"], _Attended]:
+    """A layer's activations, and what the attention of the block after it was given. Raises ContractError."""
+    looking, model = _Looking(), backbone.tower.model
+    with contextlib.ExitStack() as stack:
+        block: nn.Module = backbone.tower.blocks[layer + 1]
+        stack.callback(block.register_forward_pre_hook(lambda *_: setattr(looking, "on", True)).remove)
+        for config in {id(one): one for module in model.modules() if (one := getattr(module, "config", None))}.values():
+            if getattr(config, "_attn_implementation", "sdpa") != "sdpa":  # the setting is read in every pass
+                stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
+                config._attn_implementation = "sdpa"
+        stack.enter_context(looking)
+        activations = backbone.activations(windows, [layer, layer + 1])[layer]
+    n_tokens = backbone.layout.grid.n_patches + backbone.layout.n_prefix
+    if len(looking.calls) != 1 or looking.calls[0].query.shape[-2] != n_tokens:
+        raise ContractError(
+            f"block {layer + 1} of {backbone.name} ({type(model).__name__}) does not say its attention "
+            f"weights: it called torch's scaled_dot_product_attention {len(looking.calls)} times, expected once for "
+            f'{n_tokens} tokens; take its queries and keys (measure="logit"), or another family'
+        )
+    return activations, looking.calls[0]
 
 
 def attention_weights(
@@ -124,28 +220,6 @@ def attention_weights(
     (layer,) = backbone.resolve_layers([layer])
     if layer + 1 >= backbone.n_layers:
         raise LayerError(f"layer {layer} is the last of {backbone.name}: no further layer attends to it")
-    seen: list[Tensor] = []
-
-    def look(_module: nn.Module, _args: Any, output: Any) -> None:
-        parts = output if isinstance(output, tuple) else ()
-        square = [part for part in parts if isinstance(part, Tensor) and part.ndim == 4 and not seen]
-        seen.extend(part.detach().float() for part in square if part.shape[-1] == part.shape[-2])
-
-    with contextlib.ExitStack() as stack:
-        for module in backbone.tower.blocks[layer + 1].modules():
-            stack.callback(module.register_forward_hook(look).remove)
-        configs = {
-            id(config): config for module in backbone.tower.model.modules() if (config := getattr(module, "config", 0))
-        }
-        for config in [config for config in configs.values() if hasattr(config, "_attn_implementation")]:
-            # Only then do models of transformers give their weights away; the setting is read in every pass.
-            stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
-            config._attn_implementation = "eager"
-        activations = backbone.activations(windows, [layer, layer + 1])[layer]
     n_patches = backbone.layout.grid.n_patches
-    if not seen or seen[0].shape[2] != n_patches + backbone.layout.n_prefix:
-        raise ContractError(
-            f"block {layer + 1} of {backbone.name} ({type(backbone.tower.model).__name__}) does not say its attention "
-            'weights; take its queries and keys (measure="logit"), or another family'
-        )
-    return activations, seen[0][:, :, -n_patches:, -n_patches:]
+    activations, attended = _attending(backbone, windows, layer)
+    return activations, attended.weights()[:, :, -n_patches:, -n_patches:]

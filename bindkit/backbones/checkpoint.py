@@ -16,16 +16,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from bindkit.backbones.families import family_of_type, vision_config_of
+from bindkit.backbones.families import EncoderShape, family_of_type, objective_of, vision_config_of
 from bindkit.backbones.names import require_place
-from bindkit.backbones.preprocessing import Preprocessing, read_preprocessing
-from bindkit.backbones.untrained import fill_positions, seeded
+from bindkit.backbones.opened import Opened, frozen
+from bindkit.backbones.preprocessing import IMAGENET, Preprocessing, read_preprocessing
+from bindkit.backbones.untrained import embedded_config, fill_positions, seeded
 from bindkit.errors import BackboneError
 
 logger = logging.getLogger(__name__)
 
 # Parts beside the residual stream that checkpoints may lack: poolers, attention-pooling heads, mask tokens.
 _UNUSED = re.compile(r"(^|\.)(pooler|head|mask_token)(\.|$)")
+# Numbers that follow from the sizes, which older versions of transformers wrote down.
+_BUFFERS = re.compile(r"(position_ids|relative_position_index|inv_freq)$")
 _VISION_PARTS = ("vision_model", "vision_tower", "visual", "vision_encoder", "image_encoder")
 
 # What configs carry of how a model was run once. An attention that is always there is part of the last bits, and stays.
@@ -40,6 +43,8 @@ _HABITS = (
 _ANYWHERE = {
     r"\bGatedRepoError\b|gated": "Accept the terms on the page of {name}, then log in with `huggingface-cli login` "
     "(or `hf auth login`)",
+    r"unknown model \(": "The installed timm has no such model; timm.list_models('*vit*', pretrained=True) names those "
+    "that it has, a directory and hf-hub:OWNER/MODEL are taken too",
     "trust_remote_code": "It needs code from its own repository, which bindkit never runs; choose a checkpoint without",
 }
 _IN_A_DIRECTORY = {
@@ -58,6 +63,26 @@ _ON_THE_HUB = {
 }
 
 
+def open_checkpoint(name: str, revision: str | None) -> Opened:
+    """Look up a hub id or a directory, in the layout of transformers. Raises BackboneError."""
+    config = read_config(name, revision)
+    commit = getattr(config, "_commit_hash", None)
+    at = commit or revision
+
+    def build(seed: int | None) -> nn.Module:
+        return load_weights(name, config, at) if seed is None else build_untrained(name, config, seed)
+
+    shape = EncoderShape.of_config(name, config)
+    return Opened(shape, objective_of(config), lambda: find_preprocessing(name, at), build, commit)
+
+
+def open_embedded(architecture: str) -> Opened:
+    """An embedded architecture, which is always untrained."""
+    config = embedded_config(architecture)
+    shape = EncoderShape.of_config(architecture, config)
+    return Opened(shape, "", lambda: IMAGENET, lambda seed: build_untrained(architecture, config, seed or 0))
+
+
 def read_config(name: str, revision: str | None) -> Any:
     """Read a checkpoint's config.
 
@@ -66,7 +91,7 @@ def read_config(name: str, revision: str | None) -> Any:
     require_place(name)
     from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-    with quiet(), _explained(name, "config"):
+    with quiet(), explained(name, "config"):
         said, _ = PretrainedConfig.get_config_dict(name, revision=revision)
         settings, habits = without_habits(said)
         if not habits or said.get("model_type") not in CONFIG_MAPPING:
@@ -102,7 +127,7 @@ def find_preprocessing(name: str, revision: str | None) -> Preprocessing:
     from transformers.utils import cached_file
 
     for file in ("preprocessor_config.json", "processor_config.json"):
-        with quiet(), _explained(name, file):
+        with quiet(), explained(name, file):
             path = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
         if path is not None:
             return read_preprocessing(Path(path))
@@ -121,7 +146,7 @@ def load_weights(name: str, config: Any, revision: str | None) -> nn.Module:
     import transformers
 
     model_class, config_of_class, arguments = _encoder_class(config)
-    with quiet(), _explained(name, "weights"):
+    with quiet(), explained(name, "weights"):
         whole, report = model_class.from_pretrained(
             name,
             config=config_of_class,
@@ -144,9 +169,19 @@ def load_weights(name: str, config: Any, revision: str | None) -> nn.Module:
             f"{transformers.__version__} is no older than the one that wrote them "
             f"({getattr(config, 'transformers_version', None) or 'unknown'}), or download the checkpoint again"
         )
-    if report.get("unexpected_keys"):
-        logger.debug("%s: weights left unused: %s", name, ", ".join(sorted(report["unexpected_keys"])))
-    return model.eval().requires_grad_(False)
+    unused = sorted(report.get("unexpected_keys", ()))
+    if unused:
+        logger.debug("%s: weights left unused: %s", name, ", ".join(unused))
+    parts = "|".join(re.escape(part) for part, _ in model.named_children() if part != "pooler")
+    inner = re.compile(rf"({re.escape(whole.base_model_prefix)}\.)?{re.escape(prefix)}({parts})\.")
+    foreign = [key for key in unused if inner.match(key) and not _BUFFERS.search(key) and not _UNUSED.search(key)]
+    if foreign:
+        raise BackboneError(
+            f"the checkpoint {name} holds weights of its vision encoder that {type(model).__name__} of transformers "
+            f"{transformers.__version__} has no place for: {', '.join(foreign[:5])}. It is another architecture than "
+            "its config says, perhaps one with code of its own, which bindkit never runs; choose another checkpoint"
+        )
+    return frozen(model)
 
 
 def build_untrained(name: str, config: Any, seed: int) -> nn.Module:
@@ -155,7 +190,7 @@ def build_untrained(name: str, config: Any, seed: int) -> nn.Module:
     Raises BackboneError if the architecture is unknown to transformers or is no vision model.
     """
     with seeded(seed):
-        with quiet(), _explained(name, "config"):
+        with quiet(), explained(name, "config"):
             model_class, config_of_class, arguments = _encoder_class(config)
             if family_of_type(config.model_type).is_known:
                 model = model_class(config_of_class, **arguments)
@@ -169,7 +204,7 @@ def build_untrained(name: str, config: Any, seed: int) -> nn.Module:
             scale = 1.0
         if scale is not None:
             fill_positions(model, float(scale))
-    return model.float().eval().requires_grad_(False)
+    return frozen(model)
 
 
 def _encoder_class(config: Any) -> tuple[Any, Any, dict[str, Any]]:
@@ -181,7 +216,8 @@ def _encoder_class(config: Any) -> tuple[Any, Any, dict[str, Any]]:
         model_class = getattr(transformers, family.model_class)
     except (AttributeError, ImportError) as error:
         raise BackboneError(
-            f"transformers {transformers.__version__} has no {family.model_class}; install a newer version"
+            f"transformers {transformers.__version__} gives no {family.model_class}; install a newer version, or, if "
+            "torchvision is installed, one that fits torch (`python -c 'import torchvision'` says whether it does)"
         ) from error
     return model_class, vision_config_of(config) if family.is_known else config, family.model_arguments
 
@@ -227,7 +263,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(name: str, what: str) -> Iterator[None]:
+def explained(name: str, what: str) -> Iterator[None]:
     """Turn whatever a library raises while reading `what` of a checkpoint into one BackboneError with a remedy."""
     try:
         yield

@@ -1,10 +1,11 @@
-"""The ViT families of Hugging Face that bindkit knows, one row each, and what a config says of its vision encoder.
+"""The ViT families that bindkit knows, of transformers and of timm, one row each, and what a config says of an encoder.
 
-Anything that is not in the table is tried generically.
+Anything of transformers that is not in the table is tried generically.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +16,13 @@ from bindkit.errors import BackboneError
 class Family:
     """How one family of models is loaded and called, and what its token sequence looks like.
 
-    The rows were checked against transformers 4.56 and 5.23; the contract check on load would notice a change.
+    The rows were checked against transformers 5.24 and timm 1.0.31; the contract check on load would notice a change.
     """
 
     name: str
-    """``config.model_type`` of the vision model."""
+    """``config.model_type`` of the vision model; of timm's classes ``timm.CLASS``."""
     model_class: str
-    """Class of transformers that holds the vision encoder alone."""
+    """Class of transformers (of timm) that holds the vision encoder alone."""
     objective: str
     """What the family was pretrained for; ``"by-architecture"`` where only the checkpoint's config can tell."""
     n_prefix: int | None
@@ -30,8 +31,16 @@ class Family:
     """Whether ``config.num_register_tokens`` more prefix tokens follow."""
     any_size: bool | None = False
     """Whether it takes windows of any size without ``interpolate_pos_encoding=True``; None: ask its signature."""
+    fixed_window: bool = False
+    """Whether only windows of the size that it was trained on can be shown."""
     masks_patches: bool = False
     """Whether the forward pass drops and shuffles patches unless told not to (MAE)."""
+    takes_patches: bool = False
+    """Whether it takes patches cut out beforehand in place of pixels (the NaFlex models of SigLIP 2)."""
+    adds: str = ""
+    """What its blocks do to queries and keys, or add to their products, behind the maps that `attention_maps` gives."""
+    examples: tuple[str, ...] = ()
+    """Some checkpoints, for README's table."""
     model_arguments: dict[str, Any] = field(default_factory=dict)
     """Arguments of the model class, to leave out parts that are never used."""
     aliases: tuple[str, ...] = ()
@@ -42,26 +51,70 @@ class Family:
         """Whether it is a row of the table."""
         return self in FAMILIES
 
+    @property
+    def is_timms(self) -> bool:
+        """Whether timm has its class, and not transformers."""
+        return self.name.startswith("timm.")
+
     def prefix_tokens(self, config: Any) -> int | None:
         """Number of prefix tokens that a model with this config puts in front of the patch tokens."""
         registers = config.num_register_tokens if self.registers else 0
         return None if self.n_prefix is None else self.n_prefix + registers
 
+    def table_row(self) -> tuple[str, ...]:
+        """The facts in words, for README: name, checkpoints, prefix tokens, other windows, q k v."""
+        said = "as the model says" if self.n_prefix is None else str(self.n_prefix)
+        return (
+            f"`{self.name}`",
+            ", ".join(f"`{name}`" for name in self.examples),
+            f"{said} + registers" if self.registers else said,
+            "its own alone" if self.fixed_window else "yes",
+            f"without {self.adds}" if self.adds else "yes",
+        )
+
 
 _NO_POOLER = {"add_pooling_layer": False}
+ROTATION, BIAS = "a rotation", "a position bias"
 
+# fmt: off
 FAMILIES = (
-    Family("dinov2", "Dinov2Model", "self-distillation", 1, any_size=True),
-    Family("dinov2_with_registers", "Dinov2WithRegistersModel", "self-distillation", 1, registers=True, any_size=True),
-    Family("dinov3_vit", "DINOv3ViTModel", "self-distillation", 1, registers=True, any_size=True),
-    Family("vit", "ViTModel", "by-architecture", 1, model_arguments=_NO_POOLER),
-    Family("deit", "DeiTModel", "by-architecture", 2, model_arguments=_NO_POOLER),
-    Family("vit_mae", "ViTMAEModel", "masked-reconstruction", 1, masks_patches=True),
-    Family("clip_vision_model", "CLIPVisionModel", "contrastive", 1, aliases=("clip",)),
-    Family("siglip_vision_model", "SiglipVisionModel", "contrastive", 0, aliases=("siglip",)),
-    Family("beit", "BeitModel", "masked-reconstruction", 1, any_size=True, model_arguments=_NO_POOLER),
-    Family("ijepa", "IJepaModel", "self-prediction", 0, model_arguments=_NO_POOLER),
+    Family("dinov2", "Dinov2Model", "self-distillation", 1, any_size=True,
+           examples=("facebook/dinov2-large", "facebook/webssl-dino1b-full2b-224")),
+    Family("dinov2_with_registers", "Dinov2WithRegistersModel", "self-distillation", 1, registers=True, any_size=True,
+           examples=("facebook/dinov2-with-registers-large",)),
+    Family("dinov3_vit", "DINOv3ViTModel", "self-distillation", 1, registers=True, any_size=True, adds=ROTATION,
+           examples=("facebook/dinov3-vitl16-pretrain-lvd1689m",)),
+    Family("vit", "ViTModel", "by-architecture", 1, model_arguments=_NO_POOLER,
+           examples=("google/vit-base-patch16-224", "facebook/dino-vitb16")),
+    Family("deit", "DeiTModel", "by-architecture", 2, model_arguments=_NO_POOLER,
+           examples=("facebook/deit-base-distilled-patch16-224",)),
+    Family("vit_mae", "ViTMAEModel", "masked-reconstruction", 1, masks_patches=True,
+           examples=("facebook/vit-mae-large",)),
+    Family("clip_vision_model", "CLIPVisionModel", "contrastive", 1, aliases=("clip",),
+           examples=("openai/clip-vit-large-patch14", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+                     "facebook/metaclip-b32-400m")),
+    Family("metaclip_2_vision_model", "MetaClip2VisionModel", "contrastive", 1, aliases=("metaclip_2",),
+           examples=("facebook/metaclip-2-worldwide-huge-quickgelu",)),
+    Family("siglip_vision_model", "SiglipVisionModel", "contrastive", 0, aliases=("siglip",),
+           examples=("google/siglip-base-patch16-224", "google/siglip2-base-patch16-224")),
+    Family("siglip2_vision_model", "Siglip2VisionModel", "contrastive", 0, any_size=True, takes_patches=True,
+           aliases=("siglip2",), examples=("google/siglip2-base-patch16-naflex",)),
+    Family("beit", "BeitModel", "masked-reconstruction", 1, any_size=True, model_arguments=_NO_POOLER, adds=BIAS,
+           examples=("microsoft/beit-base-patch16-224-pt22k",)),
+    Family("data2vec-vision", "Data2VecVisionModel", "self-prediction", 1, any_size=True, model_arguments=_NO_POOLER,
+           adds=BIAS, examples=("facebook/data2vec-vision-base",)),
+    Family("ijepa", "IJepaModel", "self-prediction", 0, model_arguments=_NO_POOLER,
+           examples=("facebook/ijepa_vith14_1k",)),
+    Family("timm.VisionTransformer", "VisionTransformer", "unknown", None, any_size=True,
+           examples=("timm:vit_base_patch16_224.augreg_in21k", "timm:vit_small_patch14_reg4_dinov2.lvd142m")),
+    Family("timm.VisionTransformerDistilled", "VisionTransformerDistilled", "unknown", 2, any_size=True,
+           examples=("timm:deit_base_distilled_patch16_224.fb_in1k",)),
+    Family("timm.Eva", "Eva", "unknown", None, any_size=True, adds=ROTATION,
+           examples=("timm:eva02_base_patch14_224.mim_in22k",)),
+    Family("timm.Beit", "Beit", "unknown", 1, any_size=True, fixed_window=True, adds=BIAS,
+           examples=("timm:beitv2_base_patch16_224.in1k_ft_in22k",)),
 )
+# fmt: on
 
 _BY_TYPE = {model_type: family for family in FAMILIES for model_type in (family.name, *family.aliases)}
 
@@ -106,15 +159,23 @@ class EncoderShape:
     n_layers: int | None
     n_prefix: int | None
     """Prefix tokens that its family has; None where nobody has said."""
+    n_heads: int | None = None
+    """Attention heads of a block; None where nobody has said."""
+    blocks_at: str | None = None
+    """Where in the model its blocks lie; None: its longest list of like modules."""
 
     @classmethod
     def of_config(cls, name: str, config: Any) -> EncoderShape:
         """Sizes of checkpoint `name`. Raises BackboneError for a config of anything but a ViT on square RGB windows."""
         family = family_of_type(config.model_type)
         vision = vision_config_of(config)
-        patch_size = _square_side(name, vision, "patch_size")
-        image_size = _square_side(name, vision, "image_size")
+        patch_size = square_side(name, vision, "patch_size")
+        if family.takes_patches:
+            image_size = math.isqrt(vision.num_patches) * patch_size
+        else:
+            image_size = square_side(name, vision, "image_size")
         d_model, n_layers = getattr(vision, "hidden_size", None), getattr(vision, "num_hidden_layers", None)
+        n_heads = getattr(vision, "num_attention_heads", None)
         if not isinstance(d_model, int):
             raise BackboneError(
                 f"{name} ({config.model_type}) has no single hidden_size in its config (got {d_model!r}), so it is no "
@@ -131,10 +192,12 @@ class EncoderShape:
             d_model=d_model,
             n_layers=n_layers if isinstance(n_layers, int) else None,
             n_prefix=family.prefix_tokens(vision),
+            n_heads=n_heads if isinstance(n_heads, int) else None,
         )
 
 
-def _square_side(name: str, config: Any, what: str) -> int:
+def square_side(name: str, config: Any, what: str) -> int:
+    """A side in pixels that a config, or a module, says as one number or as two. Raises BackboneError for others."""
     side = getattr(config, what, None)
     if isinstance(side, list | tuple) and side:
         if len(set(side)) != 1:
@@ -145,7 +208,7 @@ def _square_side(name: str, config: Any, what: str) -> int:
         side = side[0]
     if isinstance(side, bool) or not isinstance(side, int) or side < 1:
         raise BackboneError(
-            f"{name} ({config.model_type}) has no {what} in its config (got {side!r}), so it is no ViT that bindkit "
+            f"{name} has no {what} in its config (got {side!r}), so it is no ViT that bindkit "
             "can read; choose a vision transformer such as facebook/dinov2-small"
         )
     return side

@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from bindkit.arguments import read_device, require_kind, resolve_layers
-from bindkit.backbones.checkpoint import build_untrained, find_preprocessing, load_weights, read_config
+from bindkit.backbones.checkpoint import open_checkpoint, open_embedded
 from bindkit.backbones.contract import check_contract
-from bindkit.backbones.families import EncoderShape, objective_of
-from bindkit.backbones.names import directory_of, parse_random_init
+from bindkit.backbones.families import EncoderShape, family_of_type
+from bindkit.backbones.names import TIMM, directory_of, module_of, parse_random_init
+from bindkit.backbones.own import OWN, digest_with_code, is_registered, open_own
 from bindkit.backbones.preprocessing import IMAGENET, Preprocessing
+from bindkit.backbones.timm_models import open_timm
 from bindkit.backbones.tower import Rows, VisionTower, edited, patch_tokens
-from bindkit.backbones.untrained import embedded_config
 from bindkit.errors import BackboneError, GeometryError, InvalidParameterError
 from bindkit.scenes.geometry import TokenLayout, WindowGeometry
 
@@ -237,9 +238,10 @@ def load_backbone(
     Parameters
     ----------
     name : str
-        A hub id, a local directory, one that comes with bindkit (``bindkit/scenes-mae``, see `shipped_names`), or
-        ``random-init:NAME[,seed=0]`` with untrained weights, where NAME is ``dinov2``, ``vit`` (small, embedded) or
-        any of the others.
+        A hub id, a local directory, one that comes with bindkit (``bindkit/scenes-mae``, see `shipped_names`), one of
+        timm (``timm:NAME``, ``timm:DIR``, ``timm:hf-hub:OWNER/MODEL``; ``pip install 'bindkit[timm]'``), one of your
+        own (`register_backbone`), or ``random-init:NAME[,seed=0]`` with untrained weights, where NAME is ``dinov2``,
+        ``vit`` (small, embedded) or any of the others.
     window : int, optional
         Side of the windows in pixels, a multiple of the patch. Default: the size that the model was trained on.
     short_side : int, optional
@@ -267,10 +269,66 @@ def load_backbone(
     ContractError
         If the model loads but its tokens are not its patches; see `bindkit.backbones.contract`.
     GeometryError
-        If the window is no multiple of the patch or larger than the short side, or for an unknown arithmetic.
+        If the window is no multiple of the patch, larger than the short side or none that the family takes, or for an
+        unknown arithmetic.
     InvalidParameterError
         For options that do not exist.
     """
+    options: dict[str, Any] = {"window": window, "short_side": short_side, "normalization": normalization}
+    options |= {"arithmetic": arithmetic, "precision": precision, "revision": revision, "device": device}
+    return read_model(name, **options, objective=objective).checked()
+
+
+@dataclass(frozen=True, eq=False)
+class Unchecked:
+    """A model that has been read, and what it says of itself; nobody has looked at its tokens yet."""
+
+    name: str
+    revision: str | None
+    shape: EncoderShape
+    objective: str
+    geometry: WindowGeometry
+    preprocessing: Preprocessing
+    model: nn.Module
+    device: torch.device
+    precision: str
+
+    def checked(self) -> Backbone:
+        """The backbone that it is. Raises ContractError if its tokens are not its patches."""
+        tower = VisionTower.of(self.shape, self.model, PRECISIONS[self.precision])
+        digest = tower.weights_digest()
+        if self.shape.family == OWN:
+            digest = digest_with_code(self.name, self.model, digest)
+        tower.model.to(self.device)
+        n_prefix, checks = check_contract(tower, self.preprocessing.normalise, self.geometry.window)
+        return Backbone(
+            name=self.name,
+            revision=self.revision,
+            family=self.shape.family,
+            objective=self.objective,
+            weights_digest=digest,
+            geometry=self.geometry,
+            layout=TokenLayout(n_prefix, self.geometry.grid),
+            preprocessing=self.preprocessing,
+            device=self.device,
+            tower=tower,
+            checks=checks,
+            precision=self.precision,
+        )
+
+
+def read_model(
+    name: str,
+    window: int | None = None,
+    short_side: int | None = None,
+    normalization: str = "checkpoint",
+    arithmetic: str = "centred",
+    precision: str = "float32",
+    revision: str | None = None,
+    device: str | torch.device = "auto",
+    objective: str | None = None,
+) -> Unchecked:
+    """All of `load_backbone` up to the contract check. Raises as it does, but for what that check finds."""
     # From cheap to costly: whatever is wrong should show before any weights are downloaded.
     target = read_device(device)
     if normalization not in NORMALIZATIONS:
@@ -280,74 +338,31 @@ def load_backbone(
     require_kind(name, str, "a backbone is named by a hub id or a directory's path as text", BackboneError)
     random_init = parse_random_init(name)
     source = name if random_init is None else random_init.source
-    embedded = random_init is not None and random_init.is_embedded
-    source = source if embedded else directory_of(source)
-    config = embedded_config(source) if embedded else read_config(source, revision)
-    commit = getattr(config, "_commit_hash", None)
-    shape = EncoderShape.of_config(source, config)
-    patch_size = shape.patch_size
+    if random_init is not None and random_init.is_embedded:
+        opened = open_embedded(source)
+    elif source.startswith(TIMM):
+        opened = open_timm(source)
+    elif module_of(source) or is_registered(source):
+        opened = open_own(source)
+    else:
+        opened = open_checkpoint(directory_of(source), revision)
+    patch_size, native = opened.shape.patch_size, opened.shape.image_size
     if window is None:
         # Models crop a native size that is no multiple of their patch (384 px, patches of 14 px) in just this way.
-        window = shape.image_size // patch_size * patch_size
+        window = native // patch_size * patch_size
     if short_side is None:
         short_side = max(window, _PAPER_PATCHES_PER_SIDE.get(patch_size, 0) * patch_size)
     geometry = WindowGeometry(short_side, window, patch_size, arithmetic)
-    if embedded or normalization == "imagenet":
-        preprocessing = IMAGENET
-    else:
-        preprocessing = find_preprocessing(source, commit or revision)
-    if random_init is None:
-        model, known_objective = load_weights(source, config, commit or revision), objective_of(config)
-    else:
-        model, known_objective = build_untrained(source, config, random_init.seed), "random-init"
-    tower = VisionTower.of(shape, model, PRECISIONS[precision])
-    digest = tower.weights_digest()
-    tower.model.to(target)
-    n_prefix, checks = check_contract(tower, preprocessing.normalise, geometry.window)
-    return Backbone(
+    if family_of_type(opened.shape.family).fixed_window and window != native:
+        raise GeometryError(f"{name} ({opened.shape.family}) takes windows of {native} px alone, got {window}")
+    return Unchecked(
         name=name,
-        revision=commit,
-        family=shape.family,
-        objective=objective or known_objective,
-        weights_digest=digest,
+        revision=opened.revision,
+        shape=opened.shape,
+        objective=objective or (opened.objective if random_init is None else "random-init"),
         geometry=geometry,
-        layout=TokenLayout(n_prefix, geometry.grid),
-        preprocessing=preprocessing,
+        preprocessing=IMAGENET if normalization == "imagenet" else opened.preprocessing(),
+        model=opened.build(None if random_init is None else random_init.seed),
         device=target,
-        tower=tower,
-        checks=checks,
         precision=precision,
     )
-
-
-@dataclass(frozen=True)
-class ContractReport:
-    """What a backbone is and what was checked on it; ``str(report)`` is a page for people."""
-
-    backbone: Backbone
-
-    def __str__(self) -> str:
-        of = self.backbone
-        window, grid = of.geometry.window, of.layout.grid
-        lines = [
-            f"{of.name}: passes the contract check",
-            f"  family        {of.family}",
-            f"  objective     {of.objective}",
-            f"  revision      {of.revision or '-'}",
-            f"  layers        {of.n_layers} (0 to {of.n_layers - 1})",
-            f"  width         {of.d_model}",
-            f"  parameters    {of.tower.n_parameters:,}",
-            f"  patch         {of.geometry.patch_size} px",
-            f"  prefix tokens {of.layout.n_prefix}",
-            f"  window        {window} px ({grid.rows} x {grid.cols} patches); short side {of.geometry.short_side} px",
-            "  checked",
-        ]
-        return "\n".join(lines + [f"  - {check}" for check in of.checks])
-
-
-def check_backbone(name: str, **options: Any) -> ContractReport:
-    """Load a backbone with the options of `load_backbone` and report what it is and what was checked.
-
-    Raises as `load_backbone` does.
-    """
-    return ContractReport(load_backbone(name, **options))

@@ -2,13 +2,15 @@
 
 A hub id, a directory, ``bindkit/NAME`` for the tiny ViTs that come with bindkit (pretrained on synthetic scenes), and
 ``random-init:NAME[,seed=0]``: untrained, of a small embedded architecture that needs no download, or the *twin* of any
-other backbone, with its config and preprocessing and fresh weights.
+other backbone, with its config and preprocessing and fresh weights. ``timm:NAME`` for a model of timm, ``NAME`` or
+``MODULE:NAME`` for one that `register_backbone` made known.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError
@@ -21,7 +23,8 @@ EMBEDDED = ("dinov2", "vit")
 ASSETS = Path(__file__).parent / "assets"
 """Holds one Hugging Face directory for each backbone that comes with bindkit, with its model card."""
 
-_RANDOM_INIT, _SHIPPED = "random-init:", "bindkit/"
+TIMM, _RANDOM_INIT, _SHIPPED = "timm:", "random-init:", "bindkit/"
+_IN_A_MODULE = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):[\w.-]+", re.ASCII)
 _SETTINGS = re.compile(r"(config|preprocessor_config|processor_config)\.json")
 _WEIGHTS = re.compile(r".*\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?")
 
@@ -75,6 +78,12 @@ def directory_of(name: str) -> str:
     return str(ASSETS / name.removeprefix(_SHIPPED))
 
 
+def module_of(name: str) -> str | None:
+    """The module of ``MODULE:NAME``; None for any other name. What lies in a directory of that name has its own."""
+    found = _IN_A_MODULE.fullmatch(name)
+    return None if found is None or name.startswith(TIMM) or Path(name).is_dir() else found[1]
+
+
 def require_place(name: str) -> None:
     """Refuse what can be neither a directory nor a hub id, without asking the hub. Raises BackboneError."""
     if not name.strip():
@@ -96,6 +105,8 @@ def depth_and_patch(name: str) -> tuple[int | None, int | None]:
 
     None where there is no config here, or it does not say. Raises BackboneError for what can be no name of a backbone.
     """
+    if name.startswith(TIMM) or module_of(name):
+        return None, None
     directory = directory_of(name)
     require_place(directory)
     try:
@@ -111,14 +122,17 @@ def depth_and_patch(name: str) -> tuple[int | None, int | None]:
 def contents_of_backbone(name: str, digests: RememberedDigests | None = None) -> dict[str, str]:
     """Name of each file that `load_backbone` reads -> its SHA-256 in hex; of a hub model ``{"revision": commit}``.
 
-    An untrained twin reads no weights. Nothing is told of an embedded architecture and of a hub model that is not on
-    this machine: neither has files here.
+    An untrained twin reads no weights. Nothing is told of an embedded architecture, of a hub model that is not on this
+    machine, and of a backbone that a notebook registered: none has files here. Of ``MODULE:NAME`` it is the module's.
     """
     known = RememberedDigests() if digests is None else digests
     untrained = parse_random_init(name)
     if untrained is not None and untrained.is_embedded:
         return {}
-    source = name if untrained is None else untrained.source
+    source = (name if untrained is None else untrained.source).removeprefix(TIMM)
+    if module := module_of(source):
+        file = getattr(find_spec(module), "origin", None)
+        return {file: known.of(Path(file))} if file else {}
     directory = Path(directory_of(source))
     if not directory.is_dir():
         revision = _revision_here(source)

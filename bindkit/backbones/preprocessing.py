@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class Preprocessing:
     std: tuple[float, ...]
     rescale_factor: float = 1 / 255
     resample: str = "bicubic"
+    source: str = field(default="", compare=False)
+    """Whence these are, in words."""
 
     def __post_init__(self) -> None:
         for what, values in (("mean", self.mean), ("std", self.std)):
@@ -66,7 +68,9 @@ class Preprocessing:
 
     def describe(self) -> dict[str, Any]:
         """Settings as plain values that JSON can hold."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        said = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        del said["source"]
+        return said
 
 
 @lru_cache
@@ -77,7 +81,7 @@ def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 # Mean and standard deviation of ImageNet's training pixels, as the paper (arXiv 2510.24709) uses for every model.
-IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), source="ImageNet's")
 
 
 def read_preprocessing(path: Path) -> Preprocessing:
@@ -110,7 +114,8 @@ def read_preprocessing(path: Path) -> Preprocessing:
     rescale_factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
     resample = settings.get("resample", 3)
     try:
-        return Preprocessing(mean, std, float(rescale_factor), _RESAMPLE.get(resample, str(resample).lower()))
+        named = _RESAMPLE.get(resample, str(resample).lower())
+        return Preprocessing(mean, std, float(rescale_factor), named, f"its {path.name}")
     except (BackboneError, TypeError, ValueError) as error:
         raise BackboneError(f'{path}: {error}; mend the file or say normalization="imagenet"') from error
 

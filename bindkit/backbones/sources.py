@@ -12,6 +12,8 @@ from torch import Tensor
 from bindkit.arguments import is_control
 from bindkit.backbones.controls import HasGeometry, control_of
 from bindkit.backbones.loading import Backbone, load_backbone
+from bindkit.backbones.names import module_of, parse_random_init
+from bindkit.backbones.own import is_registered
 from bindkit.backbones.preprocessing import IMAGENET
 from bindkit.backbones.tower import Rows
 from bindkit.errors import BackboneError
@@ -59,10 +61,19 @@ class PlacedSource(Protocol):
 
 
 def source_of(described: Mapping[str, Any], device: str = "auto") -> ActivationSource:
-    """Load the backbone or control that describes itself so. Raises as `load_backbone`."""
+    """Load the backbone or control that describes itself so.
+
+    Raises as `load_backbone`, and BackboneError for somebody's own whose module has not been imported.
+    """
     if is_control(described.get("objective")):
         return control_of(described)
     geometry = WindowGeometry(**described["geometry"])
+    source = named.source if (named := parse_random_init(described["name"])) else described["name"]
+    if module_of(source) and not is_registered(source):
+        raise BackboneError(
+            f"{described['name']} is somebody's own backbone, and bindkit imports no module that only a file names; "
+            f"import {module_of(source)} yourself and make the same call again in Python"
+        )
     return load_backbone(
         described["name"],
         window=geometry.window,

@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ from bindkit.scenes.geometry import PatchGrid
 EMBEDDING = -1
 """Stands among layers for the input of block 0."""
 
+Blocks = nn.ModuleList | nn.Sequential
+"""A model's transformer blocks, in order."""
+
 Rows = tuple[Int[Tensor, " row"], Int[Tensor, " row"]]
 """Patches of a batch that are wanted: the window of each, and its number in that window's grid."""
 
@@ -36,9 +40,10 @@ class VisionTower:
 
     shape: EncoderShape
     model: nn.Module
-    blocks: nn.ModuleList
+    blocks: Blocks
     interpolates_on_request: bool
     masks_patches: bool
+    takes_patches: bool = False
     precision: torch.dtype = torch.float32
 
     @classmethod
@@ -47,22 +52,22 @@ class VisionTower:
 
         Raises ContractError if it has no block list, or not as long a one as its config says.
         """
-        blocks_at, blocks = find_blocks(model)
+        blocks_at, blocks = find_blocks(model, shape.blocks_at)
         if shape.n_layers is not None and len(blocks) != shape.n_layers:
             raise ContractError(
                 f"{type(model).__name__} should have {shape.n_layers} blocks, but its longest list of like modules "
                 f"({blocks_at}) has {len(blocks)}; it is no plain ViT that bindkit can read"
             )
-        config: Any = model.config
+        family = family_of_type(shape.family)
+        config: Any = getattr(model, "config", SimpleNamespace())
         # A config that asks for these makes some versions of transformers patch the blocks that we hook.
         config.output_hidden_states = config.output_attentions = False
-        family = family_of_type(shape.family)
         if family.masks_patches:
             config.mask_ratio = 0.0
         any_size = family.any_size
         if any_size is None:
             any_size = "interpolate_pos_encoding" not in inspect.signature(model.forward).parameters
-        return cls(shape, model, blocks, not any_size, family.masks_patches, precision)
+        return cls(shape, model, blocks, not any_size, family.masks_patches, family.takes_patches, precision)
 
     @property
     def n_layers(self) -> int:
@@ -79,9 +84,14 @@ class VisionTower:
         arguments: dict[str, Any] = {}
         if self.interpolates_on_request:
             arguments["interpolate_pos_encoding"] = True
+        grid = PatchGrid.of_size(pixels.shape[2], pixels.shape[3], self.shape.patch_size)
+        if self.takes_patches:
+            arguments["pixel_attention_mask"] = pixels.new_ones(len(pixels), grid.n_patches, dtype=torch.int32)
+            arguments["spatial_shapes"] = torch.tensor([[grid.rows, grid.cols]] * len(pixels), device=pixels.device)
+            cells = pixels.unflatten(3, (grid.cols, -1)).unflatten(2, (grid.rows, -1))
+            pixels = cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # [window, patch, row col channel]
         if self.masks_patches:
             # Rising noise keeps the patches in order; a mask ratio of 0 alone would still shuffle them.
-            grid = PatchGrid.of_size(pixels.shape[2], pixels.shape[3], self.shape.patch_size)
             rising = torch.arange(grid.n_patches, dtype=torch.float32, device=pixels.device)
             arguments["noise"] = rising.expand(pixels.shape[0], -1)
         halved = self.precision != torch.float32
@@ -158,20 +168,21 @@ def patch_tokens(
     return tokens[:, tokens.shape[1] - n_patches :]
 
 
-def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def find_blocks(model: nn.Module, at: str | None = None) -> tuple[str, Blocks]:
     """A model's transformer blocks, its longest list of modules of one class: where it lies in the model, and the list.
 
-    Raises ContractError if the model has no such list.
+    `at` says where it lies. Raises ContractError if the model has no such list.
     """
-    lists = [
+    lists: list[tuple[str, Blocks]] = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len({type(block) for block in module}) == 1
+        if name == at or (at is None and isinstance(module, nn.ModuleList))
     ]
     if not lists:
         raise ContractError(
-            f"{type(model).__name__} has no list of like transformer blocks, so it is no ViT that bindkit can read; "
-            "choose a plain ViT checkpoint"
+            f"{type(model).__name__} has no list of like transformer blocks{f' at {at!r}' if at else ''}, so it is no "
+            "ViT that bindkit can read; choose a plain ViT checkpoint"
         )
     return max(lists, key=lambda found: len(found[1]))
 
@@ -187,7 +198,7 @@ def whole_copy(_layer: int, tokens: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def captured(
-    blocks: nn.ModuleList, layers: Sequence[int], picked: Callable[[int, Tensor], Tensor] = whole_copy
+    blocks: Blocks, layers: Sequence[int], picked: Callable[[int, Tensor], Tensor] = whole_copy
 ) -> Iterator[dict[int, Tensor]]:
     """Keep of some blocks' outputs [window, token, d_model], before any final norm, what `picked` copies: by layer.
 
@@ -225,9 +236,7 @@ def captured(
 
 
 @contextlib.contextmanager
-def edited(
-    blocks: nn.ModuleList, layer: int, n_prefix: int, change: Callable[[Tensor], Tensor | None]
-) -> Iterator[None]:
+def edited(blocks: Blocks, layer: int, n_prefix: int, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Let a block put out other patches, with which the forward pass goes on; the hook goes whatever happens.
 
     `change` is given the patches float32 [window, patch, d_model] behind `n_prefix` tokens, and gives as many, or None

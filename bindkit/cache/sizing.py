@@ -61,6 +61,12 @@ def bytes_of(n_scenes: int, n_rows: int, n_layers: int, bytes_per_row: int, with
     return labels + n_rows * n_layers * bytes_per_row
 
 
+def bytes_at_most(d_model: int, n_layers: int, n_scenes: int, patches_per_scene: int, dtype: str) -> int:
+    """Bytes of a cache of so many scenes, each with so many patches; scenes that have fewer take less."""
+    identity = Identity({"d_model": d_model}, "", {}, {}, patches_per_scene, dtype, 0)
+    return bytes_of(n_scenes, n_scenes * patches_per_scene, n_layers, identity.bytes_per_row)
+
+
 def scenes_per_shard(backbone: ActivationSource, identity: Identity, largest_rows: int) -> int:
     """Largest power of two up to 128 for which all layers of a shard stay within 1 GiB, at `largest_rows` a scene."""
     per_scene = max(1, largest_rows) * backbone.n_layers * identity.encoding.bytes_per_row(backbone.d_model)

@@ -210,10 +210,14 @@ def absolute_scenes(uri: str, base: Path) -> str:
 
 def absolute_backbones(names: str, base: Path) -> str:
     """Make those backbones absolute that are local directories; hub ids and built-in names stay as they are."""
-    return shlex.join(
-        _absolute(word, base) if word.startswith((".", "/", "~")) or (base / word).is_dir() else word
-        for word in shlex.split(names)
-    )
+
+    def absolute(word: str) -> str:
+        prefix = "timm:" if word.startswith("timm:") else ""
+        place = word.removeprefix(prefix)
+        local = place.startswith((".", "/", "~")) or (base / place).is_dir()
+        return prefix + _absolute(place, base) if local else word
+
+    return shlex.join(absolute(word) for word in shlex.split(names))
 
 
 def _absolute(path: str, base: Path) -> str:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from bindkit import __version__
 from bindkit.arguments import CONTROL, SAME_CLASS, each_of, is_control, read_layers, read_seeds
+from bindkit.backbones.code_digests import class_digest
 from bindkit.cache import ActivationCache
 from bindkit.cache.store import labels_of
 from bindkit.errors import InvalidParameterError, ProbeError
@@ -30,7 +31,7 @@ from bindkit.probes.metrics import warn_below_chance
 from bindkit.probes.protocols import Protocol
 from bindkit.probes.protocols import protocol as protocol_of
 from bindkit.probes.registry import is_shipped
-from bindkit.probes.saving import RESULT_COLUMNS, class_digest, load_folds, validation_accuracy
+from bindkit.probes.saving import RESULT_COLUMNS, load_folds, validation_accuracy
 from bindkit.probes.tasks import TASKS, require_fitting, takes
 from bindkit.scenes.geometry import WindowGeometry
 

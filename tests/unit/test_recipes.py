@@ -69,6 +69,18 @@ def test_a_vit_family(recipe, tmp_path, monkeypatch):
     assert (backbone.family, backbone.objective, backbone.layout.n_prefix) == (row.name, row.objective, row.n_prefix)
 
 
+def test_a_vit_of_ones_own(recipe, tmp_path):
+    with torch.random.fork_rng():
+        exec(recipe("A ViT that is neither in transformers nor in timm"), {"__name__": "my_models"})
+    backbone = bk.load_backbone("mine", device="cpu")
+    assert (backbone.n_layers, backbone.layout.grid.n_patches, backbone.layout.n_prefix) == (4, 64, 0)
+    scenes = bk.open_scenes("synthetic:n=12,seed=0,size=64x64")
+    cache = bk.cache_activations(backbone, scenes, root=tmp_path)
+    assert bk.fit_probe(cache, layer=3, protocol=BRIEF).metrics["n_pairs"] > 0
+    deviation = bk.compare_with_model(cache, backbone, scenes)
+    assert deviation.largest <= deviation.allowed
+
+
 def test_a_pretraining_objective(recipe, tmp_path):
     exec(recipe("A pretraining objective"), {})
     few = TrainingScenes.open("synthetic:n=16,seed=1000000000000,size=80x80", workers=1)

@@ -88,6 +88,53 @@ def _beit(head: str = "Model"):
     return getattr(transformers, f"Beit{head}")(config)
 
 
+def _dinov3_gated():
+    """As its largest checkpoint: a gated MLP, and keys with a bias as its config may ask for."""
+    settings = {**_WIDE, "num_register_tokens": 2, "use_gated_mlp": True, "hidden_act": "silu", "key_bias": True}
+    return transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**settings))
+
+
+def _webssl():
+    """As facebook/webssl-dino7b: DINOv2 with SwiGLU."""
+    return transformers.Dinov2Model(transformers.Dinov2Config(**_SIZES, mlp_ratio=2, use_swiglu_ffn=True))
+
+
+def _openclip():
+    """As laion's: the config of each part says gelu where OpenAI's says quick_gelu."""
+    parts = {"text_config": {**_TEXT, "hidden_act": "gelu"}, "vision_config": {**_WIDE, "hidden_act": "gelu"}}
+    return transformers.CLIPModel(transformers.CLIPConfig(**parts, projection_dim=16))
+
+
+def _metaclip_2(head: str = "Vision"):
+    if head == "Vision":
+        return transformers.MetaClip2VisionModel(transformers.MetaClip2VisionConfig(**_WIDE))
+    config = transformers.MetaClip2Config(text_config=_TEXT, vision_config=_WIDE, projection_dim=16)
+    return transformers.MetaClip2Model(config)
+
+
+_NAFLEX = {key: value for key, value in _WIDE.items() if key != "image_size"} | {"num_patches": (IMAGE // PATCH) ** 2}
+
+
+def _siglip2_naflex_vision():
+    return transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**_NAFLEX))
+
+
+def _siglip2_naflex():
+    return transformers.Siglip2Model(transformers.Siglip2Config(text_config=_TEXT, vision_config=_NAFLEX))
+
+
+def _beit_pretrained():
+    """As microsoft/beit-base-patch16-224-pt22k: one position bias for all layers, no absolute positions."""
+    config = transformers.BeitConfig(**_WIDE, use_shared_relative_position_bias=True, use_mask_token=True)
+    return transformers.BeitModel(config)
+
+
+def _data2vec(head: str = "Model", **settings: bool):
+    """As facebook/data2vec-vision-base, whose bias all layers share; those that are tuned have one in each."""
+    settings = settings or {"use_shared_relative_position_bias": True, "use_mean_pooling": False}
+    return getattr(transformers, f"Data2VecVision{head}")(transformers.Data2VecVisionConfig(**_WIDE, **settings))
+
+
 def _ijepa():
     return transformers.IJepaModel(transformers.IJepaConfig(**_WIDE))
 
@@ -137,6 +184,8 @@ FAMILIES = {
     "dinov2-classifier": (lambda: _dinov2("ForImageClassification"), "dinov2", 1, "self-distillation"),
     "dinov2-registers": (_dinov2_with_registers, "dinov2_with_registers", 5, "self-distillation"),
     "dinov3": (_dinov3, "dinov3_vit", 3, "self-distillation"),
+    "dinov3-gated": (_dinov3_gated, "dinov3_vit", 3, "self-distillation"),
+    "dinov2-webssl": (_webssl, "dinov2", 1, "self-distillation"),
     "vit": (_vit, "vit", 1, "unknown"),
     "vit-classifier": (lambda: _vit("ForImageClassification"), "vit", 1, "supervised"),
     "deit": (_deit, "deit", 2, "unknown"),
@@ -145,10 +194,21 @@ FAMILIES = {
     "mae-pretraining": (lambda: _mae("ForPreTraining"), "vit_mae", 1, "masked-reconstruction"),
     "clip-vision": (_clip_vision, "clip_vision_model", 1, "contrastive"),
     "clip": (_clip, "clip_vision_model", 1, "contrastive"),
+    "openclip": (_openclip, "clip_vision_model", 1, "contrastive"),
+    "metaclip-2": (_metaclip_2, "metaclip_2_vision_model", 1, "contrastive"),
+    "metaclip-2-whole": (lambda: _metaclip_2("whole"), "metaclip_2_vision_model", 1, "contrastive"),
+    "siglip2-naflex-vision": (_siglip2_naflex_vision, "siglip2_vision_model", 0, "contrastive"),
+    "siglip2-naflex": (_siglip2_naflex, "siglip2_vision_model", 0, "contrastive"),
     "siglip-vision": (_siglip_vision, "siglip_vision_model", 0, "contrastive"),
     "siglip": (_siglip, "siglip_vision_model", 0, "contrastive"),
     "beit": (_beit, "beit", 1, "masked-reconstruction"),
     "beit-classifier": (lambda: _beit("ForImageClassification"), "beit", 1, "masked-reconstruction"),
+    "beit-pretrained": (_beit_pretrained, "beit", 1, "masked-reconstruction"),
+    "data2vec": (_data2vec, "data2vec-vision", 1, "self-prediction"),
+    "data2vec-classifier": (
+        lambda: _data2vec("ForImageClassification", use_relative_position_bias=True),
+        *("data2vec-vision", 1, "self-prediction"),
+    ),
     "ijepa": (_ijepa, "ijepa", 0, "self-prediction"),
     "vit-msn": (_vit_msn, "vit_msn", 1, "unknown"),
     "chinese-clip": (_chinese_clip, "chinese_clip", 1, "unknown"),

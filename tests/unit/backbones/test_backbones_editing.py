@@ -5,12 +5,12 @@ import torch
 from tiny_models import FAMILIES, LAYERS, WIDTH, write_checkpoint
 
 import bindkit as bk
-from bindkit.backbones import attention_maps
+from bindkit.backbones import attention_maps, families
 from bindkit.backbones.attention import attention_weights
 from bindkit.errors import ContractError, InvalidParameterError, LayerError
 
 ALL = list(range(LAYERS))
-PLACED = ("dinov3_vit", "beit")
+PLACED = {family.name for family in families.FAMILIES if family.adds}
 """Families that turn or bias queries and keys by position."""
 
 

@@ -279,6 +279,49 @@ def test_code_of_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
+AUTO_MAP = {"AutoConfig": "evil.EvilConfig", "AutoModel": "evil.EvilModel"}
+
+
+def test_a_known_family_that_names_code_of_its_own_is_loaded_without_it(tmp_path: Path) -> None:
+    expected = load_backbone(str(write_checkpoint("vit", tmp_path)), device="cpu").weights_digest
+    trace = tmp_path / "was-here"
+    (tmp_path / "evil.py").write_text(f"open({str(trace)!r}, 'w')\nclass EvilConfig: ...\nclass EvilModel: ...\n")
+    change_config(tmp_path, auto_map=AUTO_MAP)
+    for name in (str(tmp_path), f"random-init:{tmp_path}"):
+        assert (load_backbone(name, device="cpu").weights_digest == expected) is (name == str(tmp_path))
+    assert not trace.exists()
+
+
+def test_weights_that_the_code_of_a_checkpoint_would_use_are_not_left_out_without_a_word(tmp_path: Path) -> None:
+    """As histai/hibou-b: DINOv2 by its config, with registers by its own code. Without them all activations differ."""
+    write_checkpoint("dinov2-registers", tmp_path)
+    change_config(tmp_path, model_type="dinov2", architectures=["Dinov2ModelWithRegisters"], auto_map=AUTO_MAP)
+    with pytest.raises(BackboneError, match=r"has no place for: embeddings\.register_tokens.*another architecture"):
+        load_backbone(str(tmp_path), device="cpu")
+
+
+class _Touches:
+    """Pickled, it asks whoever reads it to open a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+def test_pickled_weights_are_read_as_weights_alone(tmp_path: Path) -> None:
+    expected = load_backbone(str(write_checkpoint("vit", tmp_path)), device="cpu").weights_digest
+    weights, trace = load_file(tmp_path / "model.safetensors"), tmp_path / "was-here"
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    assert load_backbone(str(tmp_path), device="cpu").weights_digest == expected
+    torch.save(weights | {"extra": _Touches(trace)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(BackboneError, match="cannot read the weights"):
+        load_backbone(str(tmp_path), device="cpu")
+    assert not trace.exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -9,8 +9,8 @@ import types
 import pytest
 import torch
 
+from bindkit.backbones.code_digests import class_digest, is_own
 from bindkit.probes import Linear
-from bindkit.probes.saving import class_digest, is_own
 
 HEAD = """
 import logging
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 from bindkit.probes import Probe
-from bindkit.probes.saving import class_digest
+from bindkit.backbones.code_digests import class_digest
 logger = logging.getLogger("mine")
 SCALE = 2
 TABLE = {"a": [1, torch.ones(2, dtype=torch.bfloat16)], "b": np.arange(3)}
@@ -116,7 +116,7 @@ def test_of_what_cannot_be_compared_there_is_no_digest():
 
 def test_a_class_of_an_installed_package_is_looked_into_as_well(monkeypatch):
     """Its version is in no record."""
-    monkeypatch.setattr("bindkit.probes.saving.is_own", lambda module: False)
+    monkeypatch.setattr("bindkit.backbones.code_digests.is_own", lambda module: False)
     assert digest_of(SOURCE) != digest_of(SOURCE.replace("return 1", "return 2"))
 
 
