@@ -107,7 +107,10 @@ class Job:
         windows = self.windows_per_batch or (manifest and manifest.making.windows_per_batch)
         if self.elsewhere is not None:
             return replace(self.elsewhere, windows_per_batch=windows or self.elsewhere.windows_per_batch)
-        versions = {name: importlib.metadata.version(name) for name in _LIBRARIES} | {"bindkit": __version__}
+        # Only where it computes: other caches do not depend on it.
+        timm = ("timm",) if str(self.identity.backbone.get("family", "")).startswith("timm.") else ()
+        names = (*_LIBRARIES, *timm)
+        versions = {name: importlib.metadata.version(name) for name in names} | {"bindkit": __version__}
         return Making(versions, self.backbone.device.type, windows or sizing.default_windows_per_batch(self.backbone))
 
 
