@@ -53,7 +53,8 @@ def read_mat(path: Path, max_pixels: int, variable: str | None) -> np.ndarray:
     content = path.read_bytes()
     if content[:_HEADER].startswith(b"MATLAB 7.3") or content.startswith(b"\x89HDF"):
         raise BrokenSceneError(f"{path}: a MATLAB file of version 7.3; save it with -v7 or as .npy")
-    _require_modest(path, content, 8 * max_pixels + _CHUNK)
+    if unpacked_bytes(content, most := 8 * max_pixels + _CHUNK) > most:
+        raise BrokenSceneError(f"{path}: unpacks to more than {most:,} bytes, which no mask has")
     found = {name: (shape, kind) for name, shape, kind in whosmat(io.BytesIO(content))}
     fitting = [name for name, (shape, kind) in found.items() if len(shape) == 2 and kind in NUMBERS]
     chosen = [variable] if variable else fitting
@@ -69,8 +70,8 @@ def read_mat(path: Path, max_pixels: int, variable: str | None) -> np.ndarray:
     return loadmat(io.BytesIO(content), variable_names=chosen)[chosen[0]]
 
 
-def _require_modest(path: Path, content: bytes, most: int) -> None:
-    """Refuse a file whose compressed parts unpack to more than `most` bytes together."""
+def unpacked_bytes(content: bytes, most: int) -> int:
+    """How many bytes the packed parts of a MATLAB file of version 5 unpack to, counted to somewhat above `most`."""
     order: Literal["big", "little"] = "big" if content[126:128] == b"MI" else "little"
     place, n_bytes = _HEADER, 0
     while place + _TAG <= len(content):
@@ -78,9 +79,8 @@ def _require_modest(path: Path, content: bytes, most: int) -> None:
         place += _TAG
         if kind == _COMPRESSED:
             unpacking, rest = zlib.decompressobj(), content[place : place + length]
-            while rest and not unpacking.eof:
+            while rest and not unpacking.eof and n_bytes <= most:
                 n_bytes += len(unpacking.decompress(rest, _CHUNK))
                 rest = unpacking.unconsumed_tail
-                if n_bytes > most:
-                    raise BrokenSceneError(f"{path}: unpacks to more than {most:,} bytes, which no mask has")
         place += length
+    return n_bytes
