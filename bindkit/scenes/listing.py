@@ -7,9 +7,10 @@ path that a file of the data set names is followed out of the data set. (A link 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, ClassVar
 
 from bindkit.errors import SceneSetError
@@ -19,6 +20,9 @@ from bindkit.scenes.scene import OFFICIAL_SPLITS, BrokenScene
 
 SPLIT_FILES = dict(zip(OFFICIAL_SPLITS, ("train", "val"), strict=True))
 """Official split -> what most data sets call it in names of files and folders."""
+
+LEADING_OUT = re.compile(r"(^|[/\\])(\.\.[/\\]|[A-Za-z]:)|(^|/)\\|\0")
+"""In names: a part that goes up, a drive, a root of Windows, and what no system allows."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,10 @@ class Listed:
 
 def leads_out(path: Path, root: Path) -> str | None:
     """Why a path that a file of the data set names is not followed: on some system it leads out of `root`."""
-    inner = map(PureWindowsPath, path.relative_to(root).parts) if path.is_relative_to(root) else None
-    if inner is None or "\0" in str(path) or any(part.anchor or ".." in part.parts for part in inner):
-        return f"{str(path)!r}: leads out of the data set {root}, and is not read; names are relative, without '..'"
-    return None
+    inner = f"{path.as_posix()}/".removeprefix(f"{root.as_posix()}/")
+    if not inner.startswith("/") and not LEADING_OUT.search(inner):
+        return None
+    return f"{str(path)!r}: leads out of the data set {root}, and is not read; names are relative, without '..'"
 
 
 def optional(module: str, extra: str) -> Any:

@@ -31,6 +31,7 @@ from written_formats import (
 )
 
 from bindkit.errors import BrokenSceneError, InvalidParameterError, SceneSetError
+from bindkit.pipeline.parameters import absolute_scenes
 from bindkit.scenes import check_scenes, open_scenes, split_scenes, subset
 from bindkit.scenes.arrays import read_array
 from bindkit.scenes.decoding import MAX_PIXELS
@@ -515,6 +516,19 @@ def test_folders_of_parquet_need_no_network(root):
     assert scenes.ids == ("train/000000", "train/000001", "validation/000000")
     assert scenes.official_splits == ("training", "training", "validation")
     assert (scenes[2].instances == MASK).all()
+
+
+def test_a_name_on_the_hub_stays_one_when_paths_are_made_absolute(root):
+    assert absolute_scenes("hf:user/name,split=dev", root) == "hf:user/name,split=dev"
+    (root / "user" / "name").mkdir(parents=True)
+    assert absolute_scenes("hf:user/name,split=dev", root) == f"hf:{root}/user/name,split=dev"
+
+
+def test_what_the_hub_cannot_give_is_named(root):
+    with pytest.raises(
+        SceneSetError, match="hf:nobody/nothing cannot be opened .*expected a directory that save_to_disk"
+    ):
+        open_scenes("hf:nobody/nothing")
 
 
 def test_code_in_a_directory_is_not_run(root):
