@@ -32,7 +32,7 @@ WALLS = {
 """Who alone may import what."""
 
 LARGEST = {
-    **{"errors": 115, "arguments": 240, "files": 295, "cli": 310, "scenes": 4240, "backbones": 2030, "cache": 3205},
+    **{"errors": 115, "arguments": 240, "files": 295, "cli": 310, "scenes": 4260, "backbones": 2030, "cache": 3205},
     **{"probes": 3830, "results": 1400, "affinities": 770, "pretraining": 1390, "analysis": 2150, "views": 5840},
     "pipeline": 1440,
 }
