@@ -23,7 +23,7 @@ from bindkit.scenes import open_scenes
 from bindkit.scenes.arrays import read_array
 from bindkit.scenes.decoding import MAX_PIXELS
 
-PLAN = Plan((1, 1, 2, 3))
+MASK, PLAN = instances_of("a"), Plan((1, 1, 2, 3))
 
 
 @pytest.fixture
