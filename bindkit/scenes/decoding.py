@@ -8,6 +8,7 @@ here the header says what a file holds, and what cannot be read to the last bit 
 from __future__ import annotations
 
 import io
+import os
 import re
 import stat
 import threading
@@ -56,10 +57,10 @@ def reading(path: Path) -> Iterator[None]:
         raise BrokenSceneError(f"{path}: cannot be read ({reason}); the file is damaged or not an image") from error
 
 
-def why_unusable(path: Path) -> str | None:
+def why_unusable(path: Path | str) -> str | None:
     """Why a file cannot possibly be read, judged without opening it; None if it is there and not empty."""
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 (of text too)
     except (FileNotFoundError, NotADirectoryError):
         return f"{path}: the file is missing"
     except OSError as error:

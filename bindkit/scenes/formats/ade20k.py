@@ -69,7 +69,7 @@ def _walk(root: Path) -> tuple[dict[str, str], list[BrokenScene]]:
     for split in OFFICIAL_SPLITS:
         if not (root / "images" / "ADE" / split).is_dir():
             continue
-        images: list[PurePosixPath] = []
+        images: list[tuple[str, str]] = []  # name without suffix, and all
         # Clusters often link folders in from elsewhere: follow links, but enter no folder twice.
         entered: set[tuple[int, int]] = set()
         for folder, subfolders, files in os.walk(root / "images" / "ADE" / split, onerror=unlisted, followlinks=True):
@@ -78,18 +78,18 @@ def _walk(root: Path) -> tuple[dict[str, str], list[BrokenScene]]:
                 subfolders.clear()
                 continue
             entered.add((status.st_dev, status.st_ino))
-            base = PurePosixPath(Path(folder).relative_to(root).as_posix())
+            base = Path(folder).relative_to(root).as_posix()
             visible = [name for name in files if not name.startswith(".")]
             pictures = [name for name in visible if name.lower().endswith(".jpg")]
             stems = {name[: -len(".jpg")] for name in pictures}
             # Beside each image stands a folder with one mask an object: hundreds of thousands of files, not needed.
             subfolders[:] = sorted(name for name in subfolders if name not in stems)
-            images += [base / name for name in pictures]
+            images += [(name[: -len(".jpg")], f"{base}/{name}") for name in pictures]
             for name in visible:
                 stem = name.removesuffix("_seg.png")
                 if stem != name and stem not in stems:
                     lost.append(BrokenScene(stem, f"{root / base / name}: a mask whose image is missing"))
-        found |= {str(image): split for image in sorted(images, key=lambda image: (image.stem, str(image)))}
+        found |= {image: split for _, image in sorted(images)}
     return found, sorted(lost, key=lambda scene: scene.id)
 
 
@@ -110,8 +110,10 @@ class Ade20kScenes(FileScenes):
         broken: list[BrokenScene] = []
         for image in found:
             # Judged by names and sizes alone.
-            scene_id = PurePosixPath(image).stem
-            reason = why_unusable(root / image) or why_unusable(root / _beside(image, "_seg.png"))
+            scene_id = _beside(image, "").rpartition("/")[2]
+            # As text: fifty thousand paths take a second to put together.
+            picture = f"{root}/{image}"
+            reason = why_unusable(picture) or why_unusable(_beside(picture, "_seg.png"))
             if scene_id in usable:
                 reason = f"{root / image}: a second image of this name, the first is {usable[scene_id]}"
             if reason:
@@ -127,7 +129,7 @@ class Ade20kScenes(FileScenes):
         self.ids, self._images = tuple(usable), tuple(usable.values())
         self.official_splits = tuple(found[image] for image in self._images)
         self.require_usable(".jpg with its _seg.png under images/ADE/training or images/ADE/validation")
-        annotations = [root / _beside(image, ".json") for image in self._images]
+        annotations = [_beside(image, ".json") for image in self._images]
         self.class_names = (
             dict(enumerate(index["objectnames"], start=1))
             if index
@@ -252,17 +254,18 @@ def _names_in(path: Path) -> dict[int, str]:
     return {class_id: name for class_id, name in pairs if isinstance(class_id, int) and isinstance(name, str)}
 
 
-def names_from_annotations(root: Path, paths: Sequence[Path], index_dir: Path | None) -> dict[int, str]:
+def names_from_annotations(root: Path, files: Sequence[str], index_dir: Path | None) -> dict[int, str]:
     """Class id -> name out of the JSON files beside the images, kept under `index_dir`."""
     digest = hashlib.sha256()
     present = []
-    for path in paths:
+    for file in files:
+        path = root / file
         try:
             status = path.stat()
         except OSError:
             continue
         present.append(path)
-        digest.update(f"{path.relative_to(root).as_posix()} {status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
 
     def read() -> dict[int, str]:
         names: dict[int, str] = {}

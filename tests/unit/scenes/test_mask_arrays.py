@@ -10,13 +10,7 @@ import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
-from written_formats import (
-    SIZES,
-    Plan,
-    encode,
-    image_of,
-    put,
-)
+from written_formats import SIZES, Plan, encode, image_of, instances_of, put
 
 from bindkit.errors import BrokenSceneError, SceneSetError
 from bindkit.scenes import open_scenes
