@@ -139,7 +139,7 @@ def test_the_house_stays_small(root):
     print(*(f"{n:6d} {room}" for room, n in [*rooms.items(), ("all", sum(lines.values()))]), sep="\n")  # noqa: T201
     assert {room: n for room, n in rooms.items() if n > LARGEST[room]} == {}
     assert {module: n for module, n in lines.items() if n > 450} == {}
-    assert len(lines) <= 125
+    assert len(lines) <= 133
 
 
 def test_few_private_functions_are_called_at_one_place_only(root):
