@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("run", _run, "execute the numbered notebooks into a workspace, or go on where it stopped")
     models = "hub ids, local directories, random-init:dinov2, random-init:vit"
-    add("--scenes", metavar="URI", help="synthetic:n=400,seed=0 | ade20k:DIR | folder:DIR")
+    formats = "ade20k:DIR | ade20k-instances:DIR | coco:DIR | voc:DIR | cityscapes:DIR | davis:DIR | hf:NAME_OR_DIR"
+    add("--scenes", metavar="URI", help=f"synthetic:n=400,seed=0 | {formats} | folder:DIR")
     add("--backbone", dest="backbones", metavar="NAME", **several, help=models)
     add("--layers", metavar="LAYERS", help="all, or numbers such as 0,6,12")
     controls = "position raw-pixels position+raw-pixels (the default); without a name, none"

@@ -45,10 +45,10 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def parse_json(content: str | bytes) -> Any:
+def parse_json(content: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """Parse JSON; ValueError also where it is nested more deeply than Python's stack."""
     try:
-        return json.loads(content)
+        return json.loads(content, object_hook=object_hook)
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
 

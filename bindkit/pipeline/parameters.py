@@ -204,6 +204,8 @@ def absolute_scenes(uri: str, base: Path) -> str:
     directory, options = split_directory(rest, base)
     if (base / Path(directory).expanduser()).exists():
         return f"{scheme}:{','.join([_absolute(directory, base), *options])}"
+    if scheme == "hf":
+        return uri  # a hub's name
     parts = [part if "=" in part else _absolute(part, base) for part in rest.split(",")]
     return f"{scheme}:{','.join(parts)}"
 
@@ -293,7 +295,7 @@ def _check_scenes(name: str, values: Mapping[str, Any]) -> None:
     """With the groups that they are split by."""
     from bindkit.scenes import open_scenes
     from bindkit.scenes.formats.ade20k import find_root
-    from bindkit.scenes.reading import ADE20K_OPTIONS, ReadingOptions, split_directory
+    from bindkit.scenes.reading import FIXED_MASKS, ReadingOptions, split_directory
     from bindkit.scenes.splits import named_groups
     from bindkit.scenes.synthetic import require_unseen
 
@@ -301,7 +303,7 @@ def _check_scenes(name: str, values: Mapping[str, Any]) -> None:
     if scheme == "ade20k" and rest.strip():
         # Opening it reads a large index, which notebook 01 does once and keeps.
         directory, options = split_directory(rest)
-        ReadingOptions.parse(options, ADE20K_OPTIONS)
+        ReadingOptions.parse(options, FIXED_MASKS)
         find_root(Path(directory).expanduser())
     else:
         scenes = open_scenes(values[name])

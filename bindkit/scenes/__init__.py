@@ -1,4 +1,4 @@
-"""Scenes: images with instance and class masks, from a generator, ADE20K or plain folders."""
+"""Scenes: images with instance and class masks, from a generator, published data sets or plain folders."""
 
 from bindkit.scenes.checking import SceneReport, SceneStatistics, check_scenes
 from bindkit.scenes.formats.ade20k_writer import write_ade20k

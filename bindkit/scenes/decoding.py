@@ -8,6 +8,7 @@ here the header says what a file holds, and what cannot be read to the last bit 
 from __future__ import annotations
 
 import io
+import os
 import re
 import stat
 import threading
@@ -56,10 +57,10 @@ def reading(path: Path) -> Iterator[None]:
         raise BrokenSceneError(f"{path}: cannot be read ({reason}); the file is damaged or not an image") from error
 
 
-def why_unusable(path: Path) -> str | None:
+def why_unusable(path: Path | str) -> str | None:
     """Why a file cannot possibly be read, judged without opening it; None if it is there and not empty."""
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 (of text too)
     except (FileNotFoundError, NotADirectoryError):
         return f"{path}: the file is missing"
     except OSError as error:
@@ -119,7 +120,7 @@ def _open(source: Path | io.BytesIO, path: Path, max_pixels: int) -> Image.Image
         image.close()
         raise BrokenSceneError(
             f"{path}: is {image.height} x {image.width} px, {image.width * image.height:,} pixels, above the limit of "
-            f"{max_pixels:,}; make it smaller, or open the scenes with folder:DIR,max_pixels=N (ade20k: too)"
+            f"{max_pixels:,}; make it smaller, or raise it behind the directory, as in folder:DIR,max_pixels=N"
         )
     return image
 
@@ -234,10 +235,15 @@ def _bits(image: Image.Image, content: bytes) -> int | str:
     return int(bits[0])
 
 
-def read_channels(path: Path, rgb: bool, gray: bool = True, max_pixels: int = MAX_PIXELS) -> StoredPixels:
-    """Read a mask as its file holds it: gray values or palette indices [height, width], or colours [..., 3]."""
-    with opened(path, max_pixels) as (image, content):
-        bits = _bits(image, content)
+def read_channels(
+    path: Path, rgb: bool, gray: bool = True, max_pixels: int = MAX_PIXELS, content: bytes | None = None
+) -> StoredPixels:
+    """Read a mask as its file holds it: gray values or palette indices [height, width], or colours [..., 3].
+
+    Where `content` is at hand, `path` only names it.
+    """
+    with opened(path, max_pixels, content) as (image, whole):
+        bits = _bits(image, whole)
         if isinstance(bits, str) or not ((image.mode == "RGB" and rgb) or (image.mode in LABEL_MODES and gray)):
             wanted = " or ".join(["8- or 16-bit gray or palette"] * gray + ["RGB"] * rgb)
             what = bits if isinstance(bits, str) else f"of mode {image.mode}"
@@ -247,7 +253,7 @@ def read_channels(path: Path, rgb: bool, gray: bool = True, max_pixels: int = MA
         stored = decoded(image)
         pixels = stored.pixels
         if image.mode == "RGB" and bits == 16:
-            with opened(path, max_pixels, content) as (again, _):
+            with opened(path, max_pixels, whole) as (again, _):
                 # Read as if its bytes stood the other way round, a PNG gives the lower byte in place of the upper.
                 again.tile = [(*again.tile[0][:3], "RGB;16L")]  # type: ignore[attr-defined]
                 pixels = pixels.astype(np.uint16) << 8 | decoded(again).pixels
@@ -259,10 +265,18 @@ def read_channels(path: Path, rgb: bool, gray: bool = True, max_pixels: int = MA
 def ids_of(channels: np.ndarray) -> np.ndarray:
     """Label ids of a mask's values: of colours ``R + 256 G + 65536 B``, of 16-bit ones with 65536 in place of 256."""
     if channels.ndim == 2:
-        return channels.astype(np.int32)
+        return channels if channels.dtype == np.int64 else channels.astype(np.int32)
     base, dtype = (256, np.int32) if channels.dtype == np.uint8 else (65536, np.int64)
     red, green, blue = np.moveaxis(channels.astype(dtype), -1, 0)
     return red + base * green + base * base * blue
+
+
+def of_8_bits(channels: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Red, green and blue as int32, of colours that have 8 bits a channel."""
+    if channels.dtype != np.uint8:
+        raise BrokenSceneError(f"{path}: a mask of 16 bits a channel; expected the data set's own, of 8")
+    red, green, blue = (channels[..., channel].astype(np.int32) for channel in range(3))
+    return red, green, blue
 
 
 def numbered(ids: np.ndarray, path: Path) -> np.ndarray:

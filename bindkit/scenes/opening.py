@@ -15,24 +15,44 @@ from typing import Any
 from bindkit.arguments import require_kind
 from bindkit.errors import InvalidParameterError, SceneSetError
 from bindkit.scenes.formats.ade20k import open_ade20k
+from bindkit.scenes.formats.ade20k_instances import Ade20kInstanceScenes
+from bindkit.scenes.formats.cityscapes import CityscapesScenes
+from bindkit.scenes.formats.coco import CocoScenes
+from bindkit.scenes.formats.davis import DavisScenes
 from bindkit.scenes.formats.folder import open_folder
+from bindkit.scenes.formats.huggingface import open_huggingface
+from bindkit.scenes.formats.voc import VocScenes
 from bindkit.scenes.scene import SceneSet
 from bindkit.scenes.synthetic import SyntheticOptions, SyntheticScenes, open_synthetic
 
 
 @dataclass(frozen=True)
 class Format:
-    """How scenes of a scheme are opened, from the rest of the URI and `index_dir`; and what to write."""
+    """How scenes of a scheme are opened, from the rest of the URI and `index_dir`; what to write, and what is read."""
 
     open: Callable[[str, Path | None], SceneSet]
     form: str
+    help: str = ""
     needs_directory: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.form} ({self.help})" if self.help else self.form
 
 
 FORMATS = {
-    "synthetic": Format(open_synthetic, '"synthetic:n=400,seed=0"', needs_directory=False),
-    "ade20k": Format(open_ade20k, '"ade20k:DIR" (the full release)'),
-    "folder": Format(open_folder, '"folder:DIR" (with images/ and instances/)'),
+    "synthetic": Format(
+        open_synthetic, '"synthetic:n=400,seed=0"', "the same scenes on every machine", needs_directory=False
+    ),
+    "ade20k": Format(open_ade20k, '"ade20k:DIR"', "the full release"),
+    "ade20k-instances": Format(
+        Ade20kInstanceScenes.open, '"ade20k-instances:DIR"', "images/ and annotations_instance/ of the benchmark"
+    ),
+    "coco": Format(CocoScenes.open, '"coco:DIR"', "annotations/instances_*2017.json and pictures; needs bindkit[coco]"),
+    "voc": Format(VocScenes.open, '"voc:DIR"', "VOCdevkit with its object and class masks"),
+    "cityscapes": Format(CityscapesScenes.open, '"cityscapes:DIR"', "leftImg8bit/ and gtFine/"),
+    "davis": Format(DavisScenes.open, '"davis:DIR"', "DAVIS 2017; frames of a video stay together"),
+    "hf": Format(open_huggingface, '"hf:NAME_OR_DIR"', "columns image and mask of a dataset; needs bindkit[hf]"),
+    "folder": Format(open_folder, '"folder:DIR"', "images/ and instances/ of your own"),
 }
 """Scheme -> format; a new one adds its row here."""
 
@@ -48,9 +68,12 @@ def open_scenes(uri: str, index_dir: str | Path | None = None) -> SceneSet:
     Parameters
     ----------
     uri : str
-        ``"synthetic:n=400,seed=0"`` (options: `bindkit.scenes.synthetic.OPTIONS`), ``"ade20k:DIR"`` or
-        ``"folder:DIR"``; of the latter two, options follow the directory, such as ``"folder:DIR,void=255"``
-        (`bindkit.scenes.reading.OPTIONS`).
+        A format and what it opens:
+
+        FORMATS
+
+        Options of synthetic scenes are in `bindkit.scenes.synthetic.OPTIONS`; of all others they follow the directory,
+        as in ``"folder:DIR,void=255"`` (`bindkit.scenes.reading.OPTIONS`, and those of a format in its own module).
     index_dir : str or Path, optional
         Where a format may keep what it read out of a large index file; nothing is kept if not given.
 
@@ -72,12 +95,18 @@ def open_scenes(uri: str, index_dir: str | Path | None = None) -> SceneSet:
     if found is None or (found.needs_directory and not colon):
         hint = ""
         if Path(uri).expanduser().is_dir():
-            hint = f'; a directory needs its format in front: "ade20k:{uri}" or "folder:{uri}"'
-        forms = ", ".join(known.form for known in FORMATS.values())
-        raise SceneSetError(f"{uri!r} names no scene set; write {forms}{hint}")
+            hint = f'; a directory needs its format in front, as in "ade20k:{uri}" or "folder:{uri}"'
+        forms = "".join(f"\n  {known}" for known in FORMATS.values())
+        raise SceneSetError(f"{uri!r} names no scene set{hint}; write one of{forms}")
     if found.needs_directory and not rest.strip():
-        raise SceneSetError(f"{uri!r} names no directory; write {found.form}")
+        raise SceneSetError(f"{uri!r} names no directory; write {found}")
     return found.open(rest, None if index_dir is None else Path(index_dir))
+
+
+# None under `python -OO`.
+open_scenes.__doc__ = (open_scenes.__doc__ or "").replace(
+    "FORMATS", "\n        ".join(f"- ``{known.form}``: {known.help}" for known in FORMATS.values())
+)
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,25 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
 from bindkit.errors import BrokenSceneError, InvalidParameterError, SceneSetError
-from bindkit.scenes.decoding import MAX_PIXELS, Header, ids_of, read_channels, read_header, read_stored, turned
-from bindkit.scenes.scene import SceneSequence
+from bindkit.scenes.decoding import (
+    MAX_PIXELS,
+    Header,
+    StoredPixels,
+    ids_of,
+    read_channels,
+    read_header,
+    read_stored,
+    turned,
+)
+from bindkit.scenes.scene import Scene, SceneSequence
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +45,8 @@ VALUES = {
     "soft": "allow",
     "void": r"[0-9]{1,15}(\+[0-9]{1,15})*",
 }
-ADE20K_OPTIONS = ("max_pixels", "orientation", "soft")
+FIXED_MASKS = ("max_pixels", "orientation", "soft")
+"""Options of the formats that say themselves what their masks mean."""
 
 # Pixels between the ids on both their sides, for each step from one id to another. Drawn masks (crowds, lines, cells,
 # ADE20K, made smaller by nearest neighbour too) have 0 to 0.08; smoothed ones and JPEG from 0.12 on, mostly 0.3.
@@ -71,20 +81,32 @@ class ReadingOptions:
     orientation: str | None = None
     soft: bool = False
     void: tuple[int, ...] = ()
+    own: Mapping[str, str] = field(default_factory=dict)
+    """Options of one format alone, as they were written."""
 
     @classmethod
-    def parse(cls, items: Sequence[str], known: Sequence[str] = tuple(OPTIONS)) -> ReadingOptions:
-        """Read ``NAME=VALUE`` items. Raises InvalidParameterError that lists the known options."""
+    def parse(
+        cls,
+        items: Sequence[str],
+        known: Sequence[str] = tuple(OPTIONS),
+        own: Mapping[str, tuple[str, str]] | None = None,
+    ) -> ReadingOptions:
+        """Read ``NAME=VALUE`` items; `own` are a format's, each with a pattern and what it means.
+
+        Raises InvalidParameterError that lists the known options.
+        """
+        table = {name: (VALUES[name], OPTIONS[name]) for name in known} | dict(own or {})
         values: dict[str, str] = {}
         for item in items:
             name, _, value = item.strip().partition("=")
-            if name not in known or name in values or not re.fullmatch(VALUES[name], value):
+            if name not in table or name in values or not re.fullmatch(table[name][0], value):
                 fault = "is given twice" if name in values else "is not understood"
-                listed = "; ".join(f"{option}: {OPTIONS[option]}" for option in known)
+                listed = "; ".join(f"{option}: {meaning}" for option, (_, meaning) in table.items())
                 raise InvalidParameterError(f"scenes in files: {name}={value} {fault}; the options are {listed}")
             values[name] = value
         void = tuple(sorted({int(number) for number in re.findall("[0-9]+", values.get("void", ""))}))
-        return cls(int(values.get("max_pixels", MAX_PIXELS)), values.get("orientation"), "soft" in values, void)
+        others = {name: values[name] for name in own or () if name in values}
+        return cls(int(values.get("max_pixels", MAX_PIXELS)), values.get("orientation"), "soft" in values, void, others)
 
     def __str__(self) -> str:
         """What stands behind the directory in a normalised URI: the options that are not at their default, in order."""
@@ -93,6 +115,7 @@ class ReadingOptions:
             + (f",orientation={self.orientation}" if self.orientation else "")
             + (",soft=allow" if self.soft else "")
             + (f",void={'+'.join(map(str, self.void))}" if self.void else "")
+            + "".join(f",{name}={value}" for name, value in self.own.items())
         )
 
 
@@ -168,10 +191,12 @@ _saying = threading.Lock()
 
 
 class FileScenes(SceneSequence):
-    """Base of the sets read from files: a subclass finds them, says the `sources` of a scene and makes one of them."""
+    """Base of the sets read from files: a subclass finds them, says a scene's `sources` and what its masks mean."""
 
     mask_kinds: tuple[tuple[str, ...], ...]
     """What each mask of a scene, in the order of its sources, may be: "gray" (or palette), "rgb"."""
+    may_be_soft = True
+    """Whether masks are pixels that somebody may have smoothed; not where they are drawn here."""
 
     def __init__(self, scheme: str, root: Path, options: ReadingOptions) -> None:
         self.root = root
@@ -189,22 +214,42 @@ class FileScenes(SceneSequence):
         if self.broken:
             logger.warning("%s: scenes left out: %d; the first: %s", self.uri, len(self.broken), self.broken[0].reason)
 
+    def __getitem__(self, position: int) -> Scene:
+        position = self._position(position)
+        image, values, remarks = self.read(position)
+        instances, classes = self.labels(position, values)
+        return Scene(self.ids[position], image, instances, classes, remarks)
+
+    def labels(self, position: int, values: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Instance and class ids out of the values of a scene's masks. Raises BrokenSceneError."""
+        raise NotImplementedError
+
+    def read_mask(self, position: int, number: int) -> StoredPixels:
+        """Values of one mask, the first is number 0, as `read_channels` gives them. Raises BrokenSceneError."""
+        kinds, path = self.mask_kinds[number], self.sources(position)[1 + number]
+        return read_channels(path, "rgb" in kinds, "gray" in kinds, self.options.max_pixels)
+
+    def mask_header(self, position: int) -> Header:
+        """Size of the first mask, without decoding it. Raises BrokenSceneError."""
+        return read_header(self.sources(position)[1], self.options.max_pixels)
+
     def read(self, position: int) -> tuple[np.ndarray, list[np.ndarray], tuple[str, ...]]:
         """Picture, values of its masks of the same size, and remarks on how they were read. Raises BrokenSceneError."""
-        options = self.options
-        picture, *masks = self.sources(position)
-        image = read_stored(picture, options.max_pixels)
-        found = [
-            read_channels(mask, "rgb" in kinds, "gray" in kinds, options.max_pixels)
-            for mask, kinds in zip(masks, self.mask_kinds, strict=False)
-        ]
-        upright, doubtful = choose_orientation([image, *found], [picture, *masks], options.orientation)
-        if not options.soft:
-            for mask, file in zip(found, masks, strict=True):
+        paths = self.sources(position)
+        image = read_stored(paths[0], self.options.max_pixels)
+        return self.laid(image, [self.read_mask(position, number) for number in range(len(paths) - 1)], paths)
+
+    def laid(
+        self, image: StoredPixels, masks: Sequence[StoredPixels], paths: Sequence[Path]
+    ) -> tuple[np.ndarray, list[np.ndarray], tuple[str, ...]]:
+        """Picture and masks turned so that they lie on each other, as `read`; `paths` name them, the picture first."""
+        upright, doubtful = choose_orientation([image, *masks], paths, self.options.orientation)
+        if self.may_be_soft and not self.options.soft:
+            for mask, file in zip(masks, paths[1:], strict=True):
                 require_hard(mask.pixels, file)
         if doubtful:
-            self.say(FITS_BOTH_WAYS, picture)
-        pixels, *values = (turned(file.pixels, file.orientation if upright else 1) for file in (image, *found))
+            self.say(FITS_BOTH_WAYS, paths[0])
+        pixels, *values = (turned(file.pixels, file.orientation if upright else 1) for file in (image, *masks))
         return np.ascontiguousarray(pixels), values, (FITS_BOTH_WAYS,) if doubtful else ()
 
     def say(self, remark: str, path: Path) -> None:
@@ -221,5 +266,5 @@ class FileScenes(SceneSequence):
         header = read_header(picture, self.options.max_pixels)
         if header.size_when(upright=True) == header.size:
             return header.size
-        headers = [header, read_header(mask, self.options.max_pixels)]
+        headers = [header, self.mask_header(position)]
         return header.size_when(choose_orientation(headers, [picture, mask], self.options.orientation)[0])

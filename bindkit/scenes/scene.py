@@ -131,6 +131,8 @@ class SceneSequence(SceneSet):
     official_splits: Sequence[str] | None = None
     scenes_csv: Path | None = None
     """Where a table of the scenes may lie, with a column ``id``; None where the format has none."""
+    groups: Sequence[str] | None = None
+    """What each scene belongs to by its nature, such as a video; splits never part those. None if nothing is known."""
     made_by: str | None = None
     """Of a set whose scenes are computed from its URI alone: by what, so that another version is another content."""
 
@@ -178,6 +180,8 @@ class SceneSubset(SceneSequence):
         self.class_names = scenes.class_names
         self.scenes_csv = getattr(scenes, "scenes_csv", None)
         self.made_by = getattr(scenes, "made_by", None)
+        groups = getattr(scenes, "groups", None)
+        self.groups = groups and tuple(groups[k] for k in positions)
 
     @property
     def benchmark_classes(self) -> Mapping[int, int] | None:

@@ -102,11 +102,16 @@ def named_groups(scenes: Any, groups: Groups) -> tuple[list[Members], list[str]]
         names, told = list(groups), "as given"
         if len(names) != len(ids):
             raise InvalidParameterError(f"groups has {len(names)} entries for {len(ids)} scenes; give one a scene")
+    return _by_name(names, told)
+
+
+def _by_name(names: Sequence[Any], told: str) -> tuple[list[Members], list[str]]:
+    """Groups of several scenes, out of one name for each scene or none, and what to say of them."""
     having = [position for position, name in enumerate(names) if name is not None and name != ""]
     n_groups = len({names[position] for position in having})
     said = f"{len(having)} scenes in {_counted(n_groups, 'group')} ({told})"
-    if len(having) < len(ids):
-        said += f", {len(ids) - len(having)} without one: each of those is a group of its own"
+    if len(having) < len(names):
+        said += f", {len(names) - len(having)} without one: each of those is a group of its own"
     return _alike(having, lambda position: names[position]), [said]
 
 
@@ -272,13 +277,14 @@ def _counted(count: int, thing: str) -> str:
 def split_scenes(scenes: _Identified, groups: Groups = None) -> Split:
     r"""Split scenes into train, validation and test.
 
-    Where the data set defines both a training and a validation split (ADE20K), as the paper does: the first 80 % of
-    the training scenes train, the rest validate, the validation scenes test. Otherwise the scenes are ordered by the
-    SHA-256 of their ids and shared out 60 : 20 : 20, each split getting at least one where there are three scenes;
-    two scenes train and test; a single one trains.
+    Where the data set defines a training and a validation split (such as ADE20K), as the paper does: the first
+    80 % of the training scenes train, the rest validate, the validation scenes test. Otherwise the scenes are ordered
+    by the SHA-256 of their ids and shared out 60 : 20 : 20, each split getting at least one where there are three
+    scenes; two scenes train and test; a single one trains.
 
-    Scenes of one group stay on one side, and so do scenes whose picture files are the same bytes: whole groups are then
-    shared out as near 60 : 20 : 20 as they allow. Where a data set's own split tears a group apart, it moves to the
+    Scenes of one group stay on one side, and so do scenes that the data set itself calls parts of one thing (frames of
+    a video of DAVIS) and those whose picture files are the same bytes: whole groups are then shared out as near
+    60 : 20 : 20 as they allow. Where a data set's own split tears a group apart, it moves to the
     test scenes (or to the side of most, between training and validation). `Split.notices` says what was found.
 
     >>> from bindkit.scenes import open_scenes
@@ -318,6 +324,9 @@ def split_scenes(scenes: _Identified, groups: Groups = None) -> Split:
     if n_scenes == 0:
         raise EmptySplitError("there is no scene to train on; check the report of broken scenes, or add scenes")
     named, notices = named_groups(scenes, groups)
+    if by_nature := getattr(scenes, "groups", None):
+        own, said = _by_name(by_nature, "the data set's own")
+        named, notices = [*named, *own], [*notices, *said]
     same = _identical_pictures(scenes)
     if same:
         shown = "; ".join(", ".join(scenes.ids[k] for k in members[:_SHOWN]) for members in same[:_SHOWN])

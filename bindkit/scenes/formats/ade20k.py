@@ -21,17 +21,18 @@ import pickle
 from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bindkit.errors import BrokenSceneError, SceneSetError, UnsafePickleError
+from bindkit.errors import SceneSetError, UnsafePickleError
 from bindkit.files import parse_json, progress, write_bytes
-from bindkit.scenes.decoding import why_unusable
-from bindkit.scenes.reading import ADE20K_OPTIONS, FileScenes, ReadingOptions, split_directory
-from bindkit.scenes.scene import OFFICIAL_SPLITS, BrokenScene, Scene
+from bindkit.scenes.decoding import of_8_bits, why_unusable
+from bindkit.scenes.listing import find_dataset
+from bindkit.scenes.reading import FIXED_MASKS, FileScenes, ReadingOptions, split_directory
+from bindkit.scenes.scene import OFFICIAL_SPLITS, BrokenScene
 
 logger = logging.getLogger(__name__)
 
@@ -48,28 +49,13 @@ BENCHMARK_BY_HAND = {
 
 def find_root(directory: Path) -> Path:
     """The directory of the release: the one given, or the single one inside it that holds ``images/ADE``."""
-    if not directory.is_dir():
-        raise SceneSetError(f"{directory} is not a directory; give the one that holds ADE20K's full release")
-    try:
-        candidates = [directory, *sorted(filter(Path.is_dir, directory.iterdir()))]
-    except OSError as error:
-        raise SceneSetError(f"{directory} cannot be listed ({error.strerror}); check that you may read it") from error
-    inner = [Path("images", "ADE", split) for split in OFFICIAL_SPLITS]
-    roots = [path for path in candidates if any((path / place).is_dir() for place in inner)]
-    if directory in roots:
-        return directory.resolve()
-    if len(roots) == 1:
-        return roots[0].resolve()
-    if roots:
-        raise SceneSetError(
-            f"{directory} holds several releases of ADE20K ({', '.join(path.name for path in roots)}); give one of them"
+    hint = "Give the full release, from https://ade20k.csail.mit.edu"
+    if any(path.is_dir() for pattern in ("annotations", "*/annotations") for path in directory.glob(pattern)):
+        hint = (
+            "The scene-parsing benchmark (ADEChallengeData2016), whose masks tell no instances apart, will not do "
+            f"(its masks of instances will: ade20k-instances:DIR). {hint}"
         )
-    benchmark = "The scene-parsing benchmark (ADEChallengeData2016), whose masks tell no instances apart, will not do. "
-    raise SceneSetError(
-        f"{directory} holds no ADE20K: looked for images/ADE/training and images/ADE/validation in it and in the "
-        f"directories in it. {benchmark if any((path / 'annotations').is_dir() for path in candidates) else ''}"
-        "Give the full release, from https://ade20k.csail.mit.edu"
-    )
+    return find_dataset(directory, [f"images/ADE/{split}" for split in OFFICIAL_SPLITS], "ADE20K", hint)
 
 
 def _walk(root: Path) -> tuple[dict[str, str], list[BrokenScene]]:
@@ -83,7 +69,7 @@ def _walk(root: Path) -> tuple[dict[str, str], list[BrokenScene]]:
     for split in OFFICIAL_SPLITS:
         if not (root / "images" / "ADE" / split).is_dir():
             continue
-        images: list[PurePosixPath] = []
+        images: list[tuple[str, str]] = []  # name without suffix, and all
         # Clusters often link folders in from elsewhere: follow links, but enter no folder twice.
         entered: set[tuple[int, int]] = set()
         for folder, subfolders, files in os.walk(root / "images" / "ADE" / split, onerror=unlisted, followlinks=True):
@@ -92,18 +78,18 @@ def _walk(root: Path) -> tuple[dict[str, str], list[BrokenScene]]:
                 subfolders.clear()
                 continue
             entered.add((status.st_dev, status.st_ino))
-            base = PurePosixPath(Path(folder).relative_to(root).as_posix())
+            base = Path(folder).relative_to(root).as_posix()
             visible = [name for name in files if not name.startswith(".")]
             pictures = [name for name in visible if name.lower().endswith(".jpg")]
             stems = {name[: -len(".jpg")] for name in pictures}
             # Beside each image stands a folder with one mask an object: hundreds of thousands of files, not needed.
             subfolders[:] = sorted(name for name in subfolders if name not in stems)
-            images += [base / name for name in pictures]
+            images += [(name[: -len(".jpg")], f"{base}/{name}") for name in pictures]
             for name in visible:
                 stem = name.removesuffix("_seg.png")
                 if stem != name and stem not in stems:
                     lost.append(BrokenScene(stem, f"{root / base / name}: a mask whose image is missing"))
-        found |= {str(image): split for image in sorted(images, key=lambda image: (image.stem, str(image)))}
+        found |= {image: split for _, image in sorted(images)}
     return found, sorted(lost, key=lambda scene: scene.id)
 
 
@@ -124,8 +110,10 @@ class Ade20kScenes(FileScenes):
         broken: list[BrokenScene] = []
         for image in found:
             # Judged by names and sizes alone.
-            scene_id = PurePosixPath(image).stem
-            reason = why_unusable(root / image) or why_unusable(root / _beside(image, "_seg.png"))
+            scene_id = _beside(image, "").rpartition("/")[2]
+            # As text: fifty thousand paths take a second to put together.
+            picture = f"{root}/{image}"
+            reason = why_unusable(picture) or why_unusable(_beside(picture, "_seg.png"))
             if scene_id in usable:
                 reason = f"{root / image}: a second image of this name, the first is {usable[scene_id]}"
             if reason:
@@ -141,21 +129,17 @@ class Ade20kScenes(FileScenes):
         self.ids, self._images = tuple(usable), tuple(usable.values())
         self.official_splits = tuple(found[image] for image in self._images)
         self.require_usable(".jpg with its _seg.png under images/ADE/training or images/ADE/validation")
-        annotations = [root / _beside(image, ".json") for image in self._images]
+        annotations = [_beside(image, ".json") for image in self._images]
         self.class_names = (
             dict(enumerate(index["objectnames"], start=1))
             if index
-            else _LazyNames(lambda: names_from_annotations(root, annotations, index_dir))
+            else _LazyNames(partial(names_from_annotations, root, annotations, index_dir))
         )
 
-    def __getitem__(self, position: int) -> Scene:
-        position = self._position(position)
-        image, (values,), remarks = self.read(position)
-        if values.dtype != np.uint8:
-            mask = self.sources(position)[1]
-            raise BrokenSceneError(f"{mask}: a mask of 16 bits a channel; expected ADE20K's own, of 8")
-        red, green, blue = (values[..., channel].astype(np.int32) for channel in range(3))
-        return Scene(self.ids[position], image, blue, red // 10 * 256 + green, remarks)
+    def labels(self, position: int, values: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The blue channel, and the class of the other two."""
+        red, green, blue = of_8_bits(values[0], self.sources(position)[1])
+        return blue, red // 10 * 256 + green
 
     def sources(self, position: int) -> tuple[Path, ...]:
         """Picture and mask."""
@@ -270,17 +254,18 @@ def _names_in(path: Path) -> dict[int, str]:
     return {class_id: name for class_id, name in pairs if isinstance(class_id, int) and isinstance(name, str)}
 
 
-def names_from_annotations(root: Path, paths: Sequence[Path], index_dir: Path | None) -> dict[int, str]:
+def names_from_annotations(root: Path, files: Sequence[str], index_dir: Path | None) -> dict[int, str]:
     """Class id -> name out of the JSON files beside the images, kept under `index_dir`."""
     digest = hashlib.sha256()
     present = []
-    for path in paths:
+    for file in files:
+        path = root / file
         try:
             status = path.stat()
         except OSError:
             continue
         present.append(path)
-        digest.update(f"{path.relative_to(root).as_posix()} {status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
 
     def read() -> dict[int, str]:
         names: dict[int, str] = {}
@@ -308,7 +293,7 @@ class _LazyNames(UserDict):  # not of [int, str]: a checker of types at run time
 def open_ade20k(directory: str, index_dir: Path | None = None) -> Ade20kScenes:
     """Open ``ade20k:DIR,OPTIONS``: the release's directory or the one that holds it; ``~`` is understood."""
     name, items = split_directory(directory)
-    options = ReadingOptions.parse(items, ADE20K_OPTIONS)
+    options = ReadingOptions.parse(items, FIXED_MASKS)
     return Ade20kScenes(find_root(Path(name).expanduser()), options, index_dir)
 
 

@@ -3,7 +3,7 @@
 ::
 
     DIR/images/NAME.png                 8-bit, any colour mode; also .jpg .jpeg .jfif .webp .tif .tiff .bmp .gif
-    DIR/instances/NAME.png              instance id per pixel, 0 = unlabelled; also .tif .tiff .bmp
+    DIR/instances/NAME.png              instance id per pixel, 0 = unlabelled; also .tif .tiff .bmp .npy .mat
     DIR/classes/NAME.png                class id per pixel, 0 = unlabelled (optional)
     DIR/class_names.json                {"1": "cat", "2": "dog"} (optional)
     DIR/scenes.csv                      columns id (NAME) and others, such as video (optional)
@@ -14,7 +14,8 @@ suffixes and the Unicode normal form of names do not matter.
 Masks are gray of up to 32 bits, or palette images, whose palette indices count (write 0 where there is no object).
 Instance masks may also be RGB: ``R + 256 G + 65536 B`` is the id, as in COCO's panoptic format, so that one colour an
 object works too. Ids mean something within one image only. ``folder:DIR,void=255`` reads VOC's border value as
-unlabelled; the other options are in `bindkit.scenes.reading.OPTIONS`.
+unlabelled; the other options are in `bindkit.scenes.reading.OPTIONS`. Of a ``.npy`` or ``.mat`` mask, see
+`bindkit.scenes.arrays`; ``variable=NAME`` says which variable of ``.mat`` files it is, where they have several.
 
 Pictures are read upright, as their EXIF data say, if the mask has the upright picture's size, else as stored.
 
@@ -32,12 +33,15 @@ from PIL import Image
 
 from bindkit.errors import SceneSetError
 from bindkit.files import parse_json
-from bindkit.scenes.decoding import ids_of, numbered, why_unusable
+from bindkit.scenes.arrays import ARRAY_SUFFIXES, read_array
+from bindkit.scenes.decoding import Header, StoredPixels, ids_of, numbered, why_unusable
 from bindkit.scenes.reading import FileScenes, ReadingOptions, border_value, split_directory
 from bindkit.scenes.scene import OFFICIAL_SPLITS, BrokenScene, Scene
 
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-SUFFIXES = (*MASK_SUFFIXES, ".jpg", ".jpeg", ".jfif", ".webp", ".gif")
+LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
+MASK_SUFFIXES = (*LOSSLESS, *ARRAY_SUFFIXES)
+SUFFIXES = (*LOSSLESS, ".jpg", ".jpeg", ".jfif", ".webp", ".gif")
+OWN_OPTIONS = {"variable": (r"[A-Za-z]\w{0,62}", "which variable of .mat files is the mask, default the only one")}
 NAMES_NAME = "class_names.json"
 THIN_BORDER = "a thin border of value {0} around objects is read as an object: void={0} reads it as unlabelled"
 
@@ -156,6 +160,18 @@ class FolderScenes(FileScenes):
         instances, *classes = (numbered(mask, path) for mask, path in zip(masks, paths, strict=True))
         return Scene(self.ids[position], image, instances, classes[0] if classes else np.zeros_like(instances), remarks)
 
+    def read_mask(self, position: int, number: int) -> StoredPixels:
+        """Of an array too."""
+        path = self.sources(position)[1 + number]
+        if path.suffix.lower() in ARRAY_SUFFIXES:
+            return read_array(path, self.options.max_pixels, self.options.own.get("variable"))
+        return super().read_mask(position, number)
+
+    def mask_header(self, position: int) -> Header:
+        """Of an array too."""
+        is_array = self.sources(position)[1].suffix.lower() in ARRAY_SUFFIXES
+        return self.read_mask(position, 0) if is_array else super().mask_header(position)
+
     def sources(self, position: int) -> tuple[Path, ...]:
         """Picture, instance mask and, where there is one, class mask."""
         return self._files[self.ids[self._position(position)]]
@@ -167,4 +183,4 @@ def open_folder(directory: str, index_dir: Path | None = None) -> FolderScenes:
     root = Path(name).expanduser()
     if not root.is_dir():
         raise SceneSetError(f"{root} is not a directory; give the one that holds images/ and instances/")
-    return FolderScenes(root.resolve(), ReadingOptions.parse(items))
+    return FolderScenes(root.resolve(), ReadingOptions.parse(items, own=OWN_OPTIONS))

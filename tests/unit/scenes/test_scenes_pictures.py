@@ -190,7 +190,7 @@ def test_a_mask_of_a_format_that_loses_is_refused_by_name_and_not_missing(folder
     (broken,) = open_scenes(f"folder:{folder}").broken
     assert broken.reason == (
         f"{folder}/instances/a{mask_suffix}: a mask of a format that may change ids; save it anew as one of "
-        ".png, .tif, .tiff, .bmp"
+        ".png, .tif, .tiff, .bmp, .npy, .mat"
     )
 
 

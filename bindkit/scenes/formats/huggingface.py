@@ -1,0 +1,158 @@
+"""``hf:`` scenes: a Hugging Face dataset with a column of pictures and one of instance masks.
+
+``hf:DIR`` is a directory that ``save_to_disk`` wrote, or one of Parquet files as hubs hold them (``train-*.parquet``);
+``hf:USER/NAME`` is fetched from the hub. Options name columns and parts: ``hf:USER/NAME,image=photo,mask=instances``,
+``classes=COLUMN`` (a class mask; without it no pixel has a class), ``config=NAME``, ``split=NAME``. Without ``split``,
+``train`` and ``validation`` are the official splits where both are there, and a single split of any name is read.
+
+A mask is a column of pictures (palette, gray of 8 or 16 bits, or RGB, held as PNG: JPEG changes ids) or of arrays
+[row, col] of whole numbers; 0 is unlabelled, and so is what ``void=255`` names. Ids of scenes are ``SPLIT/ROW``. No
+code of a data set is executed: from version 4 on, ``datasets`` has no way to. Bytes that are not in the data set itself
+are read from its own directory (or the hub's cache) alone.
+
+Needs ``pip install 'bindkit[hf]'``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bindkit.errors import BrokenSceneError, SceneSetError
+from bindkit.scenes.arrays import whole_numbers
+from bindkit.scenes.decoding import ids_of, numbered, read_channels, read_stored, reading
+from bindkit.scenes.listing import leads_out, optional
+from bindkit.scenes.reading import FileScenes, ReadingOptions, split_directory
+from bindkit.scenes.scene import OFFICIAL_SPLITS, Scene
+
+_NAME = r"[^,=]+"
+OWN_OPTIONS = {
+    "image": (_NAME, "column of pictures, default image"),
+    "mask": (_NAME, "column of instance masks, default mask"),
+    "classes": (_NAME, "column of class masks, default none"),
+    "config": (_NAME, "configuration of the data set, default its only one"),
+    "split": (_NAME, "split to read, default train and validation where both are there, or the only one"),
+}
+
+
+class HuggingFaceScenes(FileScenes):
+    """Scenes of a Hugging Face dataset; made by `open_huggingface`."""
+
+    def __init__(self, root: Path, options: ReadingOptions, parts: Mapping[str, Any], within: Path) -> None:
+        super().__init__("hf", root, options)
+        datasets = optional("datasets", "hf")
+        self._within = within
+        columns = [options.own.get("image", "image"), options.own.get("mask", "mask"), options.own.get("classes", "")]
+        self._columns = [column for column in columns if column]
+        self._parts: dict[str, Any] = {}
+        for split, part in parts.items():
+            if missing := [column for column in self._columns if column not in part.features]:
+                raise SceneSetError(
+                    f"{self.uri}: split {split} has no column {missing[0]!r}, but {', '.join(part.features)}; write "
+                    "image=COLUMN,mask=COLUMN"
+                )
+            pictures = [name for name in self._columns if isinstance(part.features[name], datasets.Image)]
+            self._parts[split] = part.select_columns(self._columns).with_format(None)
+            for column in pictures:  # as the bytes that they are held as, for this package to decode
+                self._parts[split] = self._parts[split].cast_column(column, datasets.Image(decode=False))
+        self._places = [(split, row) for split, part in self._parts.items() for row in range(len(part))]
+        self.ids = tuple(f"{split}/{row:06d}" for split, row in self._places)
+        if len(parts) == 2:
+            of = dict(zip(parts, OFFICIAL_SPLITS, strict=True))
+            self.official_splits = tuple(of[split] for split, _ in self._places)
+        self.class_names: dict[int, str] = {}
+        self.require_usable("row")
+
+    def __getitem__(self, position: int) -> Scene:
+        position = self._position(position)
+        split, row = self._places[position]
+        names = [Path(f"{self.uri}#{self.ids[position]}", column) for column in self._columns]
+        with reading(names[0].parent):
+            held = self._parts[split][row]
+        picture, *columns = (held[column] for column in self._columns)
+        most = self.options.max_pixels
+        image = read_stored(names[0], most, held_bytes(picture, names[0], self._within))
+        found = []
+        for number, (name, mask) in enumerate(zip(names[1:], columns, strict=True)):
+            if isinstance(mask, dict):
+                content = held_bytes(mask, name, self._within)
+                found.append(read_channels(name, number == 0, True, most, content))
+            else:
+                with reading(name):
+                    found.append(whole_numbers(np.asarray(mask), name, most))
+        pixels, values, remarks = self.laid(image, found, names)
+        masks = [ids_of(channels) for channels in values]
+        void = np.any([np.isin(mask, self.options.void) for mask in masks], axis=0)
+        instances, *classes = (
+            numbered(np.where(void, 0, mask), name) for mask, name in zip(masks, names[1:], strict=True)
+        )
+        none = np.zeros_like(instances)
+        return Scene(self.ids[position], pixels, instances, classes[0] if classes else none, remarks)
+
+    def size_of(self, position: int) -> tuple[int, int]:
+        """``(height, width)`` in pixels. Raises BrokenSceneError."""
+        return self[position].size
+
+
+def held_bytes(held: Any, name: Path, within: Path) -> bytes:
+    """The file that a picture is held as; one that is only named is read from `within` alone."""
+    if not isinstance(held, dict) or not (held.get("bytes") or held.get("path")):
+        raise BrokenSceneError(f"{name}: holds no picture")
+    if held.get("bytes"):
+        return held["bytes"]
+    place = within / held["path"]
+    if reason := leads_out(place, within):
+        raise BrokenSceneError(f"{name}: {reason}")
+    with reading(place):
+        return place.read_bytes()
+
+
+def parquet_files(root: Path) -> dict[str, list[str]]:
+    """Split -> files of a directory, by the first word of their names as hubs write them. Raises SceneSetError."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(root.rglob("*.parquet")):
+        found.setdefault(re.split("[-.]", path.name)[0], []).append(path)
+    if not found or any(len({path.parent for path in paths}) > 1 for paths in found.values()):
+        fault = "has several configurations: add config=FOLDER" if found else "holds no Parquet file"
+        raise SceneSetError(f"hf: {root} {fault}; expected what save_to_disk wrote, or train-*.parquet")
+    return {split: [str(path) for path in paths] for split, paths in found.items()}
+
+
+def open_huggingface(name: str, index_dir: Path | None = None) -> HuggingFaceScenes:
+    """Open ``hf:NAME_OR_DIR,OPTIONS``; described above. `index_dir` is not needed here."""
+    name, items = split_directory(name)
+    options = ReadingOptions.parse(items, own=OWN_OPTIONS)
+    datasets = optional("datasets", "hf")
+    directory = Path(name).expanduser()
+    is_local = directory.is_dir()
+    root = directory.resolve() if is_local else Path(name)
+    try:
+        if is_local and any((root / file).is_file() for file in ("state.json", "dataset_dict.json")):
+            for state in (*root.glob("state.json"), *root.glob("*/state.json")):
+                for file in json.loads(state.read_text(encoding="utf-8"))["_data_files"]:
+                    if reason := leads_out(state.parent / file["filename"], root):
+                        raise SceneSetError(f"{state}: {reason}")
+            found = datasets.load_from_disk(root.as_posix())
+        elif is_local:
+            found = datasets.load_dataset("parquet", data_files=parquet_files(root / options.own.get("config", ".")))
+        else:
+            found = datasets.load_dataset(root.as_posix(), options.own.get("config"))
+    except SceneSetError:
+        raise
+    except Exception as error:  # whatever a hub, a network or a damaged file makes the library raise
+        raise SceneSetError(
+            f"hf:{name} cannot be opened ({type(error).__name__}: {error}); expected a directory that save_to_disk "
+            "wrote, one of Parquet files, or the hub's name of a data set that needs no code"
+        ) from error
+    split = options.own.get("split")
+    parts = dict(found) if isinstance(found, datasets.DatasetDict) else {split or "train": found}
+    wanted = [split] if split else list(parts) if len(parts) == 1 else ["train", "validation"]
+    if missing := [split for split in wanted if split not in parts]:
+        raise SceneSetError(f"hf:{name} has no split {missing[0]!r}, but {', '.join(parts)}; write split=NAME")
+    within = root if is_local else Path(datasets.config.HF_CACHE_HOME)
+    return HuggingFaceScenes(root, options, {split: parts[split] for split in wanted}, within)
