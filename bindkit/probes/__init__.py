@@ -10,19 +10,31 @@ A probe of one's own is a subclass of `Probe` with `register_probe` above it; fr
 """
 
 from bindkit.backbones.attention import AttentionMaps
-from bindkit.probes.attention import SelfAttention
-from bindkit.probes.base import PairMoments, Probe, by_capability, check_layer, require_probe
-from bindkit.probes.bilinear import (
+from bindkit.probes.base import (
+    PROBES,
+    PairMoments,
+    Probe,
+    by_capability,
+    check_layer,
+    make_probe,
+    parse_probe,
+    register_probe,
+    require_probe,
+)
+from bindkit.probes.kinds import (
+    ClassMap,
     CosineSimilarity,
     DiagonalQuadratic,
     DotProduct,
+    IdentityMap,
     Linear,
+    PointwiseMap,
     Quadratic,
     QuadraticFixedRank,
+    SelfAttention,
+    Softmax,
 )
-from bindkit.probes.maps import ClassMap, IdentityMap, PointwiseMap, Softmax
 from bindkit.probes.pair_products import add_symmetric_product, mirrored
-from bindkit.probes.registry import PROBES, make_probe, parse_probe, register_probe
 from bindkit.probes.saving import load_probe, save_probe
 
 __all__ = [

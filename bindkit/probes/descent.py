@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from bindkit.probes.base import make_probe
 from bindkit.probes.batches import PatchBatch, SplitPatches, spread
-from bindkit.probes.registry import make_probe
 from bindkit.probes.tasks import Task
 
 Parameters = dict[str, Tensor]

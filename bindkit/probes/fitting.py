@@ -22,15 +22,14 @@ from bindkit.arguments import read_seed, whole_number
 from bindkit.cache import ActivationCache, require_cache
 from bindkit.errors import InvalidParameterError, LayerError, NonFiniteActivationsError, ProbeError
 from bindkit.files import one_ahead, without_nan
-from bindkit.probes.attention import SelfAttention
-from bindkit.probes.base import Probe
+from bindkit.probes.base import Probe, is_shipped, parse_probe
 from bindkit.probes.batches import PatchBatch, scene_batches, spread
 from bindkit.probes.descent import Parameters, TrainingPairs, copy_of, drawn_starts
 from bindkit.probes.judging import Judged, fold_roles, judge_split, judge_together, said, validate
+from bindkit.probes.kinds import SelfAttention
 from bindkit.probes.layers import LayerPatches, offset_of, scale_and_offset
 from bindkit.probes.metrics import warn_below_chance
 from bindkit.probes.protocols import Protocol
-from bindkit.probes.registry import is_shipped, parse_probe
 from bindkit.probes.saving import Fit, validation_accuracy
 from bindkit.probes.tasks import TASKS, Task, require_fitting
 

@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save
 from bindkit.arguments import is_control, read_path
 from bindkit.errors import ProbeError
 from bindkit.files import parse_json, sha256_of, write_bytes, write_json
-from bindkit.probes.base import Probe
+from bindkit.probes.base import PROBES, Probe, make_probe
 from bindkit.probes.protocols import PROTOCOLS, Protocol
-from bindkit.probes.registry import PROBES, make_probe
 
 FORMAT = 3
 """Version of a saved probe's directory. Version 1 had neither options nor temperature, version 2 no scale."""

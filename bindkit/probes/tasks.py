@@ -23,10 +23,9 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, softplus
 
 from bindkit.errors import InvalidParameterError, OneAnswerError, ProbeError
-from bindkit.probes.base import Probe
+from bindkit.probes.base import PROBES, Probe, make_probe, parse_probe
 from bindkit.probes.batches import PatchBatch, SplitPatches
-from bindkit.probes.maps import ClassMap, IdentityMap
-from bindkit.probes.registry import PROBES, make_probe, parse_probe
+from bindkit.probes.kinds import ClassMap, IdentityMap
 
 _MOST_CLASSES = 150
 """Where a scene set has more classes and names no benchmark, the most frequent ones of the training patches are told

@@ -24,13 +24,13 @@ from bindkit.cache.store import labels_of
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.files import parse_json, progress, slug, with_nan, without_nan, write_json
 from bindkit.probes import PROBES, check_layer, parse_probe
+from bindkit.probes.base import is_shipped
 from bindkit.probes.fitting import fit_folds, fit_probes
 from bindkit.probes.judging import is_folds, judge_same_class, judged_scenes, said
 from bindkit.probes.layers import LayerPatches
 from bindkit.probes.metrics import warn_below_chance
 from bindkit.probes.protocols import Protocol
 from bindkit.probes.protocols import protocol as protocol_of
-from bindkit.probes.registry import is_shipped
 from bindkit.probes.saving import RESULT_COLUMNS, load_folds, validation_accuracy
 from bindkit.probes.tasks import TASKS, require_fitting, takes
 from bindkit.scenes.geometry import WindowGeometry

@@ -33,7 +33,7 @@ WALLS = {
 
 LARGEST = {
     **{"errors": 115, "arguments": 240, "files": 295, "cli": 325, "scenes": 4290, "backbones": 2795, "cache": 3225},
-    **{"probes": 3690, "results": 1385, "affinities": 765, "pretraining": 1505, "analysis": 2115, "views": 5840},
+    **{"probes": 3665, "results": 1385, "affinities": 765, "pretraining": 1555, "analysis": 2115, "views": 5840},
     "pipeline": 1525,
 }
 """Lines that a room may have: what it has, and little more. HOUSE's plan is less; lower these as rooms shrink."""
@@ -139,7 +139,7 @@ def test_the_house_stays_small(root):
     print(*(f"{n:6d} {room}" for room, n in [*rooms.items(), ("all", sum(lines.values()))]), sep="\n")  # noqa: T201
     assert {room: n for room, n in rooms.items() if n > LARGEST[room]} == {}
     assert {module: n for module, n in lines.items() if n > 450} == {}
-    assert len(lines) <= 139
+    assert len(lines) <= 135
 
 
 def test_few_private_functions_are_called_at_one_place_only(root):

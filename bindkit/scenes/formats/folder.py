@@ -15,7 +15,7 @@ Masks are gray of up to 32 bits, or palette images, whose palette indices count 
 Instance masks may also be RGB: ``R + 256 G + 65536 B`` is the id, as in COCO's panoptic format, so that one colour an
 object works too. Ids mean something within one image only. ``folder:DIR,void=255`` reads VOC's border value as
 unlabelled; the other options are in `bindkit.scenes.reading.OPTIONS`. Of a ``.npy`` or ``.mat`` mask, see
-`bindkit.scenes.arrays`; ``variable=NAME`` says which variable of ``.mat`` files it is, where they have several.
+`bindkit.scenes.decoding`; ``variable=NAME`` says which variable of ``.mat`` files it is, where they have several.
 
 Pictures are read upright, as their EXIF data say, if the mask has the upright picture's size, else as stored.
 
@@ -33,8 +33,7 @@ from PIL import Image
 
 from bindkit.errors import SceneSetError
 from bindkit.files import parse_json
-from bindkit.scenes.arrays import ARRAY_SUFFIXES, read_array
-from bindkit.scenes.decoding import Header, StoredPixels, ids_of, numbered, why_unusable
+from bindkit.scenes.decoding import ARRAY_SUFFIXES, Header, StoredPixels, ids_of, numbered, read_array, why_unusable
 from bindkit.scenes.reading import FileScenes, ReadingOptions, border_value, split_directory
 from bindkit.scenes.scene import OFFICIAL_SPLITS, BrokenScene, Scene
 

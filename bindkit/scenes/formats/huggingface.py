@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 
 from bindkit.errors import BrokenSceneError, SceneSetError
-from bindkit.scenes.arrays import whole_numbers
-from bindkit.scenes.decoding import ids_of, numbered, read_channels, read_stored, reading
+from bindkit.scenes.decoding import ids_of, numbered, read_channels, read_stored, reading, whole_numbers
 from bindkit.scenes.listing import leads_out, optional
 from bindkit.scenes.reading import FileScenes, ReadingOptions, split_directory
 from bindkit.scenes.scene import OFFICIAL_SPLITS, Scene

@@ -14,8 +14,7 @@ from written_formats import SIZES, Plan, encode, image_of, instances_of, put
 
 from bindkit.errors import BrokenSceneError, SceneSetError
 from bindkit.scenes import open_scenes
-from bindkit.scenes.arrays import read_array
-from bindkit.scenes.decoding import MAX_PIXELS
+from bindkit.scenes.decoding import MAX_PIXELS, read_array
 
 MASK, PLAN = instances_of("a"), Plan((1, 1, 2, 3))
 

@@ -11,7 +11,7 @@ from bindkit.affinities.scoring import image_activations
 from bindkit.affinities.stitching import ImageGrid
 from bindkit.errors import GeometryError, LayerError, NonFiniteActivationsError, ProbeError
 from bindkit.probes import PROBES, make_probe
-from bindkit.probes.maps import Map
+from bindkit.probes.kinds import Map
 from bindkit.probes.protocols import protocol
 from bindkit.scenes.geometry import WindowGeometry
 from bindkit.views.explorer.engine import Engine, KeptActivations, Store, bytes_of
