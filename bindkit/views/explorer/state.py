@@ -24,8 +24,8 @@ COLOURED = ("pca", "objects")
 BY_PROBE = ("affinity", "objects")
 """Measures that a fitted probe is asked for."""
 
-BESIDE = ("cosine", "attention", "pca", "objects")
-"""Measures that can stand beside the main map, in the order in which they stand."""
+BESIDE = ("picture", "cosine", "attention", "pca", "objects")
+"""What can stand beside the main map, in the order in which it stands: the picture alone, or measures."""
 
 LOCKS = {
     "": "nothing",
@@ -77,13 +77,15 @@ class State:
     """Which part of `locked` stays while the rest follows the view: a key of `LOCKS`."""
     locked: View | None = None
     """The view as it was when the lock was set."""
-    beside: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ("picture",)
     second: int | None = None
     """Another image whose patches are compared with the chosen one."""
     head: int | None = None
     """Attention head; None is the mean over heads."""
     threshold: float = 0.5
-    """From which on a patch counts as of the object."""
+    """Affinity from which on a patch counts as of the object."""
+    cosine_threshold: float | None = None
+    """The same of cosine maps; None is the middle of what a map shows, since no cosine means "same" at every layer."""
     top: int = 0
     """So many highest patches are marked, none of them within `apart` patches of the chosen one."""
     apart: int = 1
@@ -100,17 +102,24 @@ class State:
         return replace(self.view, **{name: getattr(self.locked, name) for name in _HELD[self.lock]})
 
     def panels(self) -> list[tuple[str, View]]:
-        """Maps to show, in order: main, locked, those beside, second; each with its view."""
+        """Maps to show, in order: main, picture, locked, others beside, second; each with its view."""
+        beside = [measure for measure in BESIDE if measure in self.beside and measure != self.view.measure]
         shown = [("main", self.view)]
-        if locked := self.locked_view():
-            shown.append(("locked", locked))
-        beside = (measure for measure in BESIDE if measure in self.beside and measure != self.view.measure)
         shown += [(measure, replace(self.view, measure=measure)) for measure in beside]
+        if locked := self.locked_view():
+            # Next to the main map, after the picture.
+            shown.insert(1 + ("picture" in beside), ("locked", locked))
         if self.second is not None:
             # Attention stays within one image, and colours say nothing of pairs.
             asked = self.view.measure if self.view.measure in JUDGED else "cosine"
             shown.append(("second", replace(self.view, measure=asked, second=self.second)))
         return shown
+
+    def threshold_of(self, measure: str, low: float, high: float) -> float:
+        """The threshold of a map of a measure, in its units, whose colours reach from `low` to `high`."""
+        if measure == "affinity":
+            return self.threshold
+        return (low + high) / 2 if self.cosine_threshold is None else self.cosine_threshold
 
     def clicking(self, panel: str, place: tuple[float, float]) -> State:
         """With the patch at a place of a panel chosen: in a panel that holds its patch, that panel's own."""
