@@ -118,7 +118,7 @@ def _arranged(room: tuple[float, float], ratios: Sequence[float]) -> list[tuple[
         return [(min(wide, tall / ratio), min(wide * ratio, tall)) for ratio in ratios]
 
     possible = [n for n in range(1, len(ratios) + 1) if n == 1 or (room[0] + _GAP) / n - _GAP >= _LEAST]
-    columns = max(possible, key=lambda n: (sum(wide for wide, _ in sizes(n)), n))
+    columns = max(possible, key=lambda n: (sum(wide for wide, _ in sizes(n)), -n))
     found = sizes(columns)
     step = min(max(_TITLED, *(wide for wide, _ in found)), (room[0] + _GAP) / columns - _GAP) + _GAP
     boxes, top = [], 0.0
@@ -353,9 +353,8 @@ def picture_figure(panels: Sequence[Panel], state: State, caption: str) -> go.Fi
     main = panels[0]
     lines = textwrap.wrap(caption, max(20, int(across / 6.1)))
     marks = ['<span style="color:#8c959f">□</span> chosen patch']
-    if main.threshold is not None and main.is_outlined:
-        words = f"{main.view.measure} ≥ {number(main.view.measure, main.threshold)}"
-        marks.append(f'<span style="color:{CONTRAST[state.colours]}">━</span> {words}')
+    if any(panel.is_outlined for panel in panels):
+        marks.append(f'<span style="color:{CONTRAST[state.colours]}">━</span> at its map\'s threshold or above')
     if main.own >= 0 and state.outlines:
         marks.append('<span style="color:#8c959f">━</span> the true object')
         if main.image.objects[main.own]["twins"]:

@@ -177,7 +177,7 @@ function render({ model, el }) {
   guard();
   // The handles of ipywidgets' sliders have no name of their own; they take that of the label beside them.
   const name = () => root()?.querySelectorAll(".widget-slider").forEach((slider) => {
-    const label = slider.querySelector(".widget-label")?.textContent, value = slider.querySelector(".widget-readout");
+    const label = slider.querySelector(".widget-label")?.textContent, value = slider.querySelector(".widget-readout") ?? slider.parentElement.querySelector(".bindkit-limit");
     slider.querySelectorAll(".noUi-handle").forEach((handle) => {
       handle.setAttribute("aria-label", label ?? "");
       handle.setAttribute("aria-valuetext", value?.textContent ?? "");

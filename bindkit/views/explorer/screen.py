@@ -15,7 +15,7 @@ import traitlets
 
 from bindkit.errors import BindkitError
 from bindkit.views.explorer.figure import CONTRAST, TRUTH, TWINS, LiveFigure
-from bindkit.views.explorer.session import DIGITS, Answer, Session, number
+from bindkit.views.explorer.session import Answer, Session, number
 from bindkit.views.explorer.state import BESIDE, BY_PROBE, COLOURED, LOCKS, MEASURES, patch_of, place_of
 
 logger = logging.getLogger(__name__)
@@ -94,9 +94,9 @@ class Controls:
         }
         self.head = widgets.Dropdown(description="Head", options=[("mean of all", _NONE)])
         self.lock = widgets.Dropdown(description="Lock", options=[(words, key) for key, words in LOCKS.items()])
-        self.threshold = widgets.FloatSlider(
-            description="Threshold", max=1, step=0.01, value=0.5, tooltip="In the units of the map"
-        )
+        # Along the map's own scale, so the number that it stands for is in the map's units.
+        self.threshold = widgets.FloatSlider(description="Threshold", max=1, step=0.01, value=0.5, readout=False)
+        self.limit = _classed(widgets.Label(), "limit")
         self.opacity = widgets.FloatSlider(description="Opacity", min=0, max=1, step=0.05, readout_format=".2f")
         self.colours = widgets.Dropdown(description="Colours", options=list(CONTRAST))
         self.outlines = widgets.Checkbox(description="outline the true object", indent=False)
@@ -115,8 +115,9 @@ class Controls:
         checks = _classed(widgets.HBox(list(self.beside.values())), "checks")
         buttons = _classed(widgets.HBox(list(self.save.values())), "row")
         # Where the pad puts what opening and saving have to say.
+        limited = _classed(widgets.HBox([self.threshold, self.limit]), "row")
         opened, saved = (_classed(widgets.Box(), f"beside-{which}") for which in ("open", "save"))
-        asked = [self.image, self.upload, opened, self.backbone, self.probe, self.layer, self.measure, self.threshold]
+        asked = [self.image, self.upload, opened, self.backbone, self.probe, self.layer, self.measure, limited]
         self.folds = {
             "Side by side": [checks, self.head, self.lock, self.second],
             "Marks and colours": [self.outlines, self.top, self.apart, self.opacity, self.colours],
@@ -154,10 +155,8 @@ class Controls:
         # There is something to choose among several only.
         self.probe.layout.display = None if len(kinds) > 1 else "none"
         judged = session.panels[0].threshold if session.panels else None
-        self.threshold.disabled = judged is None or session.main is None
-        if judged is not None and session.main is not None:
-            self.threshold.min, digits = session.main.low, DIGITS[view.measure]
-            self.threshold.step, self.threshold.readout_format = 10 ** -int(digits[1]), digits
+        self.threshold.disabled = judged is None
+        self.limit.value = "" if judged is None else number(view.measure, judged)
         wanted = {
             self.image: view.image if images else None,
             self.second: _NONE if state.second is None else state.second,
@@ -167,9 +166,7 @@ class Controls:
             self.layer: view.layer,
             self.head: _NONE if state.head is None else state.head,
         }
-        if judged is not None:
-            wanted[self.threshold] = max(judged, self.threshold.min)
-        for name in ("lock", "opacity", "colours", "outlines", "top", "apart"):
+        for name in ("lock", "threshold", "opacity", "colours", "outlines", "top", "apart"):
             wanted[getattr(self, name)] = getattr(state, name)
         for control, value in (wanted | {box: name in state.beside for name, box in self.beside.items()}).items():
             if control.value != value:
@@ -184,9 +181,8 @@ class Controls:
         panel, state = session.panels[0], session.state
         assert panel.found is not None
         measure, marks = panel.view.measure, [_CHOSEN]
-        if panel.threshold is not None and panel.is_outlined:
-            words = f"{MEASURES[measure].lower()} {number(measure, panel.threshold)} or more"
-            marks.append(_mark(words, CONTRAST[state.colours], "#0000"))
+        if any(entry.is_outlined for entry in session.panels):
+            marks.append(_mark("at its map's threshold or above", CONTRAST[state.colours], "#0000"))
         if panel.own >= 0 and state.outlines:
             marks.append(_mark("the true object", TRUTH, "#000a"))
             if panel.image.objects[panel.own]["twins"]:
@@ -231,8 +227,7 @@ class Screen:
         stage = _classed(widgets.VBox([maps, self.controls.legend, pad]), "stage")
         self.body = _classed(widgets.Box([stage, self.controls.box]), "body")
         self._on(session.view, "image", "backbone", "probe", "measure", "layer")
-        self._on(session.judge, "threshold")
-        self._on(session.change, "second", "head", "opacity", "colours", "outlines", "top", "apart")
+        self._on(session.change, "second", "head", "threshold", "opacity", "colours", "outlines", "top", "apart")
         self._on(session.lock, "lock")
         self.controls.upload.observe(lambda event: self._moved(lambda: self._open(event["new"]), "open"), "value")
         for box in self.controls.beside.values():

@@ -156,10 +156,6 @@ class Session:
         """Change the state as it is told."""
         self.state = replace(self.state, **changes)
 
-    def judge(self, threshold: float) -> None:
-        """Set the threshold of the main map, in its units."""
-        self.change(**{"cosine_threshold" if self.state.view.measure == "cosine" else "threshold": threshold})
-
     def lock(self, lock: str) -> None:
         """Hold the present view, wholly or in part, by a key of `LOCKS`; ``""`` lets go."""
         self.change(lock=lock, locked=self.state.view if lock else None)
@@ -281,8 +277,8 @@ class Session:
         if name == "locked" and found.patch is not None:
             parts.append(f"patch {found.patch[0]}, {found.patch[1]}")
         parts.append(self.backbones[view.backbone].title)
-        judged = view.measure in JUDGED
-        threshold = self.state.threshold_of(view.measure, found.low, found.high) if judged else None
+        share, judged = self.state.threshold, view.measure in JUDGED
+        threshold = found.low + share * (found.high - found.low) if judged else None
         return Panel(name, view, image, found, title, " · ".join(parts), own, threshold)
 
     @property

@@ -83,9 +83,7 @@ class State:
     head: int | None = None
     """Attention head; None is the mean over heads."""
     threshold: float = 0.5
-    """Affinity from which on a patch counts as of the object."""
-    cosine_threshold: float | None = None
-    """The same of cosine maps; None is the middle of what a map shows, since no cosine means "same" at every layer."""
+    """From which on a patch counts as of the object, as a share of its map's scale: of affinities the value itself."""
     top: int = 0
     """So many highest patches are marked, none of them within `apart` patches of the chosen one."""
     apart: int = 1
@@ -114,12 +112,6 @@ class State:
             asked = self.view.measure if self.view.measure in JUDGED else "cosine"
             shown.append(("second", replace(self.view, measure=asked, second=self.second)))
         return shown
-
-    def threshold_of(self, measure: str, low: float, high: float) -> float:
-        """The threshold of a map of a measure, in its units, whose colours reach from `low` to `high`."""
-        if measure == "affinity":
-            return self.threshold
-        return (low + high) / 2 if self.cosine_threshold is None else self.cosine_threshold
 
     def clicking(self, panel: str, place: tuple[float, float]) -> State:
         """With the patch at a place of a panel chosen: in a panel that holds its patch, that panel's own."""

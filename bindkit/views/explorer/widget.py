@@ -175,14 +175,14 @@ class AffinityExplorer(widgets.VBox):
 
     @property
     def threshold(self) -> float:
-        """From which on a patch counts as of the object, in the main map's units: affinity, or cosine similarity."""
+        """From which on a patch counts as of the object, in the main map's units; it stays where it is on the scale."""
         shown = self._session.panels[0].threshold if self._session.panels else None
         return self._session.state.threshold if shown is None else shown
 
     @threshold.setter
     def threshold(self, threshold: float) -> None:
-        self._session.judge(float(min(max(threshold, -1.0 if self.measure == "cosine" else 0.0), 1.0)))
-        self._screen.refresh()
+        low, high = (0, 1) if (main := self._session.main) is None or main.is_coloured else (main.low, main.high)
+        self._set(threshold=min(max((threshold - low) / (high - low), 0.0), 1.0) if high > low else 0.0)
 
     @property
     def beside(self) -> tuple[str, ...]:

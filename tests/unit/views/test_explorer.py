@@ -228,7 +228,7 @@ def test_the_threshold_outlines_and_judges(explorer, scenes):
     assert f"threshold IoU with its object {iou:.2f}" in explorer.status
     assert f"{above.sum()} of {above.size} patches at 0.94 or more" in explorer.status
     assert len(traces(explorer, "above the threshold")) == (1 if above.any() else 0)
-    assert len(traces(explorer, "object")) == 1
+    assert len(traces(explorer, "object")) == 2, "on the map and on the picture"
     explorer._screen.controls.outlines.value = False
     assert not traces(explorer, "object")
 

@@ -71,19 +71,24 @@ def test_every_map_states_the_range_of_its_own_scale(backbones, probes, scenes):
 
 def test_a_threshold_is_in_the_units_of_the_map_that_it_judges(backbones, probes, scenes):  # noqa: F811
     explorer = bk.AffinityExplorer(backbones[0], probes[backbones[0]], [scenes[0]])
-    explorer.threshold = 0.4
     explorer.measure = "cosine"
     low = float(explorer.scores.min())
-    assert explorer.threshold == pytest.approx((low + 1) / 2, abs=1e-6), "the middle of the map's own range"
-    slider = explorer._screen.controls.threshold
-    assert (slider.min, slider.max) == (pytest.approx(low, abs=1e-3), 1)
+    assert explorer.threshold == pytest.approx((low + 1) / 2), "the middle of the map's own scale"
+    controls = explorer._screen.controls
+    assert controls.limit.value == f"{(low + 1) / 2:.3f}"
     above = explorer.scores >= explorer.threshold
     assert f"{above.sum()} of {above.size} patches at {explorer.threshold:.3f} or more" in explorer.status
-    slider.value = float(np.quantile(explorer.scores, 0.7))
-    assert explorer.threshold == pytest.approx(slider.value)
+    controls.threshold.value = 0.25
+    assert explorer.threshold == pytest.approx(low + 0.25 * (1 - low))
+    explorer.threshold = 0.5 * low + 0.5
+    assert controls.threshold.value == pytest.approx(0.5)
+    explorer.threshold = -3
+    assert explorer.threshold == pytest.approx(low)
     explorer.measure = "affinity"
-    assert explorer.threshold == 0.4, "affinity keeps its own"
-    assert (slider.min, slider.max, slider.value) == (0, 1, 0.4)
+    explorer.threshold = 0.4
+    assert (controls.threshold.value, controls.limit.value, explorer.threshold) == (0.4, "0.40", 0.4)
+    explorer.measure = "pca"
+    assert controls.threshold.disabled and controls.limit.value == ""
 
 
 def test_a_threshold_that_outlines_nearly_all_is_off(backbones, probes, scenes):  # noqa: F811
