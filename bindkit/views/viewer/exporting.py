@@ -49,7 +49,7 @@ LARGE_MEGABYTES = 60
 
 _START = ("image", "backbone", "layer", "patch", "threshold", "opacity", "colours")
 _SHOWN_METRICS = ("auroc", "twins_auroc", "accuracy", "n_scenes")
-_SCRIPTS = ("unpacking.js", "colours.js", "loops.js", "drawing.js", "page.js")
+_SCRIPTS = ("unpacking.js", "colours.js", "loops.js", "drawing.js", "beside.js", "saving.js", "page.js")
 
 _LONGEST_PICTURE, _LONGEST_MASK = 800, 480
 """Pixels that the longer side of a picture, and of the mask whose outlines are drawn, has at most."""
