@@ -10,7 +10,6 @@ import base64
 import io
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -46,6 +45,20 @@ _ANCHORS = {0.0: "left", 1.0: "right"}
 
 _DIGITS = 5
 """Decimals of what a figure is sent: numbers travel as text, and more of them only take longer."""
+
+
+def _png(pixels: np.ndarray) -> str:
+    """uint8 [height, width, 3] as a data URL."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+_BARS = {
+    name: _png((255 * np.array([sample_colorscale(name, 256, colortype="tuple")])).round().astype(np.uint8))
+    for name in CONTRAST
+}
+"""Colour maps from left to right."""
 
 
 def _traces_of(panel: Panel, state: State, axis: int) -> dict[str, dict[str, Any]]:
@@ -180,7 +193,7 @@ def _layout_of(
         if found is not None and not found.is_coloured:
             # In shares of the map.
             on = {"xref": f"x{suffix} domain", "yref": f"y{suffix} domain"}
-            look = {"source": _gradient(state.colours), "sizing": "stretch", "xanchor": "left", "yanchor": "top"}
+            look = {"source": _BARS[state.colours], "sizing": "stretch", "xanchor": "left", "yanchor": "top"}
             images.append({**look, **on, "x": 0, "sizex": 1, "y": -5 / tall, "sizey": 9 / tall, "name": "scale"})
             for share, words in _said(panel, found):
                 look = {"showarrow": False, "xanchor": _ANCHORS.get(share, "center"), "font": {"size": 11.5}}
@@ -205,20 +218,6 @@ def _said(panel: Panel, found: Map) -> list[tuple[float, str]]:
 def _share(value: float, found: Map) -> float:
     """How far along a map's scale a value lies, in [0, 1]."""
     return min(max((value - found.low) / (found.high - found.low), 0.0), 1.0) if found.high > found.low else 0.0
-
-
-@cache
-def _gradient(colours: str) -> str:
-    """A colour map from left to right, as a data URL."""
-    row = np.array(sample_colorscale(colours, 256, colortype="tuple"))
-    return _png((255 * row[None]).round().astype(np.uint8))
-
-
-def _png(pixels: np.ndarray) -> str:
-    """uint8 [height, width, 3] as a data URL."""
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def _fit(words: str, most: float) -> str:

@@ -26,7 +26,7 @@ from bindkit.views.viewer.probe_choice import (
     Probes,
     best_shown,
     find_probes,
-    fitted_on,
+    is_synthetic,
     probes_by_kind,
     usual_start,
 )
@@ -112,7 +112,7 @@ class Shelf:
     def is_synthetic(self, kind: str | None, layer: int) -> bool:
         """Whether a probe was fitted on scenes that were drawn."""
         found = self._by_kind.get(str(kind), {}).get(layer)
-        return found is not None and str(fitted_on(found).get("scenes", "")).startswith("synthetic")
+        return found is not None and is_synthetic(found)
 
     def probe(self, kind: str, layer: int) -> Probe:
         """The probe of a kind that reads a layer.

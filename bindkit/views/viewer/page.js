@@ -243,6 +243,7 @@ function showLayer() {
     words.push(`AUROC ${two(metrics.auroc)} over all pairs${twins}${split}`);
   }
   if (state.layer === best && chosenOn) words.push(`The best of these layers by accuracy on the ${chosenOn} scenes`);
+  if (about.synthetic && !images[state.image].objects.length) words.push("A probe fitted on synthetic scenes says little of photos");
   if (objective === "random-init") words.push("This backbone was never trained: what trained ones have to beat");
   const note = words.join(". ");
   $("probe-note").textContent = `${note[0].toUpperCase()}${note.slice(1)}.`;

@@ -123,6 +123,11 @@ def fitted_on(probe: Probe | Path) -> dict[str, Any]:
     return probe.fitted_on if isinstance(probe, Probe) else _Saved.read(probe / "probe.json").fitted_on
 
 
+def is_synthetic(probe: Probe | Path) -> bool:
+    """Whether a probe was fitted on scenes that were drawn, and so says little of photos."""
+    return str(fitted_on(probe).get("scenes", "")).startswith("synthetic")
+
+
 def _accuracies(probe: Probe | Path) -> tuple[float, float, str | None]:
     """On the validation and on the judged scenes, averaged over seeds, and which the judged ones are."""
     if isinstance(probe, Probe):

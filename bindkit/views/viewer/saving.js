@@ -70,7 +70,8 @@ function pictureOf() {
   drawScale(context, EDGE, line, Math.min(300, wide));
   line += 10 + LINE;
   const own = objectWords(labelOf(state.patch));
-  write(`affinity 0 to 1; outlined: ${two(+$("threshold").value)} or more`, EDGE, line);
+  const outlined = $("legend-off").hidden ? `outlined: ${two(+$("threshold").value)} or more` : "no outline";
+  write(`affinity 0 to 1; ${outlined}`, EDGE, line);
   write(`${name}, row ${Math.floor(state.patch / cols)}, column ${state.patch % cols}${own ? `: ${own}` : ""}`, EDGE, line + LINE);
   return canvas;
 }
