@@ -23,7 +23,7 @@ images = [scenes[position] for position in split.test[:6]]
 backbones = ["bindkit/scenes-motion", "bindkit/scenes-dino"]
 explorer = bk.AffinityExplorer(backbones, {probes!r}, images, class_names=scenes.class_names)
 explorer.image = {image}
-explorer.beside = ["cosine", "pca"]
+explorer.beside = ["picture", "cosine"]
 explorer.lock("layer")
 explorer.layer = 0
 explorer
@@ -42,7 +42,7 @@ def main(workspace: str) -> None:
         write_notebook(directory, "explorer.ipynb", [cell])
         program = os.environ.get("BROWSER_PATH", "/usr/bin/chromium")
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": WIDTH, "height": 1500}, device_scale_factor=SCALE)
+        page = browser.new_page(viewport={"width": WIDTH, "height": 1130}, device_scale_factor=SCALE)
         open_notebook(page, server, "explorer.ipynb")
         page.wait_for_timeout(3000)
         shot = Path(directory) / "shot.png"

@@ -30,6 +30,7 @@ CELL = """
 import bindkit as bk
 scenes = bk.open_scenes("synthetic:n=3,seed=0,twins=1")
 explorer = bk.AffinityExplorer({backbones!r}, {probes!r}, [scenes[0], scenes[1]], class_names=scenes.class_names)
+explorer.beside = []  # the picture: see test_explorer_screens.py
 explorer
 """
 
@@ -62,6 +63,8 @@ def page(made, chromium):
         opened = browser.new_page(viewport={"width": 1360, "height": 1000})
         opened.set_default_timeout(20_000)
         open_notebook(opened, server, "explore.ipynb")
+        for part in opened.locator(".bindkit-fold > button").all():
+            part.click()
         yield opened
         browser.close()
 
@@ -366,16 +369,18 @@ def test_a_picture_of_ones_own_is_opened(page, made, tmp_path):
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Open a picture of yours").click()
     chooser.value.set_files(tmp_path / "broken.png")
-    alert = page.locator(".bindkit-pad [role=alert]")
-    page.wait_for_function("document.querySelector('.bindkit-pad [role=alert]').textContent.includes('broken.png')")
+    alert = page.locator(".bindkit-beside-open [role=alert]")
+    page.wait_for_function(
+        "document.querySelector('.bindkit-beside-open [role=alert]')?.textContent.includes('broken.png')"
+    )
     assert "damaged" in alert.inner_text()
     choose(page, "Image", "mine.png")
     (tmp_path / "huge.png").write_bytes(bytes(11_000_000))
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Open a picture of yours").click()
     chooser.value.set_files(tmp_path / "huge.png")
-    said = "document.querySelector('.bindkit-pad [role=alert]').textContent"
-    page.wait_for_function(f"{said}.includes('huge.png has 11 MB')")
+    said = "document.querySelector('.bindkit-beside-open [role=alert]')?.textContent"
+    page.wait_for_function(f"{said}?.includes('huge.png has 11 MB')")
     choose(page, "Image", made[-1][0].id)
     until_said(page, "object")
 
@@ -399,7 +404,7 @@ def test_every_control_is_named_and_within_reach_of_the_keyboard(page):
                 "e.labels?.[0]?.textContent.trim() || e.textContent.trim(); })()"
             )
         )
-    wanted = {"Backbone", "Probe", "Layer", "Map", "Image", "cosine", "attention", "PCA", "Lock", "Compare to"}
+    wanted = {"Backbone", "Layer", "Map", "Image", "cosine", "attention", "PCA", "Lock", "Compare to"}
     wanted |= {"Threshold", "Mark top", "Skip within", "Opacity", "Colours", "File", "PNG", "SVG", "Page"}
     assert wanted <= reached, wanted - reached
 

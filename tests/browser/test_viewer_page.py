@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tiny_models
+from PIL import Image
 from viewer_pages import HOSTILE, Page, photo, probes_of
 
 import bindkit as bk
@@ -200,14 +201,122 @@ def test_the_threshold_outlines_the_patches_above_it(opened, made):
     expected, _ = by_python(made, shown(page))
     for limit in ("0.3", "0.8"):
         page.locator("#threshold").fill(limit)
-        area = page.evaluate(  # of closed loops, by the shoelace formula; holes count as negative
-            "document.getElementById('guess').getAttribute('d').split('Z').filter(Boolean).map((loop) => {"
-            "const p = loop.slice(1).split('L').map((xy) => xy.split(' ').map(Number)); let a = 0;"
-            "p.forEach(([x, y], i) => { const [u, v] = p[(i + 1) % p.length]; a += x * v - u * y; }); return a / 2; })"
-            ".reduce((sum, a) => sum + a, 0)"
-        )
+        area = area_of(page, "guess")
         assert (expected >= float(limit) + TOLERANCE).sum() <= area <= (expected >= float(limit) - TOLERANCE).sum()
         assert page.locator("#legend-threshold").inner_text() == f"{float(limit):.2f}"
+
+
+def area_of(page, outline):
+    """Of closed loops, by the shoelace formula; holes count as negative."""
+    return page.evaluate(
+        "(id) => document.getElementById(id).getAttribute('d').split('Z').filter(Boolean).map((loop) => {"
+        "const p = loop.slice(1).split('L').map((xy) => xy.split(' ').map(Number)); let a = 0;"
+        "p.forEach(([x, y], i) => { const [u, v] = p[(i + 1) % p.length]; a += x * v - u * y; }); return a / 2; })"
+        ".reduce((sum, a) => sum + a, 0)",
+        outline,
+    )
+
+
+def test_two_maps_stand_side_by_side_each_with_its_own_outline(opened, made):
+    page = opened("#image=1&backbone=random-init:vit&layer=2&patch=4,4")
+    other = page.locator("#beside option").nth(3).inner_text()
+    page.locator("#beside").select_option(label=other)
+    page.wait_for_function("!document.getElementById('beside-map').hidden && bindkit.beside().length")
+    assert page.locator("#caption").inner_text() == "random-init:vit, layer 2"
+    assert page.locator("#beside-caption").inner_text() == other
+    layer = int(other.split()[-1])
+    for patch in (made.affinity(0, 0, 0).grid.cols * 5 + 3, 30):
+        state = click_patch(page, made, patch)
+        grid, theirs = made.affinity(0, 0, 0).grid, made.affinity(1, 0, layer)
+        row, col = (place + 0.5 for place in divmod(patch, grid.cols))
+        place = int(row / grid.rows * theirs.grid.rows), int(col / grid.cols * theirs.grid.cols)
+        expected = [made.affinity(0, 0, 1).scores[patch], theirs.scores[place[0] * theirs.grid.cols + place[1]]]
+        found = [np.array(page.evaluate(f"bindkit.{name}()")) for name in ("affinities", "beside")]
+        for limit in (0.3, 0.6):
+            page.locator("#threshold").fill(str(limit))
+            for outline, shown_there, asked in zip(("guess", "beside-guess"), found, expected, strict=True):
+                assert np.abs(shown_there - asked).max() < TOLERANCE
+                n = (shown_there >= limit).sum()
+                assert area_of(page, outline) == (n if 10 * n <= 9 * len(asked) else 0)
+    again = opened(page.url[page.url.index("#") :])
+    assert shown(again) == shown(page) == state | {"beside": f"1.{layer}"}
+    box = page.locator("#beside-stage").bounding_box()
+    assert box["x"] >= (left := page.locator("#stage").bounding_box())["x"] + left["width"]
+    assert box["y"] == left["y"]
+    page.locator("#beside-stage").click(position={"x": 2, "y": 2})
+    wait_for(page, patch=0)
+
+
+def test_a_map_is_kept_while_the_other_goes_on_and_the_picture_stands_alone(opened, made):
+    page = opened("#image=1&backbone=random-init:vit&layer=3&patch=4,4")
+    before = page.evaluate("bindkit.affinities()")
+    page.locator("#beside").select_option("keep")
+    page.locator("#layer").fill("0")
+    wait_for(page, layer=0)
+    assert page.evaluate("bindkit.beside()") == before != page.evaluate("bindkit.affinities()")
+    page.locator("#beside").select_option("picture")
+    page.wait_for_selector("#beside-heat", state="hidden")
+    assert page.evaluate("bindkit.beside()") == []
+    assert page.locator("#beside-guess").get_attribute("d") == ""
+    assert page.locator("#beside-truth").get_attribute("d").startswith("M")
+    assert page.evaluate("document.getElementById('beside-picture').style.filter") == "saturate(1)"
+    page.locator("#beside").select_option("")
+    page.wait_for_selector("#beside-map", state="hidden")
+
+
+def test_the_outline_is_off_where_it_would_frame_low_values(opened):
+    page = opened("#image=1&backbone=random-init:vit&layer=2&patch=4,4")
+    values = np.sort(page.evaluate("bindkit.affinities()"))
+    for share, outlined in ((0.15, True), (0.05, False)):
+        limit = np.ceil(100 * values[int(share * len(values))]) / 100
+        page.locator("#threshold").fill(f"{limit:.2f}")
+        assert (values >= limit).mean() > 0.6
+        assert bool(page.locator("#guess").get_attribute("d")) == ((values >= limit).mean() <= 0.9) == outlined
+        assert page.locator("#legend-off").is_visible() != outlined
+
+
+def test_arrow_keys_move_the_patch_after_a_click_on_a_backbone(opened, made):
+    page = opened("#image=1&backbone=random-init:vit&layer=2&patch=4,4")
+    page.locator("#backbones label").nth(1).click()
+    patch = wait_for(page, backbone=1, layer=2, patch=shown(page)["patch"])["patch"]
+    page.wait_for_function("document.activeElement.id === 'stage'")
+    page.keyboard.press("ArrowRight")
+    wait_for(page, backbone=1, patch=patch + 1)
+    page.locator("#backbones input").nth(1).focus()
+    page.keyboard.press("ArrowUp")  # who comes by keys moves along the backbones
+    page.wait_for_function("bindkit.state().backbone === 0")
+    assert page.evaluate("document.activeElement.type") == "radio"
+
+
+def test_a_picture_of_what_is_shown_is_saved(opened, made, tmp_path):
+    page = opened("#image=1&backbone=random-init:vit&layer=2&patch=4,4")
+    page.locator("#opacity").fill("1")
+    page.locator("#threshold").fill("1")
+    page.locator("#beside").select_option("picture")
+    page.wait_for_selector("#beside-heat", state="hidden")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save picture").click()
+    name = f"{made.images[0].id}-random-init-vit-layer2-row4-column4.png"
+    assert download.value.suggested_filename == name
+    assert page.locator("#saved").inner_text() == f"Saved as {name}"
+    download.value.save_as(tmp_path / name)
+    pixels = np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int)
+    grid, values = made.affinity(0, 0, 0).grid, np.array(page.evaluate("bindkit.affinities()"))
+    wide, tall = 720, 720 * made.images[0].size[0] / made.images[0].size[1]
+    colours = "([w, h]) => [...document.getElementById('heat').getContext('2d').getImageData(0, 0, w, h).data]"
+    table = np.array(page.evaluate(colours, [grid.cols, grid.rows])).reshape(grid.n_patches, 4)[:, :3]
+    labels = grid.majority(made.images[0].instances)
+    right, clean = [], np.asarray(made.images[0].image)
+    for patch in np.flatnonzero(labels == 0):  # away from most lines
+        row, col = divmod(int(patch), grid.cols)
+        y, x = int(38 + (row + 0.5) * tall / grid.rows), int(18 + (col + 0.5) * wide / grid.cols)
+        right.append(np.abs(pixels[y, x] - table[patch]).max() < 6)
+    assert np.mean(right) > 0.9
+    assert np.ptp(values) > 0.3, "so that colours differ"
+    scale = clean.shape[1] / wide
+    places = [(r, c) for r in range(100, 500, 40) for c in range(60, 700, 40)]
+    apart = [np.abs(pixels[38 + r, 36 + wide + c] - clean[int(r * scale), int(c * scale)]).max() for r, c in places]
+    assert np.median(apart) < 12, "beside it the picture as it is"
 
 
 def test_the_address_follows_and_leads(opened, made):

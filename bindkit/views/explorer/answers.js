@@ -25,8 +25,10 @@ function affinities({ left, right, leftOffset, rightOffset, rank, scale, shown: 
 }
 
 // Closed lines around the patches at or above the threshold, as one line with gaps. Few long pieces: each is drawn anew.
+// None around nearly all patches, as `Panel.is_outlined` in Python.
 function outline(lines, threshold) {
   const rows = lines.length, cols = lines[0].length, x = [], y = [];
+  if (10 * lines.flat().filter((value) => value >= threshold).length > 9 * rows * cols) return { x, y };
   for (const points of loopsAround(rows, cols, (patch) => lines[Math.floor(patch / cols)][patch % cols] >= threshold)) {
     if (x.length) { x.push(null); y.push(null); }
     for (let i = 0; i <= points.length; i += 2) {

@@ -181,6 +181,8 @@ class Engine:
         here, there = self.grid(view.backbone, view.image), self.grid(view.backbone, view.shown)
         row, col = patch_of(view.place, here)
         patch, marked = row * here.cols + col, (row, col) if view.second is None else None
+        if view.measure == "picture":
+            return Map(there, np.zeros((there.rows, there.cols, 3), np.uint8), 0, 1, marked)
         low: float = 0
         high: float = 1
         note = ""

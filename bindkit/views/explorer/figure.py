@@ -16,11 +16,13 @@ import numpy as np
 import plotly.graph_objects as go
 import traitlets
 from PIL import Image, ImageEnhance
+from plotly.colors import sample_colorscale
 from plotly.serializers import custom_serializers
 
-from bindkit.views.explorer.session import Panel
+from bindkit.views.explorer.engine import Map
+from bindkit.views.explorer.session import DIGITS, Panel, number
 from bindkit.views.explorer.sources import NOTHING, Line, ShownImage, joined, patch_outline, square, top_patches
-from bindkit.views.explorer.state import State
+from bindkit.views.explorer.state import COLOURED, State
 from bindkit.views.figures.style import INK, TEMPLATE
 from bindkit.views.viewer.exporting import picture
 
@@ -31,18 +33,32 @@ that of the line around patches above the threshold."""
 TRUTH, TWINS = "#ffffff", "#ffb545"
 _CASING = "rgba(0,0,0,0.6)"
 
-_TITLE, _GAP, _LEAST, _TALLEST = 46, 18, 270, 540
-"""Pixels: the two lines above a map, the space between maps, the least width of a map beside another, and the most
-height of a map."""
-_FIRST_WIDTH = 640
-"""Pixels, until a browser tells how wide the place of the maps is."""
-_PICTURE_WIDTH = 760
-"""Pixels of a saved picture of two maps or more; of one map less."""
+_TITLE, _SCALE, _GAP, _LEAST, _TITLED = 46, 34, 18, 170, 190
+"""Pixels: the two lines above a map, its scale below, the space between maps, the least height of a map (below it one
+scrolls), and the least width of a column of maps, for titles."""
+_FIRST_ROOM = (640, 460)
+"""Width and height in pixels, until a browser tells how much room there is for the maps."""
+_PICTURE_ROOM = (760, 640)
+"""Of a saved picture of two maps or more; of one map less wide."""
+
+_ANCHORS = {0.0: "left", 1.0: "right"}
 
 _DIGITS = 5
 """Decimals of what a figure is sent: numbers travel as text, and more of them only take longer."""
 
-_HOVER = {"affinity": "affinity <b>%{z:.2f}</b>", "cosine": "cosine <b>%{z:.2f}</b>", "attention": "<b>%{z:.2%}</b>"}
+
+def _png(pixels: np.ndarray) -> str:
+    """uint8 [height, width, 3] as a data URL."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+_BARS = {
+    name: _png((255 * np.array([sample_colorscale(name, 256, colortype="tuple")])).round().astype(np.uint8))
+    for name in CONTRAST
+}
+"""Colour maps from left to right."""
 
 
 def _traces_of(panel: Panel, state: State, axis: int) -> dict[str, dict[str, Any]]:
@@ -58,14 +74,15 @@ def _traces_of(panel: Panel, state: State, axis: int) -> dict[str, dict[str, Any
         grid, values = found.grid, None if found.is_coloured else found.values
         names = image.names(grid)
         named = "" if names is None else "<br>%{text}"
-        words = "" if values is None else f"{_HOVER[panel.view.measure]}<br>"
+        measure = panel.view.measure
+        words = "" if values is None else f"{measure} <b>%{{z:{DIGITS[measure]}}}</b><br>"
         heat["z"] = np.zeros((grid.rows, grid.cols)) if values is None else values.astype(float).round(_DIGITS)
         heat |= {"x0": 0, "dx": 1, "y0": 0, "dy": 1, "zmin": found.low, "zmax": found.high}
         heat |= {"colorscale": state.colours, "opacity": 0.0 if values is None else state.opacity}
         heat |= {"text": names, "hovertemplate": f"{words}row %{{y}} · column %{{x}}{named}<extra></extra>"}
-        heat |= {"name": panel.view.measure, "meta": panel.name}
+        heat |= {"name": measure, "meta": panel.name}
         if values is not None:
-            guess = patch_outline(values >= state.threshold) if panel.is_judged else NOTHING
+            guess = patch_outline(panel.above) if panel.above is not None and panel.is_outlined else NOTHING
             top = top_patches(values, state.top, found.patch, state.apart) if state.top else []
         if state.outlines and panel.own >= 0:
             truth = image.outline(panel.own, grid)
@@ -104,28 +121,34 @@ def _traces_of(panel: Panel, state: State, axis: int) -> dict[str, dict[str, Any
     }
 
 
-def _arranged(width: float, ratios: Sequence[float]) -> tuple[list[tuple[float, float, float, float]], float]:
-    """Left, top, width and height of maps of some height-to-width ratios, and the figure's height, in pixels."""
-    columns = max(1, min(len(ratios), 3, int((width + _GAP) // (_LEAST + _GAP))))
-    if len(ratios) == 4:
-        columns = min(columns, 2)
-    cell = (width - _GAP * (columns - 1)) / columns
+def _arranged(room: tuple[float, float], ratios: Sequence[float]) -> list[tuple[float, float, float, float]]:
+    """Left, top, width and height in pixels of maps of some height-to-width ratios, as large as there is room."""
+
+    def sizes(columns: int) -> list[tuple[float, float]]:
+        n_rows = -(-len(ratios) // columns)
+        wide = (room[0] - _GAP * (columns - 1)) / columns
+        tall = max(_LEAST, (room[1] - _GAP * (n_rows - 1)) / n_rows - _TITLE - _SCALE)
+        return [(min(wide, tall / ratio), min(wide * ratio, tall)) for ratio in ratios]
+
+    possible = [n for n in range(1, len(ratios) + 1) if n == 1 or (room[0] + _GAP) / n - _GAP >= _LEAST]
+    columns = max(possible, key=lambda n: (sum(wide for wide, _ in sizes(n)), -n))
+    found = sizes(columns)
+    step = min(max(_TITLED, *(wide for wide, _ in found)), (room[0] + _GAP) / columns - _GAP) + _GAP
     boxes, top = [], 0.0
-    for first in range(0, len(ratios), columns):
-        sizes = [
-            (min(cell, _TALLEST / ratio), min(cell * ratio, _TALLEST)) for ratio in ratios[first : first + columns]
-        ]
-        boxes += [(column * (cell + _GAP), top + _TITLE, *size) for column, size in enumerate(sizes)]
-        top += _TITLE + max(down for _, down in sizes) + _GAP
-    return boxes, top - _GAP
+    for first in range(0, len(found), columns):
+        row = found[first : first + columns]
+        boxes += [(column * step, top + _TITLE, *size) for column, size in enumerate(row)]
+        top += _TITLE + max(tall for _, tall in row) + _SCALE + _GAP
+    return boxes
 
 
 def _layout_of(
-    panels: Sequence[Panel], state: State, width: float, photo: Callable[[ShownImage], str]
+    panels: Sequence[Panel], state: State, room: tuple[float, float], photo: Callable[[ShownImage, float], str]
 ) -> dict[str, Any]:
-    """Layout of the figure: axes, pictures under the maps, and titles; `photo` gives an image's data URL."""
+    """Layout of the figure: axes, pictures under the maps, titles and scales; `photo` gives an image's data URL."""
     ratios = [panel.image.size[0] / panel.image.size[1] if panel.image.is_read else 0.75 for panel in panels]
-    boxes, height = _arranged(width, ratios)
+    boxes, width = _arranged(room, ratios), room[0]
+    height = max(top + tall for _, top, _, tall in boxes) + _SCALE
     layout: dict[str, Any] = {
         "width": round(width),
         "height": round(height),
@@ -140,9 +163,10 @@ def _layout_of(
         "uirevision": "explorer",
     }
     images: list[dict[str, Any]] = []
-    titles: list[dict[str, Any]] = []
-    for number, (panel, (left, top, wide, tall)) in enumerate(zip(panels, boxes, strict=True), start=1):
-        suffix = str(number) if number > 1 else ""
+    texts: list[dict[str, Any]] = []
+    ticks: list[dict[str, Any]] = []
+    for axis, (panel, (left, top, wide, tall)) in enumerate(zip(panels, boxes, strict=True), start=1):
+        suffix = str(axis) if axis > 1 else ""
         found = panel.found
         rows, cols = (found.grid.rows, found.grid.cols) if found is not None else (1, 1)
         across = [left / width, min(1.0, (left + wide) / width)]
@@ -153,21 +177,47 @@ def _layout_of(
         place = {"xref": f"x{suffix}", "yref": f"y{suffix}", "x": -0.5, "y": -0.5, "sizex": cols, "sizey": rows}
         place |= {"sizing": "stretch", "layer": "below", "xanchor": "left", "yanchor": "top"}
         if panel.image.is_read:
-            images.append({"source": photo(panel.image), "opacity": 1.0, "name": "photo", **place})
-        if found is not None and found.is_coloured:
+            under = 0.0 if panel.name == "picture" else state.opacity
+            images.append({"source": photo(panel.image, under), "opacity": 1.0, "name": "photo", **place})
+        if found is not None and panel.view.measure in COLOURED:
             # Each patch is a square of many pixels, so that enlarging does not blur it.
             side = max(4, 640 // max(found.values.shape[:2]))
-            content = io.BytesIO()
-            Image.fromarray(np.kron(found.values, np.ones((side, side, 1), np.uint8))).save(content, "PNG")
-            source = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+            source = _png(np.kron(found.values, np.ones((side, side, 1), np.uint8)))
             # Plotly takes two pictures at the very same place for one.
             place["sizex"] = cols * (1 + 1e-9)
             images.append({"source": source, "opacity": max(0.05, state.opacity), "name": "colours", **place})
         at = {"xref": "paper", "yref": "paper", "x": across[0], "y": 1 - (top - _TITLE + 3) / height}
         words = f"<b>{_fit(panel.title, wide / 7.6)}</b><br>{_fit(panel.note, wide / 6.2)}"
         look = {"showarrow": False, "xanchor": "left", "yanchor": "top", "align": "left", "font": {"size": 12.5}}
-        titles.append({"text": words, **at, **look})
-    return layout | {"images": images, "annotations": titles}
+        texts.append({"text": words, **at, **look})
+        if found is not None and not found.is_coloured:
+            # In shares of the map.
+            on = {"xref": f"x{suffix} domain", "yref": f"y{suffix} domain"}
+            look = {"source": _BARS[state.colours], "sizing": "stretch", "xanchor": "left", "yanchor": "top"}
+            images.append({**look, **on, "x": 0, "sizex": 1, "y": -5 / tall, "sizey": 9 / tall, "name": "scale"})
+            for share, words in _said(panel, found):
+                look = {"showarrow": False, "xanchor": _ANCHORS.get(share, "center"), "font": {"size": 11.5}}
+                texts.append({"text": words, **on, "x": share, "y": -14 / tall, "yanchor": "top", **look})
+            if panel.threshold is not None and panel.is_outlined:
+                x, line = _share(panel.threshold, found), {"color": CONTRAST[state.colours], "width": 3}
+                ticks.append({"type": "line", "x0": x, "x1": x, "y0": -3 / tall, "y1": -16 / tall, "line": line, **on})
+    return layout | {"images": images, "annotations": texts, "shapes": ticks}
+
+
+def _said(panel: Panel, found: Map) -> list[tuple[float, str]]:
+    """Words below a scale, each with its share of the way along it: both ends, and the threshold."""
+    measure = panel.view.measure
+    ends = [(0.0, number(measure, found.low)), (1.0, number(measure, found.high))]
+    if panel.threshold is None:
+        return ends
+    if not panel.is_outlined:
+        return [*ends, (0.5, "threshold off: nearly all")]
+    return [*ends, (min(max(_share(panel.threshold, found), 0.25), 0.75), f"≥ {number(measure, panel.threshold)}")]
+
+
+def _share(value: float, found: Map) -> float:
+    """How far along a map's scale a value lies, in [0, 1]."""
+    return min(max((value - found.low) / (found.high - found.low), 0.0), 1.0) if found.high > found.low else 0.0
 
 
 def _fit(words: str, most: float) -> str:
@@ -238,7 +288,7 @@ class LiveFigure:
     def __init__(self, clicked: Callable[[str, int, int], None]) -> None:
         self.widget = _Figure()
         self.widget._config = {"displayModeBar": False, "doubleClick": False, "scrollZoom": False}
-        self.width: float = _FIRST_WIDTH
+        self.room: tuple[float, float] = _FIRST_ROOM
         self._clicked = clicked
         # By panel and role.
         self._traces: dict[tuple[str, str], Any] = {}
@@ -248,7 +298,7 @@ class LiveFigure:
 
     def show(self, panels: Sequence[Panel], state: State) -> None:
         """Show these panels and no others."""
-        layout = _layout_of(panels, state, self.width, lambda image: self._photo(image, state.opacity))
+        layout = _layout_of(panels, state, self.room, self._photo)
         wanted = {
             (panel.name, role): trace
             for number, panel in enumerate(panels, start=1)
@@ -295,29 +345,24 @@ class LiveFigure:
 
 
 def picture_figure(panels: Sequence[Panel], state: State, caption: str) -> go.Figure:
-    """The panels as a figure to keep: with a colour scale, a legend, and what is seen in words, plain text."""
-    across = _PICTURE_WIDTH if len(panels) > 1 else 0.75 * _PICTURE_WIDTH
-    layout = _layout_of(panels, state, across, lambda image: _faded(image, state.opacity))
+    """The panels as a figure to keep: with a legend, and what is seen in words, plain text."""
+    across = _PICTURE_ROOM[0] * (1 if len(panels) > 1 else 0.75)
+    layout = _layout_of(panels, state, (across, _PICTURE_ROOM[1]), _faded)
     traces = [trace for at, panel in enumerate(panels, start=1) for trace in _traces_of(panel, state, at).values()]
     main = panels[0]
-    if main.found is not None and not main.found.is_coloured:
-        scale = {"orientation": "h", "x": 0, "xanchor": "left", "len": min(1.0, 340 / across), "thickness": 9}
-        scale |= {"y": 0, "yanchor": "top", "ypad": 12, "xpad": 0, "outlinewidth": 0, "tickfont": {"size": 11}}
-        traces[0] |= {"showscale": True, "colorbar": scale}
     lines = textwrap.wrap(caption, max(20, int(across / 6.1)))
     marks = ['<span style="color:#8c959f">□</span> chosen patch']
-    if main.is_judged:
-        words = f"{main.view.measure} ≥ {state.threshold:.2f}"
-        marks.append(f'<span style="color:{CONTRAST[state.colours]}">━</span> {words}')
+    if any(panel.is_outlined for panel in panels):
+        marks.append(f'<span style="color:{CONTRAST[state.colours]}">━</span> at its map\'s threshold or above')
     if main.own >= 0 and state.outlines:
         marks.append('<span style="color:#8c959f">━</span> the true object')
         if main.image.objects[main.own]["twins"]:
             marks.append('<span style="color:#ffb545">┅</span> its twins')
     safe = [line.replace("&", "&amp;").replace("<", "&lt;") for line in lines]
-    note = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -44, "xanchor": "left", "yanchor": "top"}
+    note = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -10, "xanchor": "left", "yanchor": "top"}
     note |= {"showarrow": False, "align": "left", "font": {"size": 12, "color": INK}}
     note["text"] = "<br>".join([" &nbsp; ".join(marks), *safe])
-    below = 64 + 17 * (len(lines) + 1)
+    below = 30 + 17 * (len(lines) + 1)
     layout |= {
         "annotations": [*layout["annotations"], note],
         "template": TEMPLATE,

@@ -6,6 +6,9 @@ const FAR = 5;
 // Milliseconds: while keys follow each other faster, the kernel is told only where the patch comes to rest.
 const REST = 120;
 const MOST_BYTES = 10_000_000;
+// Pixels: around the explorer, and by how much the room may change before maps are drawn at another size, such as a line
+// of the status line.
+const MARGIN = 12, SLACK = 24;
 
 function make(tag, attributes, ...children) {
   const element = document.createElement(tag);
@@ -36,6 +39,9 @@ function render({ model, el }) {
     const words = model.get("busy");
     busy.replaceChildren(...(words ? [make("progress", { "aria-label": words }), words] : []));
     busy.hidden = !words;
+    // What buttons cause is said beside them.
+    const at = model.get("beside") && root()?.querySelector(`.bindkit-beside-${model.get("beside")}`) || el;
+    if (message.parentNode !== at) at.append(busy, message);
   };
   const root = () => el.closest(".bindkit-explorer");
   model.on("change", show);
@@ -171,7 +177,7 @@ function render({ model, el }) {
   guard();
   // The handles of ipywidgets' sliders have no name of their own; they take that of the label beside them.
   const name = () => root()?.querySelectorAll(".widget-slider").forEach((slider) => {
-    const label = slider.querySelector(".widget-label")?.textContent, value = slider.querySelector(".widget-readout");
+    const label = slider.querySelector(".widget-label")?.textContent, value = slider.querySelector(".widget-readout") ?? slider.parentElement.querySelector(".bindkit-limit");
     slider.querySelectorAll(".noUi-handle").forEach((handle) => {
       handle.setAttribute("aria-label", label ?? "");
       handle.setAttribute("aria-valuetext", value?.textContent ?? "");
@@ -184,7 +190,12 @@ function render({ model, el }) {
   const uncount = () => root()?.querySelectorAll("button.widget-upload, .widget-upload button").forEach((button) => {
     for (const part of button.childNodes) if (part.nodeType === 3 && / \(\d+\)$/.test(part.data)) part.data = part.data.replace(/ \(\d+\)$/, "");
   });
-  const tidy = () => { name(); uncount(); };
+  // Buttons that unfold a part of the controls say so.
+  const unfold = () => root()?.querySelectorAll(".bindkit-fold > .widget-toggle-button").forEach((button) => {
+    const open = String(button.classList.contains("mod-active"));
+    if (button.getAttribute("aria-expanded") !== open) button.setAttribute("aria-expanded", open);
+  });
+  const tidy = () => { name(); uncount(); unfold(); };
 
   // Plotly's widget reports every move of the mouse to the kernel, which has no use for it and keeps clicks waiting; and
   // clicks, which have been told when they were pressed.
@@ -204,7 +215,18 @@ function render({ model, el }) {
   document.addEventListener("plotlywidget-after-render", onPlot);
 
   const onPage = [["pointermove", onDrag], ["pointerup", onRelease], ["pointercancel", onRelease]];
-  let observer, watcher, width = 0, timer, frame;
+  let observer, watcher, width = 0, height = 0, timer, frame;
+  // Maps, keys and status are seen at once: the maps have what the others leave of the notebook's height.
+  const measure = () => {
+    const holder = root()?.querySelector(".bindkit-maps"), stage = root()?.querySelector(".bindkit-stage");
+    if (!holder?.clientWidth) return;
+    const seen = root().closest(".jp-WindowedPanel-outer, .jp-LinkedOutputView")?.clientHeight ?? innerHeight;
+    const now = [holder.clientWidth, Math.max(0, seen - (stage.clientHeight - holder.clientHeight) - MARGIN)];
+    if (Math.abs(now[0] - width) < 2 && Math.abs(now[1] - height) < SLACK) return;
+    [width, height] = now;
+    clearTimeout(timer);
+    timer = setTimeout(() => model.send({ width, height }), 80);
+  };
   const attached = () => {
     const holder = root()?.querySelector(".bindkit-maps");
     if (!el.isConnected || !holder) { frame = requestAnimationFrame(attached); return; }
@@ -212,15 +234,10 @@ function render({ model, el }) {
     root().addEventListener("pointerdown", onPress, true);
     for (const [name, act] of onPage) document.addEventListener(name, act, true);
     watcher = new MutationObserver(tidy);
-    watcher.observe(root(), { childList: true, subtree: true });
-    observer = new ResizeObserver(([entry]) => {
-      const now = Math.round(entry.contentRect.width);
-      if (now < 60 || Math.abs(now - width) < 2) return;
-      width = now;
-      clearTimeout(timer);
-      timer = setTimeout(() => model.send({ width: now }), 80);
-    });
+    watcher.observe(root(), { childList: true, subtree: true, attributeFilter: ["class"] });
+    observer = new ResizeObserver(measure);
     observer.observe(holder);
+    addEventListener("resize", measure);
     root().querySelectorAll(".js-plotly-plot").forEach(quiet);
     tidy();
     show();
@@ -230,6 +247,7 @@ function render({ model, el }) {
     document.removeEventListener("plotlywidget-after-render", onPlot);
     for (const [name, act] of onPage) document.removeEventListener(name, act, true);
     observer?.disconnect();
+    removeEventListener("resize", measure);
     watcher?.disconnect();
     clearTimeout(timer);
     rest();

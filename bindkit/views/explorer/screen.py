@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import anywidget
 import ipywidgets as widgets
 import traitlets
-from plotly.colors import get_colorscale
 
 from bindkit.errors import BindkitError
 from bindkit.views.explorer.figure import CONTRAST, TRUTH, TWINS, LiveFigure
@@ -29,12 +28,13 @@ _NONE = "none"
 
 
 class Pad(anywidget.AnyWidget):
-    """What Plotly has no event for: keys, the status line, messages, and the width of the maps' place.
+    """What Plotly has no event for: keys, the status line, messages, and the room that there is for the maps.
 
     Sends ``{"panel": number, "down": share, "across": share, "mark": number}`` for a place as soon as it is pressed or
     dragged over, and for one that arrow keys came to rest at; the mark is to come back in `heard`. Sends
-    ``{"key": ...}`` for a key of another meaning, ``{"width": pixels}`` when the place of the maps has another width,
-    and ``{"refused": name, "bytes": size}`` for a picture too large to be sent.
+    ``{"key": ...}`` for a key of another meaning, ``{"width": pixels, "height": pixels}`` when there is other room, so
+    that maps, keys and status are seen without scrolling, and ``{"refused": name, "bytes": size}`` for a picture too
+    large to be sent.
     """
 
     _esm = "\n".join(
@@ -51,6 +51,8 @@ class Pad(anywidget.AnyWidget):
     message = traitlets.Unicode("").tag(sync=True)
     good = traitlets.Bool(False).tag(sync=True)
     busy = traitlets.Unicode("").tag(sync=True)
+    beside = traitlets.Unicode("").tag(sync=True)
+    """Where message and busy line stand: ``"save"`` or ``"open"``, beside those buttons, or below the maps."""
     figure = traitlets.Unicode("").tag(sync=True)
     """Model id of the figure that is redrawn."""
     upload = traitlets.Unicode("").tag(sync=True)
@@ -58,9 +60,10 @@ class Pad(anywidget.AnyWidget):
     answers = traitlets.List(traitlets.Dict()).tag(sync=True)
     """What `Answer.packed` gives, one a map."""
 
-    def say(self, message: str, good: bool = False) -> None:
+    def say(self, message: str, good: bool = False, beside: str = "") -> None:
         """Say what went wrong or should be known, or what went well; "" for nothing."""
-        self.message, self.good = message, good
+        with self.hold_sync():
+            self.message, self.good, self.beside = message, good, beside
 
     def tell(self, busy: str) -> None:
         """Say what takes a while, and "" when it is done."""
@@ -70,7 +73,10 @@ class Pad(anywidget.AnyWidget):
 
 
 class Controls:
-    """Every control by the name of its part of the state; `box` holds them in cards, `legend` stands below the maps."""
+    """Every control by the name of its part of the state; `legend` stands below the maps.
+
+    `box` holds them: those that change what is asked at first sight, the rest in parts that a button unfolds.
+    """
 
     def __init__(self) -> None:
         self.image = widgets.Dropdown(description="Image")
@@ -84,13 +90,13 @@ class Controls:
         self.layer = widgets.SelectionSlider(description="Layer", options=[0], continuous_update=True)
         self.beside = {
             name: widgets.Checkbox(description=words, indent=False)
-            for name, words in zip(BESIDE, ("cosine", "attention", "PCA", "objects"), strict=True)
+            for name, words in zip(BESIDE, ("picture", "cosine", "attention", "PCA", "objects"), strict=True)
         }
         self.head = widgets.Dropdown(description="Head", options=[("mean of all", _NONE)])
         self.lock = widgets.Dropdown(description="Lock", options=[(words, key) for key, words in LOCKS.items()])
-        self.threshold = widgets.FloatSlider(
-            description="Threshold", min=0, max=1, step=0.01, value=0.5, readout_format=".2f"
-        )
+        # Along the map's own scale, so the number that it stands for is in the map's units.
+        self.threshold = widgets.FloatSlider(description="Threshold", max=1, step=0.01, value=0.5, readout=False)
+        self.limit = _classed(widgets.Label(), "limit")
         self.opacity = widgets.FloatSlider(description="Opacity", min=0, max=1, step=0.05, readout_format=".2f")
         self.colours = widgets.Dropdown(description="Colours", options=list(CONTRAST))
         self.outlines = widgets.Checkbox(description="outline the true object", indent=False)
@@ -108,19 +114,19 @@ class Controls:
         self.legend = _classed(widgets.HTML(), "legend")
         checks = _classed(widgets.HBox(list(self.beside.values())), "checks")
         buttons = _classed(widgets.HBox(list(self.save.values())), "row")
-        cards = {
-            "What is shown": [self.backbone, self.probe, self.layer, self.measure],
-            "Image": [self.image, self.upload, self.outlines],
+        # Where the pad puts what opening and saving have to say.
+        limited = _classed(widgets.HBox([self.threshold, self.limit]), "row")
+        opened, saved = (_classed(widgets.Box(), f"beside-{which}") for which in ("open", "save"))
+        asked = [self.image, self.upload, opened, self.backbone, self.probe, self.layer, self.measure, limited]
+        self.folds = {
             "Side by side": [checks, self.head, self.lock, self.second],
-            "Patches that stand out": [self.threshold, self.top, self.apart],
-            "Look": [self.opacity, self.colours],
-            "Save": [self.name, buttons],
+            "Marks and colours": [self.outlines, self.top, self.apart, self.opacity, self.colours],
+            "Save": [self.name, buttons, saved],
         }
-        boxes = [
-            _classed(widgets.VBox([_classed(widgets.HTML(f"<h4>{heading}</h4>"), "heading"), *controls]), "card")
-            for heading, controls in cards.items()
-        ]
-        self.box = _classed(widgets.VBox(boxes), "controls")
+        unfolded = [[widgets.ToggleButton(description=words), *parts] for words, parts in self.folds.items()]
+        boxes = [_classed(widgets.VBox(parts), "fold") for parts in unfolded]
+        cards = [_classed(box, "card") for box in (widgets.VBox(asked), *boxes)]
+        self.box = _classed(widgets.VBox(cards), "controls")
 
     def show(self, session: Session) -> None:
         """Set every control to what is shown, and explain it."""
@@ -146,6 +152,11 @@ class Controls:
         if tuple(self.layer.options) != layers:
             self.layer.options = layers
         self.layer.disabled = len(layers) < 2
+        # There is something to choose among several only.
+        self.probe.layout.display = None if len(kinds) > 1 else "none"
+        judged = session.panels[0].threshold if session.panels else None
+        self.threshold.disabled = judged is None
+        self.limit.value = "" if judged is None else number(view.measure, judged)
         wanted = {
             self.image: view.image if images else None,
             self.second: _NONE if state.second is None else state.second,
@@ -169,30 +180,16 @@ class Controls:
         """What colours and lines mean, as HTML."""
         panel, state = session.panels[0], session.state
         assert panel.found is not None
-        measure, low, high = panel.view.measure, panel.found.low, panel.found.high
-        guess = CONTRAST[state.colours]
-        scale, marks = "", [_CHOSEN]
-        if measure not in COLOURED:
-            at = 100 * (state.threshold - low) / (high - low) if high > low else 0
-            limit = f'<b style="left:{min(max(at, 0), 100):.1f}%;background:{guess}"></b>' if panel.is_judged else ""
-            bar = f'<i style="background:linear-gradient(90deg,{_stops(state.colours)})">{limit}</i>'
-            ends = f"{MEASURES[measure].lower()} {number(measure, low)}", number(measure, high)
-            scale = f'<div class="bk-scale"><span>{ends[0]}</span>{bar}<span>{ends[1]}</span></div>'
-        if panel.is_judged:
-            marks.append(_mark(f"{MEASURES[measure].lower()} {state.threshold:.2f} or more", guess, "#0000"))
+        measure, marks = panel.view.measure, [_CHOSEN]
+        if any(entry.is_outlined for entry in session.panels):
+            marks.append(_mark("at its map's threshold or above", CONTRAST[state.colours], "#0000"))
         if panel.own >= 0 and state.outlines:
             marks.append(_mark("the true object", TRUTH, "#000a"))
             if panel.image.objects[panel.own]["twins"]:
                 marks.append(_mark("its twins", TWINS, "#0000", ' stroke-dasharray="6 5"'))
         if state.top and measure not in COLOURED:
             marks.append(f"<li><b>1–{state.top}</b> the highest that lie more than {state.apart} away</li>")
-        return f'{scale}<ul class="bk-marks" aria-label="Lines on the image">{"".join(marks)}</ul>'
-
-
-@cache
-def _stops(colours: str) -> str:
-    """A colour map as CSS writes the stops of a gradient."""
-    return ", ".join(f"{colour} {100 * at:.1f}%" for at, colour in get_colorscale(colours))
+        return f'<ul class="bk-marks" aria-label="Lines on the image">{"".join(marks)}</ul>'
 
 
 _SQUARE = '<rect x="7" y="0" width="10" height="10" fill="none"'
@@ -232,11 +229,11 @@ class Screen:
         self._on(session.view, "image", "backbone", "probe", "measure", "layer")
         self._on(session.change, "second", "head", "threshold", "opacity", "colours", "outlines", "top", "apart")
         self._on(session.lock, "lock")
-        self._on(self._open, "upload")
+        self.controls.upload.observe(lambda event: self._moved(lambda: self._open(event["new"]), "open"), "value")
         for box in self.controls.beside.values():
             box.observe(lambda event: self._moved(self._set_beside), "value")
         for kind, button in self.controls.save.items():
-            button.on_click(lambda button, kind=kind: self.do(lambda: self._save_as(kind), refresh=False))
+            button.on_click(lambda button, kind=kind: self.do(lambda: self._save_as(kind), False, "save"))
         pad.on_msg(lambda _, content, buffers: self._told(content))
 
     def refresh(self) -> None:
@@ -269,7 +266,7 @@ class Screen:
 
     # --- what somebody does -----------------------------------------------------------------------------
 
-    def do(self, act: Callable[[], Any], refresh: bool = True) -> None:
+    def do(self, act: Callable[[], Any], refresh: bool = True, beside: str = "") -> None:
         """Do what somebody asked for, show what became of it, and say what went wrong: never leave a traceback."""
         try:
             try:
@@ -278,7 +275,7 @@ class Screen:
                 if refresh:
                     self.refresh()
         except (BindkitError, OSError) as error:
-            self._pad.say(str(error))
+            self._pad.say(str(error), beside=beside)
         except Exception as error:  # a fault of ours: say so, keep the kernel and the widget
             logger.exception("the explorer failed")
             self._pad.say(f"This should not have happened ({type(error).__name__}: {error}). Details are in the log.")
@@ -293,9 +290,9 @@ class Screen:
         for name in names:
             getattr(self.controls, name).observe(partial(moved, name=name), "value")
 
-    def _moved(self, act: Callable[[], Any]) -> None:
+    def _moved(self, act: Callable[[], Any], beside: str = "") -> None:
         if not self._setting:
-            self.do(act)
+            self.do(act, beside=beside)
 
     def _set_beside(self) -> None:
         self._session.change(beside=tuple(name for name, box in self.controls.beside.items() if box.value))
@@ -308,10 +305,11 @@ class Screen:
         name = self.controls.name.value.strip() or "view"
         for known in self.controls.save:
             name = name.removesuffix(f".{known}")
+        self._pad.say("", beside="save")
         self._pad.tell("saving")
         try:
             replaced = ", in the place of what was there" if Path(f"{name}.{kind}").expanduser().exists() else ""
-            self._pad.say(f"Saved as {self._save(f'{name}.{kind}')}{replaced}", good=True)
+            self._pad.say(f"Saved as {self._save(f'{name}.{kind}')}{replaced}", good=True, beside="save")
         finally:
             self._pad.tell("")
 
@@ -329,7 +327,7 @@ class Screen:
         """A message of the pad."""
         session, key = self._session, content.get("key")
         if "width" in content:
-            self.live.width = float(content["width"])
+            self.live.room = float(content["width"]), float(content["height"])
             if session.panels:
                 self.do(lambda: self.live.show(session.panels, session.state), refresh=False)
         elif "panel" in content:
@@ -341,7 +339,8 @@ class Screen:
         elif "refused" in content:
             self._pad.say(
                 f"{content['refused']} has {content['bytes'] / 1e6:.0f} MB; a browser hands over up to 10 MB. Make it "
-                "smaller, or give its path: bk.AffinityExplorer(..., images=[path])"
+                "smaller, or give its path: bk.AffinityExplorer(..., images=[path])",
+                beside="open",
             )
         elif key in _KEYS:
             self.do(lambda: session.step(*_KEYS[key]))

@@ -21,12 +21,15 @@ from bindkit.views.explorer.rows import Factors
 from bindkit.views.explorer.sources import INSET, Shelf, ShownImage, shown_backbones, shown_images, uploaded_image
 from bindkit.views.explorer.state import BY_PROBE, JUDGED, LOCKS, MEASURES, State, View, patch_of, place_of
 from bindkit.views.viewer.exporting import export_viewer
-from bindkit.views.viewer.probe_choice import Probes, spread
+from bindkit.views.viewer.probe_choice import Probes, best_backbone, spread
 
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 4_000_000
 """Of the factors of one map that the browser is given; of larger ones the kernel answers presses alone."""
+
+DIGITS = {"affinity": ".2f", "cosine": ".3f", "attention": ".2%"}
+"""How values of a measure are written."""
 
 _PAGE_LAYERS = 9
 
@@ -45,7 +48,8 @@ class Panel:
     """One map on the screen: main, locked, one of `BESIDE`, or second.
 
     Nothing is found where there is something wrong, and the note, the second line above the map, says what. `own` is
-    the position of the chosen patch's object in this image, -1 for none.
+    the position of the chosen patch's object in this image, -1 for none. The threshold is in the map's own units, None
+    where it shows no numbers of pairs.
     """
 
     name: str
@@ -55,11 +59,19 @@ class Panel:
     title: str
     note: str
     own: int = -1
+    threshold: float | None = None
 
     @property
-    def is_judged(self) -> bool:
-        """Whether it shows numbers of pairs, which a threshold judges."""
-        return self.view.measure in JUDGED
+    def above(self) -> np.ndarray | None:
+        """Which patches are at the threshold or above, bool [rows, cols]; None where there is none."""
+        if self.found is None or self.threshold is None:
+            return None
+        return np.asarray(self.found.values >= self.threshold)
+
+    @property
+    def is_outlined(self) -> bool:
+        """Whether the threshold has an outline: around nearly all patches it would frame the others, the low ones."""
+        return (above := self.above) is not None and 10 * int(above.sum()) <= 9 * above.size
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,7 @@ class Answer:
             "panels": list(self.panels),
             "heat": self.traces["heat"],
             "guess": self.traces["guess"],
-            "marks": [self.traces[role] for role in ("mark casing", "mark") if role in self.traces],
+            "marks": [number for role, number in self.traces.items() if "mark" in role],
             "inset": INSET,
             "threshold": self.threshold,
         }
@@ -120,9 +132,11 @@ class Session:
     # --- changes ----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin with the first backbone's best layer, and a telling patch of the first image."""
+        """Begin with the best layer of the backbone that does best, and a telling patch of the first image."""
         view = self.state.view
         if self.images:
+            if len(self.backbones) > 1:
+                view = replace(view, backbone=best_backbone([entry.candidates for entry in self.backbones]))
             shelf = self.backbones[view.backbone].shelf
             kind = shelf.kinds[0] if shelf.kinds else None
             view = replace(view, image=0, probe=kind, layer=shelf.best_layer(kind))
@@ -236,7 +250,7 @@ class Session:
 
     def _panel(self, name: str, view: View) -> Panel:
         image = self.images[view.shown]
-        title = MEASURES[view.measure]
+        title = MEASURES.get(view.measure, "Picture")
         if name == "second":
             title = f"{title} across images · {image.name}"
         if name == "locked":
@@ -252,18 +266,20 @@ class Session:
                 words = f"This map failed ({type(error).__name__}: {error}). Details are in the log."
             self.problems.append(words)
             return Panel(name, view, image, None, title, words)
+        own = -1 if found.patch is None else int(image.labels(found.grid)[found.patch])
+        if name == "picture":
+            return Panel(name, view, image, found, title, image.name, own)
         parts = [f"layer {view.layer}"]
         if view.measure in BY_PROBE:
             parts.append(f"{str(view.probe).replace('_', ' ')} probe")
         if found.note:
             parts.append(found.note)
-        if view.measure in ("attention", "cosine"):
-            parts.append(f"{number(view.measure, found.low)} to {number(view.measure, found.high)}")
         if name == "locked" and found.patch is not None:
             parts.append(f"patch {found.patch[0]}, {found.patch[1]}")
         parts.append(self.backbones[view.backbone].title)
-        own = -1 if found.patch is None else int(image.labels(found.grid)[found.patch])
-        return Panel(name, view, image, found, title, " · ".join(parts), own)
+        share, judged = self.state.threshold, view.measure in JUDGED
+        threshold = found.low + share * (found.high - found.low) if judged else None
+        return Panel(name, view, image, found, title, " · ".join(parts), own, threshold)
 
     @property
     def main(self) -> Map | None:
@@ -278,11 +294,14 @@ class Session:
         """
         if self.main is None or self.main.patch is None:
             return ""
-        found, patch, image, own = self.main, self.main.patch, self.panels[0].image, self.panels[0].own
-        view, threshold = self.state.view, self.state.threshold
+        main, found, patch = self.panels[0], self.main, self.main.patch
+        image, own, view = main.image, main.own, self.state.view
         parts = [f"Patch row {patch[0]}, column {patch[1]}"]
         if name := image.object_name(own):
             parts.append(name)
+        shelf = self.shelf()
+        if not image.objects and view.measure in BY_PROBE and shelf and shelf.is_synthetic(view.probe, view.layer):
+            parts.append("a probe fitted on synthetic scenes says little of photos")
         if view.measure == "objects":
             parts.append("objects from affinities alone: one colour, one object (colours repeat after seven)")
             return " · ".join(parts)
@@ -290,7 +309,8 @@ class Session:
             parts.append(f"three principal components of layer {view.layer}: alike colours, alike activations")
             return " · ".join(parts)
         values, labels = found.values, image.labels(found.grid)
-        parts.append(f"{view.measure} to itself {number(view.measure, float(values[patch]))}")
+        if image.objects:
+            parts.append(f"{view.measure} to itself {number(view.measure, float(values[patch]))}")
         others = np.ones(values.shape, dtype=bool)
         others[patch] = False
         groups = [("all others", others)]
@@ -301,10 +321,12 @@ class Session:
         means = [f"{what} {number(view.measure, float(values[which].mean()))}" for what, which in groups if which.any()]
         if means:
             parts.append(f"mean to {', '.join(means)}")
-        if view.measure in JUDGED:
-            above = values >= threshold
-            parts.append(f"{int(above.sum())} of {values.size} patches at {threshold:.2f} or more")
-            if own >= 0:
+        if main.threshold is not None and (above := main.above) is not None:
+            limit = number(view.measure, main.threshold)
+            parts.append(f"{int(above.sum())} of {values.size} patches at {limit} or more")
+            if not main.is_outlined:
+                parts[-1] += ", nearly all: the threshold is off"
+            elif own >= 0:
                 parts.append(f"threshold IoU with its object {image.iou(above, found.grid, own):.2f}")
         return " · ".join(parts)
 
@@ -332,9 +354,12 @@ class Session:
             traces = dict(traces_of(panel.name))
             if panel.found.patch is None:  # the chosen patch lies in another image
                 traces = {role: at for role, at in traces.items() if not role.startswith("mark")}
+            if panel.name == "main":  # the picture's mark moves with it
+                traces |= {f"picture {role}": at for role, at in traces_of("picture").items() if "mark" in role}
             movers = [at for at, mover in enumerate(self.panels, start=1) if panel.name in moved_by[mover.name]]
             own = self.engine.grid(view.backbone, view.image)
-            found.append(Answer(tuple(movers), factors, own, panel.found.grid, traces, self.state.threshold))
+            assert panel.threshold is not None
+            found.append(Answer(tuple(movers), factors, own, panel.found.grid, traces, panel.threshold))
         return found
 
     # --- the page ---------------------------------------------------------------------------------------
@@ -373,5 +398,5 @@ def _layers(shelf: Shelf, view: View) -> tuple[int, ...]:
 
 
 def number(measure: str, value: float) -> str:
-    """A value of a measure: ``0.71``, of attention ``0.32%``."""
-    return f"{value:.2%}" if measure == "attention" else f"{value:.2f}"
+    """A value of a measure: ``0.71``, of attention ``0.32%``, of cosine, which may vary little, ``0.712``."""
+    return f"{value:{DIGITS[measure]}}"

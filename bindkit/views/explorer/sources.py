@@ -22,7 +22,14 @@ from bindkit.probes import Probe, load_probe
 from bindkit.scenes.decoding import read_image
 from bindkit.scenes.scene import SceneSet
 from bindkit.views.viewer.exporting import Subject, backbone_title, check_list, outlined_mask, subject_name, subject_of
-from bindkit.views.viewer.probe_choice import Probes, best_shown, probes_by_kind, usual_start
+from bindkit.views.viewer.probe_choice import (
+    Probes,
+    best_shown,
+    find_probes,
+    is_synthetic,
+    probes_by_kind,
+    usual_start,
+)
 
 MOST_IMAGES = 500
 """Images that the picker offers."""
@@ -102,6 +109,11 @@ class Shelf:
             return layers[usual_start(len(layers))]
         return layers[best_shown([self._by_kind[kind][layer] for layer in layers])[0]]
 
+    def is_synthetic(self, kind: str | None, layer: int) -> bool:
+        """Whether a probe was fitted on scenes that were drawn."""
+        found = self._by_kind.get(str(kind), {}).get(layer)
+        return found is not None and is_synthetic(found)
+
     def probe(self, kind: str, layer: int) -> Probe:
         """The probe of a kind that reads a layer.
 
@@ -148,6 +160,17 @@ class ShownBackbone:
             raise
         finally:
             self._tell("")
+
+    @property
+    def candidates(self) -> list[Probe | Path]:
+        """Probes that its best layer is among, found without loading it; none where they cannot be read."""
+        given = [self._probes] if isinstance(self._probes, Probe | str | Path) else self._probes or ()
+        name = self.given if isinstance(self.given, str) else self.given.name
+        try:
+            each = ([entry] if isinstance(entry, Probe) else find_probes(entry, name) for entry in given)
+            return [probe for found in each for probe in found]
+        except BindkitError:  # said when it is shown
+            return []
 
     def try_again(self) -> None:
         """Forget that it could not be loaded; until then that is not tried again, which may take long."""

@@ -24,8 +24,8 @@ COLOURED = ("pca", "objects")
 BY_PROBE = ("affinity", "objects")
 """Measures that a fitted probe is asked for."""
 
-BESIDE = ("cosine", "attention", "pca", "objects")
-"""Measures that can stand beside the main map, in the order in which they stand."""
+BESIDE = ("picture", "cosine", "attention", "pca", "objects")
+"""What can stand beside the main map, in the order in which it stands: the picture alone, or measures."""
 
 LOCKS = {
     "": "nothing",
@@ -77,13 +77,13 @@ class State:
     """Which part of `locked` stays while the rest follows the view: a key of `LOCKS`."""
     locked: View | None = None
     """The view as it was when the lock was set."""
-    beside: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ("picture",)
     second: int | None = None
     """Another image whose patches are compared with the chosen one."""
     head: int | None = None
     """Attention head; None is the mean over heads."""
     threshold: float = 0.5
-    """From which on a patch counts as of the object."""
+    """From which on a patch counts as of the object, as a share of its map's scale: of affinities the value itself."""
     top: int = 0
     """So many highest patches are marked, none of them within `apart` patches of the chosen one."""
     apart: int = 1
@@ -100,12 +100,13 @@ class State:
         return replace(self.view, **{name: getattr(self.locked, name) for name in _HELD[self.lock]})
 
     def panels(self) -> list[tuple[str, View]]:
-        """Maps to show, in order: main, locked, those beside, second; each with its view."""
+        """Maps to show, in order: main, picture, locked, others beside, second; each with its view."""
+        beside = [measure for measure in BESIDE if measure in self.beside and measure != self.view.measure]
         shown = [("main", self.view)]
-        if locked := self.locked_view():
-            shown.append(("locked", locked))
-        beside = (measure for measure in BESIDE if measure in self.beside and measure != self.view.measure)
         shown += [(measure, replace(self.view, measure=measure)) for measure in beside]
+        if locked := self.locked_view():
+            # Next to the main map, after the picture.
+            shown.insert(1 + ("picture" in beside), ("locked", locked))
         if self.second is not None:
             # Attention stays within one image, and colours say nothing of pairs.
             asked = self.view.measure if self.view.measure in JUDGED else "cosine"

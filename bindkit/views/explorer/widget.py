@@ -93,10 +93,11 @@ class AffinityExplorer(widgets.VBox):
 
     @property
     def maps(self) -> dict[str, np.ndarray]:
-        """What every map shows, by panel: main, locked, those of `BESIDE`, second. Raises as `scores`."""
+        """What every map shows, by panel: main, locked, measures of `BESIDE`, second. Raises as `scores`."""
         if self._session.main is None:
-            raise InvalidParameterError(self.message or "nothing is shown yet")
-        return {panel.name: panel.found.values for panel in self._session.panels if panel.found is not None}
+            raise InvalidParameterError("\n".join(self._session.problems) or "nothing is shown yet")
+        shown = (panel for panel in self._session.panels if panel.name != "picture")
+        return {panel.name: panel.found.values for panel in shown if panel.found is not None}
 
     @property
     def status(self) -> str:
@@ -174,16 +175,18 @@ class AffinityExplorer(widgets.VBox):
 
     @property
     def threshold(self) -> float:
-        """From which on a patch counts as of the object, in [0, 1]."""
-        return self._session.state.threshold
+        """From which on a patch counts as of the object, in the main map's units; it stays where it is on the scale."""
+        shown = self._session.panels[0].threshold if self._session.panels else None
+        return self._session.state.threshold if shown is None else shown
 
     @threshold.setter
     def threshold(self, threshold: float) -> None:
-        self._set(threshold=float(min(max(threshold, 0.0), 1.0)))
+        low, high = (0, 1) if (main := self._session.main) is None or main.is_coloured else (main.low, main.high)
+        self._set(threshold=min(max((threshold - low) / (high - low), 0.0), 1.0) if high > low else 0.0)
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """Further maps of the same patch: any of cosine, attention, pca, objects."""
+        """What stands beside the main map: any of picture (as it is), cosine, attention, pca, objects."""
         return self._session.state.beside
 
     @beside.setter

@@ -37,7 +37,7 @@ from bindkit.scenes import Scene
 from bindkit.scenes.labels import object_classes, resize_mask
 from bindkit.scenes.scene import SceneSet
 from bindkit.views.viewer.packing import ALPHABET, STEP, pack, to_text
-from bindkit.views.viewer.probe_choice import Probes, best_shown, find_probes
+from bindkit.views.viewer.probe_choice import Probes, best_shown, find_probes, is_synthetic
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ LARGE_MEGABYTES = 60
 
 _START = ("image", "backbone", "layer", "patch", "threshold", "opacity", "colours")
 _SHOWN_METRICS = ("auroc", "twins_auroc", "accuracy", "n_scenes")
-_SCRIPTS = ("unpacking.js", "colours.js", "loops.js", "drawing.js", "page.js")
+_SCRIPTS = ("unpacking.js", "colours.js", "loops.js", "drawing.js", "beside.js", "saving.js", "page.js")
 
 _LONGEST_PICTURE, _LONGEST_MASK = 800, 480
 """Pixels that the longer side of a picture, and of the mask whose outlines are drawn, has at most."""
@@ -161,7 +161,7 @@ def _shown(
         fitted = probe.fitted_on
         metrics = fitted.get("metrics") or {}
         known = {name: metrics[name] for name in _SHOWN_METRICS if metrics.get(name) is not None}
-        origin = {"protocol": fitted.get("protocol"), "split": fitted.get("split")}
+        origin = {"protocol": fitted.get("protocol"), "split": fitted.get("split"), "synthetic": is_synthetic(probe)}
         layers.append({"layer": layer, "probe": probe.kind, **origin, "metrics": known})
     with progress(len(subjects) * len(by_layer), f"viewer: {source.name}", "map") as bar:
         for image, subject in enumerate(subjects):

@@ -2,8 +2,8 @@
 
 const $ = (id) => document.getElementById(id);
 const { images, backbones, version, start = {} } = JSON.parse($("data").textContent);
-const state = { image: 0, backbone: 0, layer: 0, patch: 0 };
-let row = new Float32Array(), table = colourTable("viridis"), pointed = null;
+const state = { image: 0, backbone: 0, layer: 0, patch: 0, beside: "" };
+let row = new Float32Array(), maps = [], table = colourTable("viridis"), pointed = null;
 
 const grid = () => backbones[state.backbone].grids[state.image];
 const layers = () => backbones[state.backbone].layers;
@@ -52,11 +52,21 @@ const objectWords = (object) => {
 let drawing = 0;
 async function draw() {
   const turn = ++drawing;
-  const [found, mask] = await Promise.all([affinities(state.backbone, state.image, state.layer), maskOf(state.image)]);
+  const there = besideMap(), wanted = [{ backbone: state.backbone, layer: state.layer }, ...(there ? [there] : [])];
+  const [mask, ...found] = await Promise.all([maskOf(state.image),
+    ...wanted.map(({ backbone, layer }) => affinities(backbone, state.image, layer))]);
   if (turn !== drawing) return;
-  row = found.of(state.patch);
-  paint($("heat"), row, grid(), table);
-  drawMarks(mask);
+  // Each map with its own grid and affinities: a line on it is of these and no others.
+  maps = found.map((map, k) => {
+    const own = backbones[wanted[k].backbone].grids[state.image], patch = placedIn(state.patch, grid(), own);
+    return { prefix: k ? "beside-" : "", grid: own, patch, row: map.of(patch) };
+  });
+  [{ row }] = maps;
+  if (state.beside && !there) maps.push({ prefix: "beside-", grid: grid(), patch: state.patch, row: null });
+  for (const map of maps) {
+    if (map.row) paint($(`${map.prefix}heat`), map.row, map.grid, table);
+    drawMarks(map, mask);
+  }
   drawGuess();
   drawReadings();
   drawNeedle();
@@ -66,28 +76,35 @@ async function draw() {
   refreshStrip();
 }
 
-function drawMarks(mask) {
-  const { rows, cols } = grid(), own = labelOf(state.patch);
-  $("marks").setAttribute("viewBox", `0 0 ${cols} ${rows}`);
+function drawMarks({ prefix, grid: { rows, cols }, patch }, mask) {
+  const own = labelOf(state.patch);
+  $(`${prefix}marks`).setAttribute("viewBox", `0 0 ${cols} ${rows}`);
   for (const id of ["chosen", "chosen-casing"]) {
-    $(id).setAttribute("x", state.patch % cols);
-    $(id).setAttribute("y", Math.floor(state.patch / cols));
+    $(prefix + id).setAttribute("x", patch % cols);
+    $(prefix + id).setAttribute("y", Math.floor(patch / cols));
   }
   const twins = own >= 0 ? images[state.image].objects[own].twins : [];
   const drawn = mask && $("outlines").checked;
   const truth = drawn && own >= 0 ? pathOf(mask, own) : "", others = drawn ? twins.map((k) => pathOf(mask, k)).join("") : "";
   for (const [id, d] of [["truth", truth], ["twins", others]]) {
-    $(id).setAttribute("d", d);
-    $(`${id}-casing`).setAttribute("d", d);
+    $(prefix + id).setAttribute("d", d);
+    $(`${prefix}${id}-casing`).setAttribute("d", d);
     $(`legend-${id}`).hidden = !d;
   }
-  if (mask) $("objects").setAttribute("transform", `scale(${cols / mask.cols} ${rows / mask.rows})`);
+  if (mask) $(`${prefix}objects`).setAttribute("transform", `scale(${cols / mask.cols} ${rows / mask.rows})`);
 }
 
 function drawGuess() {
-  const limit = +$("threshold").value, { rows, cols } = grid();
-  const d = squarePath(loopsAround(rows, cols, (patch) => row[patch] >= limit));
-  for (const id of ["guess", "guess-casing"]) $(id).setAttribute("d", d);
+  const limit = +$("threshold").value;
+  let off = true;
+  for (const { prefix, grid: { rows, cols }, row } of maps) {
+    // Around nearly all patches a line would frame the others, those of low affinity.
+    const outlined = row && 10 * row.filter((value) => value >= limit).length <= 9 * row.length;
+    const d = outlined ? squarePath(loopsAround(rows, cols, (patch) => row[patch] >= limit)) : "";
+    for (const id of ["guess", "guess-casing"]) $(prefix + id).setAttribute("d", d);
+    off &&= !outlined;
+  }
+  $("legend-off").hidden = !off;
   $("threshold-value").textContent = $("legend-threshold").textContent = two(limit);
   $("limit").style.left = `${100 * limit}%`;
   const n = row.reduce((sum, value) => sum + (value >= limit), 0);
@@ -179,10 +196,12 @@ async function refreshStrip() {
 
 function showImage() {
   const { picture, width, height, name, mask } = images[state.image];
-  $("picture").src = picture;
-  $("picture").alt = name;
+  for (const prefix of ["", "beside-"]) {
+    $(`${prefix}picture`).src = picture;
+    $(`${prefix}picture`).alt = name;
+    $(`${prefix}stage`).style.aspectRatio = `${width} / ${height}`;
+  }
   $("image-name").textContent = name;
-  $("stage").style.aspectRatio = `${width} / ${height}`;
   document.querySelector(".stage-column").style.setProperty("--ratio", width / height);
   $("outline-row").hidden = !mask;
   $("twins-note").hidden = !images.some(({ objects }) => objects.some(({ twins }) => twins.length));
@@ -224,6 +243,7 @@ function showLayer() {
     words.push(`AUROC ${two(metrics.auroc)} over all pairs${twins}${split}`);
   }
   if (state.layer === best && chosenOn) words.push(`The best of these layers by accuracy on the ${chosenOn} scenes`);
+  if (about.synthetic && !images[state.image].objects.length) words.push("A probe fitted on synthetic scenes says little of photos");
   if (objective === "random-init") words.push("This backbone was never trained: what trained ones have to beat");
   const note = words.join(". ");
   $("probe-note").textContent = `${note[0].toUpperCase()}${note.slice(1)}.`;
@@ -241,8 +261,7 @@ function go(change, speak = true) {
   }
   state.layer = whole(state.layer, 0, layers().length - 1);
   if (change.patch === undefined && (old.rows !== grid().rows || old.cols !== grid().cols)) {
-    const r = (Math.floor(before.patch / old.cols) + 0.5) / old.rows, c = (before.patch % old.cols + 0.5) / old.cols;
-    state.patch = Math.floor(r * grid().rows) * grid().cols + Math.floor(c * grid().cols);
+    state.patch = placedIn(before.patch, old, grid());
   }
   state.patch = whole(state.patch, 0, grid().rows * grid().cols - 1);
   show(before);
@@ -262,6 +281,8 @@ function show(before) {
     pointed = null;
   }
   showLayer();
+  showBeside();
+  showOpacity();
 }
 
 // --- the address names what is shown ---
@@ -269,7 +290,8 @@ function show(before) {
 function writeAddress() {
   const { cols } = grid(), name = encodeURIComponent(backbones[state.backbone].name);
   const address = `#image=${state.image + 1}&backbone=${name.replaceAll("%2F", "/").replaceAll("%3A", ":")}`
-    + `&layer=${layers()[state.layer].layer}&patch=${Math.floor(state.patch / cols)},${state.patch % cols}`;
+    + `&layer=${layers()[state.layer].layer}&patch=${Math.floor(state.patch / cols)},${state.patch % cols}`
+    + (state.beside ? `&beside=${encodeURIComponent(namedBeside())}` : "");
   if (location.hash !== address) history.replaceState(null, "", address);
 }
 
@@ -282,7 +304,7 @@ function readAddress() {
   if (layer < 0) layer = backbones[backbone].best;
   const [r, c] = (asked.get("patch") ?? "").split(",").map(Number);
   const inside = Number.isInteger(r) && Number.isInteger(c) && r >= 0 && c >= 0 && r < rows && c < cols;
-  return { image, backbone, layer, patch: inside ? r * cols + c : firstPatch(rows, cols, labels, images[image]) };
+  return { image, backbone, layer, beside: besideNamed(asked.get("beside") ?? ""), patch: inside ? r * cols + c : firstPatch(rows, cols, labels, images[image]) };
 }
 
 // The middle of the object with the most patches, one with twins if there is any: a first click worth looking at.
@@ -298,8 +320,8 @@ function firstPatch(rows, cols, labels, { objects }) {
 
 // --- controls ---
 
-function patchUnder(event) {
-  const box = $("heat").getBoundingClientRect(), { rows, cols } = grid();
+function patchUnder(event, stage = $("stage")) {
+  const box = stage.getBoundingClientRect(), { rows, cols } = grid();
   const r = Math.floor((event.clientY - box.top) / box.height * rows);
   const c = Math.floor((event.clientX - box.left) / box.width * cols);
   return r >= 0 && c >= 0 && r < rows && c < cols ? r * cols + c : null;
@@ -317,6 +339,7 @@ function listen() {
     const patch = patchUnder(event);
     if (patch !== null && patch !== state.patch) go({ patch });
   });
+  $("save").addEventListener("click", savePicture);
   $("layer").addEventListener("input", () => go({ layer: +$("layer").value }));
   $("threshold").addEventListener("input", drawGuess);
   $("opacity").addEventListener("input", showOpacity);
@@ -342,9 +365,12 @@ function listen() {
 
 function showOpacity() {
   const opacity = +$("opacity").value;
-  $("heat").style.opacity = opacity;
-  // Under strong colours the picture is grey, so that hues always mean affinity.
-  $("picture").style.filter = `saturate(${Math.max(0, 1 - 1.3 * opacity)})`;
+  for (const prefix of ["", "beside-"]) {
+    $(`${prefix}heat`).style.opacity = opacity;
+    // Under strong colours the picture is grey, so that hues always mean affinity.
+    const under = $(`${prefix}heat`).hidden ? 0 : opacity;
+    $(`${prefix}picture`).style.filter = `saturate(${Math.max(0, 1 - 1.3 * under)})`;
+  }
   $("opacity-value").textContent = two(opacity);
 }
 
@@ -357,10 +383,16 @@ function showColours() {
 
 function begin() {
   $("version").textContent = version;
+  let byPointer = false;
+  $("backbones").addEventListener("pointerdown", () => { byPointer = true; });
+  $("backbones").addEventListener("keydown", () => { byPointer = false; });
+  makeBeside();
   $("backbones").append(...backbones.map(({ name, objective }, k) => {
     const label = make("label"), input = make("input");
     Object.assign(input, { type: "radio", name: "backbone", value: String(k) });
     input.addEventListener("change", () => go({ backbone: k }));
+    // After a click arrow keys go on moving the patch; who came by keys moves along the backbones.
+    input.addEventListener("click", () => { if (byPointer) setTimeout(() => $("stage").focus({ preventScroll: true })); });
     label.append(input, make("span", "", name), make("small", "", objective === "random-init" ? "never trained" : objective));
     return label;
   }));
@@ -384,10 +416,11 @@ function begin() {
   return draw();
 }
 
-// For tests and the curious: bindkit.affinities(), bindkit.scores(backbone, image, layer, patch).
+// For tests and the curious: bindkit.affinities(), bindkit.beside(), bindkit.scores(backbone, image, layer, patch).
 window.bindkit = {
   state: () => ({ ...state }),
   affinities: () => [...row],
+  beside: () => [...maps.at(-1).row ?? []],
   scores: async (backbone, image, layer, patch) => [...(await affinities(backbone, image, layer)).of(patch)],
 };
 

@@ -104,6 +104,30 @@ def best_shown(probes: Sequence[Probe | Path]) -> tuple[int, str | None]:
     return position, "validation" if validated else accuracies[position][2] or "judged"
 
 
+def best_backbone(shelves: Sequence[Sequence[Probe | Path]]) -> int:
+    """Position of the backbone whose best probe tells twins apart best, then all pairs; the first of equals.
+
+    Of each its probes, one a layer in ascending order, as `best_shown` takes them.
+    """
+
+    def figures(probes: Sequence[Probe | Path]) -> list[float]:
+        metrics = fitted_on(probes[best_shown(probes)[0]]).get("metrics") or {} if probes else {}
+        return [-1.0 if (value := metrics.get(name)) is None else value for name in ("twins_auroc", "auroc")]
+
+    ranks = list(map(figures, shelves))
+    return ranks.index(max(ranks))
+
+
+def fitted_on(probe: Probe | Path) -> dict[str, Any]:
+    """What a probe, or one in a directory, was fitted on."""
+    return probe.fitted_on if isinstance(probe, Probe) else _Saved.read(probe / "probe.json").fitted_on
+
+
+def is_synthetic(probe: Probe | Path) -> bool:
+    """Whether a probe was fitted on scenes that were drawn, and so says little of photos."""
+    return str(fitted_on(probe).get("scenes", "")).startswith("synthetic")
+
+
 def _accuracies(probe: Probe | Path) -> tuple[float, float, str | None]:
     """On the validation and on the judged scenes, averaged over seeds, and which the judged ones are."""
     if isinstance(probe, Probe):

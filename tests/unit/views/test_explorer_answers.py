@@ -39,9 +39,10 @@ def test_factors_that_are_sent_say_what_python_says(backbones, probes, scenes): 
 
 @pytest.mark.parametrize(
     ("lock", "panels"),
-    [("", [[1]]), ("patch", [[1], [2]]), ("layer", [[1, 2], [1, 2]]), ("view", [[1], [2]])],
+    [("", [[1, 2]]), ("patch", [[1, 2], [3]]), ("layer", [[1, 2, 3], [1, 2, 3]]), ("view", [[1, 2], [3]])],
 )
 def test_a_press_moves_the_maps_that_follow_it(backbones, probes, scenes, lock, panels):  # noqa: F811
+    """The map is the first panel, the picture the second, what is locked the third."""
     explorer = bk.AffinityExplorer(backbones[0], probes[backbones[0]], [scenes[0]])
     if lock:
         explorer.lock(lock)
