@@ -156,9 +156,21 @@ class _Attended:
     scale: float | None
 
     @classmethod
-    def of_call(cls, query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **rest: Any) -> _Attended:
+    def of_call(
+        cls,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **_: Any,
+    ) -> _Attended:
         """Of the arguments of `scaled_dot_product_attention`."""
-        return cls(query, key, value, attn_mask, rest.get("scale"))
+        if is_causal:
+            attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        return cls(query, key, value, attn_mask, scale)
 
     def weights(self) -> Float[Tensor, "window head token token"]:
         """The softmax that multiplies the values, float32."""

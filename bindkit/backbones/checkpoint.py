@@ -6,6 +6,8 @@ Code from a checkpoint's repository is never run (``trust_remote_code`` is alway
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import re
 import warnings
@@ -63,9 +65,15 @@ _ON_THE_HUB = {
 }
 
 
+_NOT_COMPUTING = frozenset(
+    {"_name_or_path", "_commit_hash", "transformers_version", "architectures", "torch_dtype", "dtype", "auto_map"}
+    | {"id2label", "label2id", "pretraining_objective"}
+)
+
+
 def open_checkpoint(name: str, revision: str | None) -> Opened:
     """Look up a hub id or a directory, in the layout of transformers. Raises BackboneError."""
-    config = read_config(name, revision)
+    config, digest = read_config(name, revision)
     commit = getattr(config, "_commit_hash", None)
     at = commit or revision
 
@@ -73,7 +81,7 @@ def open_checkpoint(name: str, revision: str | None) -> Opened:
         return load_weights(name, config, at) if seed is None else build_untrained(name, config, seed)
 
     shape = EncoderShape.of_config(name, config)
-    return Opened(shape, objective_of(config), lambda: find_preprocessing(name, at), build, commit)
+    return Opened(shape, objective_of(config), lambda: find_preprocessing(name, at), build, digest, commit)
 
 
 def open_embedded(architecture: str) -> Opened:
@@ -83,8 +91,8 @@ def open_embedded(architecture: str) -> Opened:
     return Opened(shape, "", lambda: IMAGENET, lambda seed: build_untrained(architecture, config, seed or 0))
 
 
-def read_config(name: str, revision: str | None) -> Any:
-    """Read a checkpoint's config.
+def read_config(name: str, revision: str | None) -> tuple[Any, str]:
+    """Read a checkpoint's config, and the digest of all in its file that a forward pass may depend on.
 
     Raises BackboneError if `name` is neither a model directory nor a model of the hub, or its architecture is unknown.
     """
@@ -94,14 +102,16 @@ def read_config(name: str, revision: str | None) -> Any:
     with quiet(), explained(name, "config"):
         said, _ = PretrainedConfig.get_config_dict(name, revision=revision)
         settings, habits = without_habits(said)
+        computing = {key: value for key, value in settings.items() if key not in _NOT_COMPUTING}
+        digest = hashlib.sha256(json.dumps(computing, sort_keys=True, default=str).encode()).hexdigest()
         if not habits or said.get("model_type") not in CONFIG_MAPPING:
-            return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+            return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False), digest
         logger.info(
             "%s: its config says how it was run once (%s); that is left aside, and an attention that is there is taken",
             name,
             ", ".join(habits),
         )
-        return CONFIG_MAPPING[said["model_type"]].from_dict(settings)
+        return CONFIG_MAPPING[said["model_type"]].from_dict(settings), digest
 
 
 def without_habits(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

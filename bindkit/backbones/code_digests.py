@@ -29,8 +29,8 @@ class _CannotSayError(Exception):
     """A value of which nobody can say whether it is the same in the next run."""
 
 
-def class_digest(described: type) -> str | None:
-    """Digest of what a class of one's own computes, so that a fit is not taken for one of a class since rewritten.
+def code_digest(described: Any) -> str | None:
+    """Digest of what a class or function of one's own computes, so that nothing is taken for one since rewritten.
 
     What counts is the code that runs, not its text (a cell that was changed but not run has changed nothing, comments
     never do): of functions, base classes, closures, and of what the code reads as globals. Of modules, and of what is

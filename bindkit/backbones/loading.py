@@ -63,6 +63,8 @@ class Backbone:
         What the contract check saw, in words.
     precision : "float32", "bfloat16" or "float16"
         In which products are computed.
+    config_digest : str or None
+        Sha256 of what the checkpoint's config says of the computation, in hexadecimal.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Backbone:
     tower: VisionTower
     checks: tuple[str, ...]
     precision: str = "float32"
+    config_digest: str | None = None
 
     def __repr__(self) -> str:
         return (
@@ -175,7 +178,7 @@ class Backbone:
 
     def describe(self) -> dict[str, Any]:
         """Identity of the backbone as plain values that JSON can hold; equal for equal measurements."""
-        described = {
+        described: dict[str, Any] = {
             "name": self.name,
             "revision": self.revision,
             "family": self.family,
@@ -187,6 +190,8 @@ class Backbone:
             "geometry": self.geometry.describe(),
             "preprocessing": self.preprocessing.describe(),
         }
+        if self.config_digest is not None:
+            described["config_digest"] = self.config_digest
         return described if self.precision == "float32" else described | {"precision": self.precision}
 
     def pixels(self, windows: Tensor) -> Float[Tensor, "window 3 height width"]:
@@ -292,6 +297,7 @@ class Unchecked:
     model: nn.Module
     device: torch.device
     precision: str
+    config_digest: str | None
 
     def checked(self) -> Backbone:
         """The backbone that it is. Raises ContractError if its tokens are not its patches."""
@@ -314,6 +320,7 @@ class Unchecked:
             tower=tower,
             checks=checks,
             precision=self.precision,
+            config_digest=self.config_digest,
         )
 
 
@@ -340,6 +347,11 @@ def read_model(
     source = name if random_init is None else random_init.source
     if random_init is not None and random_init.is_embedded:
         opened = open_embedded(source)
+    elif revision is not None and (source.startswith(TIMM) or module_of(source) or is_registered(source)):
+        raise InvalidParameterError(
+            f"{name} has no revision to choose, got {revision!r}; of timm's hub name it with the model: "
+            "timm:hf-hub:OWNER/MODEL@REVISION"
+        )
     elif source.startswith(TIMM):
         opened = open_timm(source)
     elif module_of(source) or is_registered(source):
@@ -365,4 +377,5 @@ def read_model(
         model=opened.build(None if random_init is None else random_init.seed),
         device=target,
         precision=precision,
+        config_digest=opened.config_digest,
     )

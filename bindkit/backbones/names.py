@@ -8,6 +8,7 @@ other backbone, with its config and preprocessing and fresh weights. ``timm:NAME
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,6 +19,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from bindkit.errors import BackboneError, InvalidParameterError
 from bindkit.files import RememberedDigests, parse_json
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED = ("dinov2", "vit")
 ASSETS = Path(__file__).parent / "assets"
@@ -131,7 +134,15 @@ def contents_of_backbone(name: str, digests: RememberedDigests | None = None) ->
         return {}
     source = (name if untrained is None else untrained.source).removeprefix(TIMM)
     if module := module_of(source):
-        file = getattr(find_spec(module), "origin", None)
+        try:
+            file = getattr(find_spec(module), "origin", None)
+        except Exception as error:  # it imports what the module lies in
+            raise BackboneError(
+                f"{name}: the module {module} cannot be found ({type(error).__name__}: {error})"
+            ) from error
+        logger.warning(
+            "%s: what weights it loads is seen when it is loaded alone; after a change run with --force", name
+        )
         return {file: known.of(Path(file))} if file else {}
     directory = Path(directory_of(source))
     if not directory.is_dir():

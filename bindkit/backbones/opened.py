@@ -21,6 +21,8 @@ class Opened:
     """Its own. Raises BackboneError if it says none."""
     build: Callable[[int | None], nn.Module]
     """Its encoder on the CPU in float32, frozen: pretrained, or untrained from this seed. Raises BackboneError."""
+    config_digest: str | None = None
+    """Of what its config says of the computation beside the weights (heads, scales, norms); None without a config."""
     revision: str | None = None
     """Commit of the hub that its files come from."""
 

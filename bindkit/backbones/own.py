@@ -7,13 +7,13 @@ import importlib
 import inspect
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from bindkit.backbones.code_digests import class_digest, is_own
+from bindkit.backbones.code_digests import code_digest, is_own
 from bindkit.backbones.families import EncoderShape
 from bindkit.backbones.names import EMBEDDED
 from bindkit.backbones.opened import Opened, frozen
@@ -150,15 +150,34 @@ def open_own(name: str) -> Opened:
     return Opened(own.shape, own.objective, lambda: own.preprocessing, build)
 
 
+def _settings(model: nn.Module) -> Iterator[str]:
+    """What modules were made with and no weight says: plain attributes, and buffers that are not saved."""
+    for place, module in model.named_modules():
+        kept = {name: value for name, value in vars(module).items() if not name.startswith("_") and _is_plain(value)}
+        yield f"{place}: {type(module).__qualname__}({module.extra_repr()}) {sorted(kept.items())}"
+        for name in sorted(module._non_persistent_buffers_set):
+            buffer = getattr(module, name)
+            content = b"" if buffer is None else buffer.detach().cpu().contiguous().view(-1).numpy().tobytes()
+            yield f"{place}.{name}: {hashlib.sha256(content).hexdigest()}"
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | float | str | None)
+
+
 def digest_with_code(name: str, model: nn.Module, weights_digest: str) -> str:
-    """A digest of weights and of what the model's own classes compute, as 64 hexadecimal digits."""
+    """A digest of weights, settings and of what the model's own code computes, as 64 hexadecimal digits."""
+    own = _REGISTERED[name.rpartition(":")[2].partition(",")[0]]
     classes = {type(module) for module in model.modules() if is_own(type(module).__module__)}
-    digests = {f"{one.__module__}.{one.__qualname__}": class_digest(one) for one in classes}
+    digests = {f"{one.__module__}.{one.__qualname__}": code_digest(one) for one in classes}
+    digests["the function behind it"] = code_digest(own.make)
     for unsaid in sorted(one for one, digest in digests.items() if digest is None):
         logger.warning(
             "%s: what %s computes depends on values that cannot be compared across runs, so a change of its code would "
             "not be noticed; register it under another name after one",
             *(name, unsaid),
         )
-    said = [weights_digest, *sorted(str(digest) for digest in digests.values())]
+    said = [weights_digest, str(own.shape.blocks_at), *_settings(model), *sorted(map(str, digests.values()))]
     return hashlib.sha256("\n".join(said).encode()).hexdigest()

@@ -13,7 +13,6 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -59,9 +58,11 @@ class VisionTower:
                 f"({blocks_at}) has {len(blocks)}; it is no plain ViT that bindkit can read"
             )
         family = family_of_type(shape.family)
-        config: Any = getattr(model, "config", SimpleNamespace())
-        # A config that asks for these makes some versions of transformers patch the blocks that we hook.
-        config.output_hidden_states = config.output_attentions = False
+        config: Any = getattr(model, "config", None)
+        if hasattr(
+            config, "model_type"
+        ):  # transformers', some versions of which patch the blocks that we hook for these
+            config.output_hidden_states = config.output_attentions = False
         if family.masks_patches:
             config.mask_ratio = 0.0
         any_size = family.any_size

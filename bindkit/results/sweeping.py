@@ -18,7 +18,7 @@ import pandas as pd
 
 from bindkit import __version__
 from bindkit.arguments import CONTROL, SAME_CLASS, each_of, is_control, read_layers, read_seeds
-from bindkit.backbones.code_digests import class_digest
+from bindkit.backbones.code_digests import code_digest
 from bindkit.cache import ActivationCache
 from bindkit.cache.store import labels_of
 from bindkit.errors import InvalidParameterError, ProbeError
@@ -261,7 +261,7 @@ def own_code(probe: str) -> dict[str, str | None]:
     ``{"code": None}`` where nobody can say whether it has changed: what was kept is not to be read.
     """
     probe_class = PROBES[parse_probe(probe)[0]]
-    return {"code": class_digest(probe_class)} if not is_shipped(probe_class) else {}
+    return {"code": code_digest(probe_class)} if not is_shipped(probe_class) else {}
 
 
 def _made_from(cache: ActivationCache, layer: int, rules: Protocol, split: str | None) -> dict[str, str | None]:

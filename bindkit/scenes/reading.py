@@ -23,6 +23,7 @@ from bindkit.scenes.decoding import (
     Header,
     StoredPixels,
     ids_of,
+    numbered,
     read_channels,
     read_header,
     read_stored,
@@ -55,6 +56,7 @@ MOST_BETWEEN = 0.1
 ENOUGH_LINES = 200
 # What borders are painted with: white, of 8 and 16 bits, gray and in colours; VOC's border colour.
 BORDER_VALUES = (2**8 - 1, 2**16 - 1, 2**24 - 1, 2**48 - 1, 0xC0E0E0)
+THIN_BORDER = "a thin border of value {0} around objects is read as an object: void={0} reads it as unlabelled"
 FITS_BOTH_WAYS = (
     "an EXIF orientation turns the picture, and the mask fits it both ways: read upright, as viewers show it "
     "(orientation=stored reads the pixels as stored; orientation=upright says that upright is right)"
@@ -251,6 +253,25 @@ class FileScenes(SceneSequence):
             self.say(FITS_BOTH_WAYS, paths[0])
         pixels, *values = (turned(file.pixels, file.orientation if upright else 1) for file in (image, *masks))
         return np.ascontiguousarray(pixels), values, (FITS_BOTH_WAYS,) if doubtful else ()
+
+    def scene_of(
+        self,
+        position: int,
+        image: np.ndarray,
+        values: list[np.ndarray],
+        remarks: tuple[str, ...],
+        paths: Sequence[Path],
+    ) -> Scene:
+        """A scene of an instance mask and maybe a class mask whose values are ids, less those that mean unlabelled."""
+        masks = [ids_of(channels) for channels in values]
+        if self.options.void:
+            unlabelled = np.any([np.isin(mask, self.options.void) for mask in masks], axis=0)
+            masks = [np.where(unlabelled, 0, mask) for mask in masks]
+        elif border := next(filter(None, map(border_value, masks)), None):
+            remarks += (THIN_BORDER.format(border),)
+            self.say(remarks[-1], paths[0])
+        instances, *classes = (numbered(mask, path) for mask, path in zip(masks, paths, strict=True))
+        return Scene(self.ids[position], image, instances, classes[0] if classes else np.zeros_like(instances), remarks)
 
     def say(self, remark: str, path: Path) -> None:
         """Log a remark the first time that it comes up; `check_scenes` names all scenes that it is true of."""

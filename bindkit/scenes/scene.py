@@ -184,6 +184,12 @@ class SceneSubset(SceneSequence):
         self.groups = groups and tuple(groups[k] for k in positions)
 
     @property
+    def picture_digest(self) -> Any:
+        """That of the set that it is a view of; None where that has none."""
+        digest = getattr(self._scenes, "picture_digest", None)
+        return digest and (lambda position: digest(self._positions[position]))
+
+    @property
     def benchmark_classes(self) -> Mapping[int, int] | None:
         """Those of the set that it is a view of; None where that has none."""
         return getattr(self._scenes, "benchmark_classes", None)

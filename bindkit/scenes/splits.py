@@ -166,7 +166,9 @@ def _columns(table: Path) -> dict[str, dict[str, str]]:
 
 
 def _identical_pictures(scenes: Any) -> list[Members]:
-    """Scenes whose picture files hold the same bytes; only files of one size can."""
+    """Scenes whose pictures are held as the same bytes; of files only those of one size can."""
+    if digest := getattr(scenes, "picture_digest", None):  # held in a table, not in files
+        return sorted(_alike(range(len(scenes.ids)), digest))
 
     def picture(position: int) -> Path:
         files = sources_of(scenes, position)

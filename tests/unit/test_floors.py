@@ -32,7 +32,7 @@ WALLS = {
 """Who alone may import what."""
 
 LARGEST = {
-    **{"errors": 115, "arguments": 240, "files": 295, "cli": 325, "scenes": 4290, "backbones": 2795, "cache": 3225},
+    **{"errors": 115, "arguments": 240, "files": 295, "cli": 325, "scenes": 4325, "backbones": 2865, "cache": 3230},
     **{"probes": 3665, "results": 1385, "affinities": 765, "pretraining": 1555, "analysis": 2115, "views": 5950},
     "pipeline": 1525,
 }

@@ -55,6 +55,7 @@ class CocoScenes(ListedScenes):
         optional(LIBRARY, self.scheme)
         self.class_names: dict[int, str] = {}
         self._packed: dict[Path, bytes] = {}
+        self._as_opened: dict[Path, tuple[int, int]] = {}
         super().__init__(root, options)
 
     def annotation_files(self) -> Iterator[tuple[Path, Path, str | None]]:
@@ -82,21 +83,21 @@ class CocoScenes(ListedScenes):
             if reason := leads_out(path, self.root) or leads_out(folder, self.root):
                 raise SceneSetError(reason)
             try:
+                self._as_opened[path] = file_state(path)
                 content = parse_json(path.read_text(encoding="utf-8-sig"), packed_annotation)
                 names = {int(one["id"]): str(one["name"]) for one in content["categories"]}
                 images = content["images"]
                 of: dict[Any, list[Any]] = {one["id"]: [] for one in images}
                 for one in content["annotations"]:
                     of[one["image_id"]].append([one["segmentation"], int(one["category_id"]), bool(one.get("iscrowd"))])
-                rows = [
-                    (str(one["file_name"]), int(one["height"]), int(one["width"]), one["id"])
-                    for one in content["images"]
-                ]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                rows = [(str(one["file_name"]), int(one["height"]), int(one["width"]), one["id"]) for one in images]
+            except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
                 raise SceneSetError(
                     f"{path} cannot be read as COCO's instances ({type(error).__name__}: {error}); expected JSON with "
                     "images, annotations (of those images, with segmentation) and categories"
                 ) from error
+            if len(of) != len(images):
+                raise SceneSetError(f"{path} has two pictures of one id; number the pictures and annotations anew")
             if not all(0 < class_id <= HIGHEST_ID for class_id in names):
                 raise SceneSetError(f"{path}: class ids are 1 to {HIGHEST_ID}, 0 means none; number them anew")
             if any(self.class_names.get(class_id, name) != name for class_id, name in names.items()):
@@ -104,7 +105,7 @@ class CocoScenes(ListedScenes):
             self.class_names |= names
             del content, images
             for name, height, width, number in rows:
-                objects = of.pop(number, [])
+                objects = of.pop(number)
                 scene_id = name.removesuffix(Path(name).suffix)
                 if folder != self.root:
                     scene_id = f"{folder.name}/{scene_id}"
@@ -118,12 +119,13 @@ class CocoScenes(ListedScenes):
 
     def _annotations(self, position: int) -> tuple[int, int, list[Any]]:
         """Height, width, and for each annotation its segmentation, class id and whether it is a crowd."""
-        height, width, objects = marshal.loads(zlib.decompress(self._packed[self.sources(position)[0]]))
+        picture, path = self.sources(position)
+        if file_state(path) != self._as_opened[path]:
+            raise SceneSetError(f"{path} has changed since it was opened; open the scenes again")
+        height, width, objects = marshal.loads(zlib.decompress(self._packed[picture]))
         most = self.options.max_pixels
         if not (height > 0 and width > 0 and height * width <= most):
-            raise BrokenSceneError(
-                f"{self.sources(position)[1]}: a picture of {height} x {width} px; the limit is {most:,}"
-            )
+            raise BrokenSceneError(f"{path}: a picture of {height} x {width} px; the limit is {most:,}")
         return height, width, objects
 
     def mask_header(self, position: int) -> Header:
@@ -157,6 +159,12 @@ class CocoScenes(ListedScenes):
         """The class of an object is that of its annotation."""
         class_of = [0, *(class_id for _, class_id, _ in self._annotations(position)[2])]
         return values[0], np.array(class_of, np.int32)[values[0]]
+
+
+def file_state(path: Path) -> tuple[int, int]:
+    """What changes when a file is written."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def packed_annotation(found: dict[str, Any]) -> dict[str, Any]:

@@ -28,13 +28,12 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from bindkit.errors import SceneSetError
 from bindkit.files import parse_json
-from bindkit.scenes.decoding import ARRAY_SUFFIXES, Header, StoredPixels, ids_of, numbered, read_array, why_unusable
-from bindkit.scenes.reading import FileScenes, ReadingOptions, border_value, split_directory
+from bindkit.scenes.decoding import ARRAY_SUFFIXES, Header, StoredPixels, read_array, why_unusable
+from bindkit.scenes.reading import FileScenes, ReadingOptions, split_directory
 from bindkit.scenes.scene import OFFICIAL_SPLITS, BrokenScene, Scene
 
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
@@ -42,7 +41,6 @@ MASK_SUFFIXES = (*LOSSLESS, *ARRAY_SUFFIXES)
 SUFFIXES = (*LOSSLESS, ".jpg", ".jpeg", ".jfif", ".webp", ".gif")
 OWN_OPTIONS = {"variable": (r"[A-Za-z]\w{0,62}", "which variable of .mat files is the mask, default the only one")}
 NAMES_NAME = "class_names.json"
-THIN_BORDER = "a thin border of value {0} around objects is read as an object: void={0} reads it as unlabelled"
 
 
 def _files_in(folder: Path) -> dict[str, list[Path]]:
@@ -147,17 +145,7 @@ class FolderScenes(FileScenes):
 
     def __getitem__(self, position: int) -> Scene:
         position = self._position(position)
-        image, values, remarks = self.read(position)
-        paths = self.sources(position)[1:]
-        masks = [ids_of(channels) for channels in values]
-        if self.options.void:
-            unlabelled = np.any([np.isin(mask, self.options.void) for mask in masks], axis=0)
-            masks = [np.where(unlabelled, 0, mask) for mask in masks]
-        elif border := next(filter(None, map(border_value, masks)), None):
-            remarks += (THIN_BORDER.format(border),)
-            self.say(remarks[-1], paths[0])
-        instances, *classes = (numbered(mask, path) for mask, path in zip(masks, paths, strict=True))
-        return Scene(self.ids[position], image, instances, classes[0] if classes else np.zeros_like(instances), remarks)
+        return self.scene_of(position, *self.read(position), self.sources(position)[1:])
 
     def read_mask(self, position: int, number: int) -> StoredPixels:
         """Of an array too."""

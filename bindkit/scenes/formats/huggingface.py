@@ -2,7 +2,8 @@
 
 ``hf:DIR`` is a directory that ``save_to_disk`` wrote, or one of Parquet files as hubs hold them (``train-*.parquet``);
 ``hf:USER/NAME`` is fetched from the hub. Options name columns and parts: ``hf:USER/NAME,image=photo,mask=instances``,
-``classes=COLUMN`` (a class mask; without it no pixel has a class), ``config=NAME``, ``split=NAME``. Without ``split``,
+``classes=COLUMN`` (a class mask; without it no pixel has a class), ``group=COLUMN`` (rows that stay on one side of a
+split; those of one picture do by themselves), ``config=NAME``, ``split=NAME``. Without ``split``,
 ``train`` and ``validation`` are the official splits where both are there, and a single split of any name is read.
 
 A mask is a column of pictures (palette, gray of 8 or 16 bits, or RGB, held as PNG: JPEG changes ids) or of arrays
@@ -15,6 +16,7 @@ Needs ``pip install 'bindkit[hf]'``.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -24,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from bindkit.errors import BrokenSceneError, SceneSetError
-from bindkit.scenes.decoding import ids_of, numbered, read_channels, read_stored, reading, whole_numbers
+from bindkit.scenes.decoding import read_channels, read_stored, reading, whole_numbers
 from bindkit.scenes.listing import leads_out, optional
 from bindkit.scenes.reading import FileScenes, ReadingOptions, split_directory
 from bindkit.scenes.scene import OFFICIAL_SPLITS, Scene
@@ -34,6 +36,7 @@ OWN_OPTIONS = {
     "image": (_NAME, "column of pictures, default image"),
     "mask": (_NAME, "column of instance masks, default mask"),
     "classes": (_NAME, "column of class masks, default none"),
+    "group": (_NAME, "column of what rows of one group share (a video, a place), which keeps them on one side"),
     "config": (_NAME, "configuration of the data set, default its only one"),
     "split": (_NAME, "split to read, default train and validation where both are there, or the only one"),
 }
@@ -50,7 +53,8 @@ class HuggingFaceScenes(FileScenes):
         self._columns = [column for column in columns if column]
         self._parts: dict[str, Any] = {}
         for split, part in parts.items():
-            if missing := [column for column in self._columns if column not in part.features]:
+            asked = filter(None, (*self._columns, options.own.get("group")))
+            if missing := [column for column in asked if column not in part.features]:
                 raise SceneSetError(
                     f"{self.uri}: split {split} has no column {missing[0]!r}, but {', '.join(part.features)}; write "
                     "image=COLUMN,mask=COLUMN"
@@ -59,11 +63,15 @@ class HuggingFaceScenes(FileScenes):
             self._parts[split] = part.select_columns(self._columns).with_format(None)
             for column in pictures:  # as the bytes that they are held as, for this package to decode
                 self._parts[split] = self._parts[split].cast_column(column, datasets.Image(decode=False))
+        self._pictures = {split: part.select_columns(self._columns[:1]) for split, part in self._parts.items()}
         self._places = [(split, row) for split, part in self._parts.items() for row in range(len(part))]
         self.ids = tuple(f"{split}/{row:06d}" for split, row in self._places)
         if len(parts) == 2:
             of = dict(zip(parts, OFFICIAL_SPLITS, strict=True))
             self.official_splits = tuple(of[split] for split, _ in self._places)
+        if group := options.own.get("group"):
+            named = [name for part in parts.values() for name in part[group]]
+            self.groups = tuple(str(name) for name in named)
         self.class_names: dict[int, str] = {}
         self.require_usable("row")
 
@@ -84,14 +92,13 @@ class HuggingFaceScenes(FileScenes):
             else:
                 with reading(name):
                     found.append(whole_numbers(np.asarray(mask), name, most))
-        pixels, values, remarks = self.laid(image, found, names)
-        masks = [ids_of(channels) for channels in values]
-        void = np.any([np.isin(mask, self.options.void) for mask in masks], axis=0)
-        instances, *classes = (
-            numbered(np.where(void, 0, mask), name) for mask, name in zip(masks, names[1:], strict=True)
-        )
-        none = np.zeros_like(instances)
-        return Scene(self.ids[position], pixels, instances, classes[0] if classes else none, remarks)
+        return self.scene_of(position, *self.laid(image, found, names), names[1:])
+
+    def picture_digest(self, position: int) -> str:
+        """Of a picture's bytes as they are held: rows of one picture belong together."""
+        split, row = self._places[self._position(position)]
+        (held,) = self._pictures[split][row].values()
+        return hashlib.sha256(held_bytes(held, Path(self.ids[position]), self._within)).hexdigest()
 
     def size_of(self, position: int) -> tuple[int, int]:
         """``(height, width)`` in pixels. Raises BrokenSceneError."""
@@ -122,6 +129,14 @@ def parquet_files(root: Path) -> dict[str, list[str]]:
     return {split: [str(path) for path in paths] for split, paths in found.items()}
 
 
+def copies_of(files: Mapping[str, list[str]]) -> Path:
+    """Where `datasets` keeps its copy of Parquet files. It goes by their times, which a copied file may share."""
+    states = [Path(file).stat() for several in files.values() for file in several]
+    said = [[files], [[one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino] for one in states]]
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return Path(optional("datasets", "hf").config.HF_DATASETS_CACHE) / f"bindkit-{digest[:16]}"
+
+
 def open_huggingface(name: str, index_dir: Path | None = None) -> HuggingFaceScenes:
     """Open ``hf:NAME_OR_DIR,OPTIONS``; described above. `index_dir` is not needed here."""
     name, items = split_directory(name)
@@ -136,9 +151,14 @@ def open_huggingface(name: str, index_dir: Path | None = None) -> HuggingFaceSce
                 for file in json.loads(state.read_text(encoding="utf-8"))["_data_files"]:
                     if reason := leads_out(state.parent / file["filename"], root):
                         raise SceneSetError(f"{state}: {reason}")
+            if (named := root / "dataset_dict.json").is_file():
+                for split in json.loads(named.read_text(encoding="utf-8"))["splits"]:
+                    if reason := leads_out(root / split, root):
+                        raise SceneSetError(f"{named}: {reason}")
             found = datasets.load_from_disk(root.as_posix())
         elif is_local:
-            found = datasets.load_dataset("parquet", data_files=parquet_files(root / options.own.get("config", ".")))
+            files = parquet_files(root / options.own.get("config", "."))
+            found = datasets.load_dataset("parquet", data_files=files, cache_dir=str(copies_of(files)))
         else:
             found = datasets.load_dataset(root.as_posix(), options.own.get("config"))
     except SceneSetError:

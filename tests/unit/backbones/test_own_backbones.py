@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from bindkit.backbones import Preprocessing, attention_maps, load_backbone, regi
 from bindkit.backbones.attention import attention_weights
 from bindkit.backbones.names import contents_of_backbone, depth_and_patch, module_of
 from bindkit.backbones.sources import source_of
-from bindkit.errors import BackboneError, ContractError
+from bindkit.errors import BackboneError, ContractError, InvalidParameterError
 from bindkit.pipeline.parameters import absolute_backbones
 
 WINDOWS = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -160,3 +161,72 @@ def test_the_latest_of_one_name_counts() -> None:
     first = load_backbone("mine-again", device="cpu").weights_digest
     register_backbone("mine-again", **FACTS)(lambda: trained(MyViT, 2))
     assert load_backbone("mine-again", device="cpu").weights_digest != first
+
+
+class Attending(torch.nn.Module):
+    """A block; what `how` says is in no weight."""
+
+    def __init__(self, how: str, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.qkv, self.out = torch.nn.LayerNorm(16), torch.nn.Linear(16, 48), torch.nn.Linear(16, 16)
+        self.how, self.heads = how, heads
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.qkv(self.norm1(x)).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        attend = torch.nn.functional.scaled_dot_product_attention
+        causal = self.how == "causal"
+        if self.how == "positional":
+            seen = attend(query, key, value, None, 0.0)
+        else:
+            seen = attend(query, key, value, is_causal=causal)
+        return x + self.out(seen.transpose(1, 2).reshape(x.shape))
+
+
+class Tower(torch.nn.Module):
+    def __init__(self, how: str = "", heads: int = 2, shift: float = 0.0) -> None:
+        super().__init__()
+        self.patches = torch.nn.Conv2d(3, 16, 8, 8)
+        self.blocks = torch.nn.ModuleList(Attending(how, heads) for _ in range(2))
+        self.config = {"depth": 2}
+        self.register_buffer("shift", torch.tensor(shift), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).mT + self.shift
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def own(name: str, make, **more):
+    facts = {"patch_size": 8, "window": 32, "d_model": 16, "n_prefix": 0, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    register_backbone(name, **facts, n_heads=2, **more)(make)
+    return load_backbone(name, device="cpu")
+
+
+def test_what_no_weight_says_is_part_of_what_it_is() -> None:
+    """Heads, buffers that are not saved, where blocks lie, and what its function does besides."""
+    made = [own("settled", Tower) for _ in range(2)]
+    others = [
+        own("settled", lambda: Tower(heads=4)),
+        own("settled", lambda: Tower(shift=0.5)),
+        own("settled", Tower, blocks="blocks"),
+        own("settled", lambda: Tower().requires_grad_(False)),
+    ]
+    assert len({one.tower.weights_digest() for one in (*made, *others)}) == 1
+    assert made[0].weights_digest == made[1].weights_digest
+    assert len({one.weights_digest for one in (*made, *others)}) == 5
+
+
+def test_attention_is_read_however_it_is_called() -> None:
+    causal = attention_weights(own("causal", lambda: Tower("causal")), WINDOWS, 0)[1]
+    assert causal.triu(1).abs().max() == 0
+    torch.testing.assert_close(causal.sum(-1), torch.ones(causal.shape[:-1]))
+    named, given = (attention_weights(own("given", partial(Tower, how)), WINDOWS, 0)[1] for how in ("", "positional"))
+    assert torch.equal(named, given)
+
+
+def test_a_module_that_is_not_there_and_a_revision_are_named() -> None:
+    with pytest.raises(BackboneError, match=r"nosuch\.mod cannot be found \(ModuleNotFoundError"):
+        contents_of_backbone("nosuch.mod:x")
+    with pytest.raises(InvalidParameterError, match="has no revision to choose, got 'main'"):
+        load_backbone("mine", revision="main")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,7 @@ LOADED_OTHERWISE = {
     "precision": ({"precision": "bfloat16"}, "precision: the cache has nothing, this call has 'bfloat16'"),
     "objective": ({"objective": "supervised"}, "objective: the cache has 'self-distillation', this call has"),
     "weights of another revision": ({}, "weights_digest: the cache has"),
+    "config of another revision": ({}, "config_digest: the cache has"),
     "preprocessing of another revision": ({}, "preprocessing.std: the cache has"),
 }
 
@@ -185,6 +188,9 @@ def test_a_model_that_is_loaded_otherwise_is_another(tmp_path: Path, folder: Pat
     before = all_bytes(cache.path)
     if what.startswith("weights"):
         write_checkpoint("dinov2", place, seed=1)
+    if what.startswith("config"):
+        file = place / "config.json"
+        file.write_text(file.read_text().replace('"layer_norm_eps": 1e-06', '"layer_norm_eps": 1e-02'))
     if what.startswith("preprocessing"):
         file = place / "preprocessor_config.json"
         file.write_text(file.read_text().replace("0.25", "0.26"))
@@ -192,6 +198,19 @@ def test_a_model_that_is_loaded_otherwise_is_another(tmp_path: Path, folder: Pat
         make(tmp_path / "a", folder, load(**{"short_side": 32, **options}))
     assert f"backbone.{said}" in str(refused.value)
     assert all_bytes(cache.path) == before
+
+
+def test_a_cache_that_says_nothing_of_the_config_is_read(tmp_path: Path, folder: Path) -> None:
+    """Those of an earlier bindkit; and what a config says besides the computation is no change."""
+    place = write_checkpoint("dinov2", tmp_path / "model")
+    backbone = bk.load_backbone(str(place), device="cpu", short_side=32)
+    cache = make(tmp_path / "a", folder, replace(backbone, config_digest=None))
+    assert "config_digest" not in cache.backbone
+    before = all_bytes(cache.path)
+    assert all_bytes(make(tmp_path / "a", folder, backbone).path) == before
+    file = place / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"transformers_version": "9.9", "id2label": {"0": "a"}}))
+    assert bk.load_backbone(str(place), device="cpu", short_side=32).describe() == backbone.describe()
 
 
 def test_all_patches_are_computed_anew_as_a_whole(tmp_path: Path, folder: Path) -> None:

@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from bindkit.backbones.code_digests import class_digest, is_own
+from bindkit.backbones.code_digests import code_digest, is_own
 from bindkit.probes import Linear
 
 HEAD = """
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 from bindkit.probes import Probe
-from bindkit.backbones.code_digests import class_digest
+from bindkit.backbones.code_digests import code_digest
 logger = logging.getLogger("mine")
 SCALE = 2
 TABLE = {"a": [1, torch.ones(2, dtype=torch.bfloat16)], "b": np.arange(3)}
@@ -53,7 +53,7 @@ SOURCE = HEAD + MINE
 
 
 def digest_of(source):
-    return class_digest(module_of(source).Mine)
+    return code_digest(module_of(source).Mine)
 
 
 def module_of(source):
@@ -67,7 +67,7 @@ def test_the_digest_is_the_same_in_another_run_whatever_its_hashes_and_places():
         f"""
         module = types.ModuleType("somebodys_own")
         exec({SOURCE!r}, vars(module))
-        print(vars(module)["class_digest"](module.Mine))
+        print(vars(module)["code_digest"](module.Mine))
         """
     )
     mine = digest_of(SOURCE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from written_formats import (
 
 from bindkit.errors import BrokenSceneError, SceneSetError
 from bindkit.pipeline.parameters import absolute_scenes
-from bindkit.scenes import check_scenes, open_scenes
+from bindkit.scenes import check_scenes, open_scenes, split_scenes, subset
 
 
 @pytest.fixture(autouse=True)
@@ -163,3 +164,50 @@ def test_code_in_a_directory_is_not_run(root):
     with pytest.raises(SceneSetError, match="holds no Parquet file"):
         open_scenes(f"hf:{root}")
     assert not marker.exists()
+
+
+def test_rows_of_one_picture_or_group_stay_together(root, tmp_path):
+    """A row an object is a common layout; so is a column that names the video."""
+    rng = np.random.default_rng(0)
+    pictures = [held(encode(rng.integers(0, 255, (64, 96, 3)).astype(np.uint8), "PNG")) for _ in range(8)]
+    rows = {"image": [one for one in pictures for _ in range(3)], "mask": [MASK.tolist()] * 24}
+    scenes = opened(root, **rows, video=[f"v{k // 6}" for k in range(24)])
+    for chosen, n_units in ((scenes, 8), (subset(scenes, range(1, 24)), 8)):
+        split = split_scenes(chosen)
+        assert len(split.groups) == n_units
+        first = [(int(name.split("/")[1])) // 3 for name in chosen.ids]
+        sides = [{first[k] for k in split.positions(side)} for side in ("train", "validation", "test")]
+        assert not sides[0] & sides[1] and not sides[0] & sides[2] and not sides[1] & sides[2]
+    by_video = open_scenes(f"hf:{root},group=video")
+    assert [len(members) for members in split_scenes(by_video).groups] == [6, 6, 6, 6]
+    with pytest.raises(SceneSetError, match="no column 'place'"):
+        open_scenes(f"hf:{root},group=place")
+
+
+def test_a_border_is_said_as_of_a_folder(root):
+    mask = np.where(np.pad(MASK[1:-1, 1:-1], 1) == 1, 1, 0)
+    inner = mask.astype(bool)
+    grown = np.zeros_like(inner)
+    for down, right in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+        grown |= np.roll(inner, (down, right), (0, 1))
+    mask[grown & ~inner] = 255
+    scenes = opened(root, mask=[mask.tolist()])
+    assert [remark for remark in scenes[0].remarks if "void=255" in remark]
+    assert scenes[0].instances.max() == 255
+    assert open_scenes(f"hf:{root},void=255")[0].instances.max() == 1
+
+
+def test_no_split_leads_out(root, tmp_path):
+    dataset(image=[PICTURE], mask=[MASK.tolist()]).save_to_disk(str(tmp_path / "secret"))
+    put(root / "dataset_dict.json", json.dumps({"splits": ["../secret"]}))
+    with pytest.raises(SceneSetError, match="secret"):
+        open_scenes(f"hf:{root}")
+
+
+def test_a_parquet_file_that_was_replaced_under_its_old_time_is_read_anew(root):
+    root.mkdir()
+    for number in (1, 7):
+        mask = np.where(MASK == 1, number, 0)
+        dataset(image=[PICTURE], mask=[mask.tolist()]).to_parquet(root / "train-00000.parquet")
+        os.utime(root / "train-00000.parquet", (1e9, 1e9))
+        assert open_scenes(f"hf:{root}")[0].instances.max() == number

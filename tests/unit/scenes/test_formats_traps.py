@@ -393,3 +393,32 @@ def test_a_name_that_is_listed_twice_is_one_scene(root):
     put(root / "VOC2012" / "ImageSets" / "Segmentation" / "val.txt", b"\xff\xfe\x00")
     with pytest.raises(SceneSetError, match=r"val\.txt cannot be read"):
         open_scenes(uri)
+
+
+def test_two_pictures_of_one_id_are_no_guess(root):
+    content = coco_content(PLAN, ("a", "b"))
+    for one in content["images"]:
+        one["id"] = 1
+    for one in content["annotations"]:
+        one["image_id"] = 1
+    put(root / "mine.json", json.dumps(content))
+    with pytest.raises(SceneSetError, match="two pictures of one id"):
+        open_scenes(f"coco:{root},annotations=mine.json")
+
+
+def test_a_size_that_is_no_number_is_named(root):
+    content = coco_content(PLAN, ("a",))
+    content["images"][0]["height"] = float("inf")
+    put(root / "mine.json", json.dumps(content))
+    with pytest.raises(SceneSetError, match="cannot be read as COCO's instances"):
+        open_scenes(f"coco:{root},annotations=mine.json")
+
+
+def test_annotations_that_change_while_they_are_open_are_not_read_on(root):
+    """What was read at opening would else be kept under what the file holds now."""
+    scenes = open_scenes(ROWS["coco"].write(root, PLAN))
+    assert scenes[0].instances.max() > 0
+    file = scenes.sources(0)[1]
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(SceneSetError, match="has changed since it was opened; open the scenes again"):
+        scenes[0]
