@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TextIO, TypeVar
 from weakref import WeakSet
@@ -36,11 +37,16 @@ from bindkit import __version__
 from bindkit.errors import NotebookFailedError
 from bindkit.pipeline.workspace import differing_names
 
+logger = logging.getLogger(__name__)
+
 ENGINE = "bindkit"
 """Its name for papermill, and the key of the record in an executed notebook's metadata."""
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 """What a notebook holds where a widget was shown."""
+
+
+_STARTS = 3
 
 
 class ThisPythonKernel(AsyncKernelManager):
@@ -257,15 +263,18 @@ def execute_notebook(
     target.unlink(missing_ok=True)
     files_before = _files(workspace)
     try:
-        executed = papermill.execute_notebook(
-            *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, target)),  # it fills in {names}
-            parameters={**record.parameters, **also},
-            engine_name=ENGINE,
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            stderr_file=shown or sys.stderr,
-            resources={"metadata": {"path": str(target.parent)}},
+        executed = _started(
+            partial(
+                papermill.execute_notebook,
+                *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, target)),  # it fills in {names}
+                parameters={**record.parameters, **also},
+                engine_name=ENGINE,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                stderr_file=shown or sys.stderr,
+                resources={"metadata": {"path": str(target.parent)}},
+            )
         )
     except PapermillExecutionError as error:
         without_colours = re.sub(r"\x1b\[[0-9;]*m", "", error.evalue)
@@ -280,11 +289,28 @@ def execute_notebook(
             "its Python process died, most often because the memory was full (try fewer layers, scenes or "
             "patches_per_scene)"
         ) from None
+    except RuntimeError as error:
+        raise NotebookFailedError(f"{source.stem} could not be started: {error}") from error
     left = sorted(name for name, state in _files(workspace).items() if files_before.get(name) != state)
     executed.metadata[ENGINE] = {**asdict(record), "left": left}
     temporary = target.with_name(f".{target.name}")
     nbformat.write(executed, temporary)
     temporary.replace(target)
+
+
+def _started(execute: Callable[[], NotebookNode]) -> NotebookNode:
+    """What `execute` gives; tried again where its kernel ended before it answered, when nothing has been executed.
+
+    A kernel takes ports that were free a moment ago, and any other process may have taken one since.
+    """
+    for _ in range(_STARTS - 1):
+        try:
+            return execute()
+        except RuntimeError as error:
+            if "before replying to kernel_info" not in str(error):
+                raise
+            logger.info("a kernel did not start and is started again (%s)", error)
+    return execute()
 
 
 def _files(directory: Path) -> dict[str, tuple[int, int]]:

@@ -26,6 +26,7 @@ from bindkit.errors import (
     WorkspaceBusyError,
     WorkspaceMismatchError,
 )
+from bindkit.pipeline.engine import ThisPythonKernel
 from bindkit.pipeline.parameters import absolute_backbones, absolute_scenes
 from bindkit.pipeline.running import FIRST_LAB, RUN_DEFAULTS, notebooks_directory, numbered_notebooks, run_pipeline
 
@@ -231,6 +232,27 @@ def test_an_interrupted_run_resumes(tmp_path, beside):
     assert not any(map(_alive, kernels))
     (tmp_path / "run" / "notebooks" / "go").write_text("")
     assert run_pipeline(tmp_path / "run", notebooks=tmp_path).executed == tuple(waiting)
+
+
+@pytest.mark.parametrize("n_failures", [2, 3])
+def test_a_kernel_that_does_not_start_is_started_again(tmp_path, monkeypatch, n_failures):
+    """As where another process took a port that was free a moment ago."""
+    write_notebook(tmp_path / "01_one.ipynb", "seed = 0")
+    whole, tries = ThisPythonKernel.kernel_spec.fget, []
+
+    def failing(kernel):
+        tries.append(kernel)
+        spec = whole(kernel)
+        if len(set(map(id, tries))) <= n_failures:
+            spec.argv = ["/bin/false", "{connection_file}"]
+        return spec
+
+    monkeypatch.setattr(ThisPythonKernel, "kernel_spec", property(failing))
+    if n_failures < 3:
+        assert run_pipeline(tmp_path / "run", notebooks=tmp_path).executed == ("01_one",)
+    else:
+        with pytest.raises(NotebookFailedError, match="01_one could not be started: Kernel died"):
+            run_pipeline(tmp_path / "run", notebooks=tmp_path)
 
 
 def meets(other):
