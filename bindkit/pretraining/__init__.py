@@ -5,7 +5,7 @@ were trained on as many scenes differ in the objective and nothing else; those t
 scenes, as their cards say.
 
 >>> sorted(OBJECTIVES)
-['clip', 'dino', 'mae', 'motion', 'supervised']
+['clip', 'dino', 'flow', 'mae', 'motion', 'supervised']
 """
 
 from bindkit.pretraining import class_objectives, distillation, patch_objectives  # noqa: F401

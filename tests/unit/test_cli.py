@@ -167,7 +167,7 @@ def test_a_users_mistake_is_one_clean_message(notebooks, tmp_path, capsys, optio
         (["--backbone", "any/hub-id", "--layers", "0-3"], "got '0-3'"),
         (["--layers", "99"], "bindkit/scenes-mae has layers 0 to 5, got 99"),
         (["--controls", "pixels"], "unknown control 'pixels'; there are position, raw-pixels, position+raw-pixels"),
-        (["--probes", "cubic"], "unknown probe 'cubic'; there are self_attention"),
+        (["--probes", "cubic"], "unknown probe 'cubic'; there are linear, diag_quadratic"),
         (["--probes", "linear@3"], "unknown probe 'linear@3'"),
         (["--tasks", "pairwize"], "unknown task 'pairwize'; there are pairwise"),
         (["--probes", "linear", "--tasks", "pointwise_class"], "the tasks (pointwise_class) lack pairwise"),
