@@ -132,8 +132,10 @@ def require_as_computed(backbone: Backbone, layer: int, maps: AttentionMaps, rot
     activations, seen = _attending(backbone, window, layer)
     n_patches, x = backbone.layout.grid.n_patches, activations[0].cpu()
     given = {"query": seen.query, "key": seen.key, "value": seen.value}
-    for which in ("value",) if rotated else tuple(given):
-        own, read = given[which][0, :, -n_patches:].float().cpu(), maps.by_head(x, which)
+    for which, seen_by_it in given.items():
+        own, read = seen_by_it[0, :, -n_patches:].float().cpu(), maps.by_head(x, which)
+        if rotated and which != "value":  # which leaves lengths as they are
+            own, read = own.norm(dim=-1), read.norm(dim=-1)
         if own.shape != read.shape or (own - read).abs().amax() > _ALIKE * own.abs().amax():
             raise ContractError(
                 f"the {which} map of {where} and the norm in front of it do not give the {which} vectors that its "

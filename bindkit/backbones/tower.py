@@ -59,9 +59,8 @@ class VisionTower:
             )
         family = family_of_type(shape.family)
         config: Any = getattr(model, "config", None)
-        if hasattr(
-            config, "model_type"
-        ):  # transformers', some versions of which patch the blocks that we hook for these
+        # Some versions of transformers patch the blocks that we hook for a config that asks for these.
+        if hasattr(config, "model_type"):
             config.output_hidden_states = config.output_attentions = False
         if family.masks_patches:
             config.mask_ratio = 0.0

@@ -200,9 +200,8 @@ def _read_matching(job: Job) -> Manifest | None:
     """The manifest at the job's place, less the shards to be computed anew; None where all is to be computed.
 
     Where what the cache was made from has changed, that depends on ``job.changed``: under ``"recompute"`` the shards
-    with changed scenes are left out, or all, where the change is not one of single scenes (of a library's version, for
-    example). Else, and for other
-    settings, raises CacheMismatchError naming every field and file that differs.
+    with changed scenes are left out, or all, where the change is not one of single scenes (but of a library's version,
+    for example). Else, and for other settings, raises CacheMismatchError naming every field and file that differs.
     """
     if not (job.path / MANIFEST_NAME).exists():
         return None

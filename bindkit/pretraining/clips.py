@@ -1,6 +1,7 @@
 """What two frames of a clip tell of motion, from their pixels alone: matched, and kept where it is sure.
 
-Objects move by whole pixels between the frames and the ground stays; matching knows neither, nor any mask. First every
+Objects move by whole pixels between the frames and the camera is still. That much matching is told (a place without
+motion has a small advantage, and stillness is always among the motions), and nothing of any mask. First every
 patch looks for its place in the second frame; what several patches are sure of are the motions of the clip. Then each
 pixel takes the one of these that explains it best, and a patch that of most of its pixels: rims and faint surfaces,
 which tell nothing by themselves, tell which of a few motions they follow.

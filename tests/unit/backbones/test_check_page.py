@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import types
 from pathlib import Path
@@ -13,9 +14,16 @@ from tiny_models import FAMILIES, IMAGE, LAYERS, PATCH, WIDTH, write_checkpoint
 import bindkit as bk
 from bindkit.backbones import check_backbone, load_backbone
 from bindkit.backbones.families import family_of_type
+from bindkit.backbones.loading import read_model
 from bindkit.cache.sizing import bytes_at_most
 from bindkit.cli import main
 from bindkit.errors import BackboneError
+
+
+def test_what_is_checked_is_what_would_be_loaded() -> None:
+    """The same options, with the same defaults."""
+    checked, loaded = ({**inspect.signature(one).parameters} for one in (read_model, load_backbone))
+    assert {name: one.default for name, one in checked.items()} == {name: one.default for name, one in loaded.items()}
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

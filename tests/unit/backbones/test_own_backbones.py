@@ -15,7 +15,7 @@ from own_backbones import FACTS, MyViT, mine, trained
 
 import bindkit as bk
 from bindkit.backbones import Preprocessing, attention_maps, load_backbone, register_backbone
-from bindkit.backbones.attention import attention_weights
+from bindkit.backbones.attention import attention_weights, require_as_computed
 from bindkit.backbones.names import contents_of_backbone, depth_and_patch, module_of
 from bindkit.backbones.sources import source_of
 from bindkit.errors import BackboneError, ContractError, InvalidParameterError
@@ -173,6 +173,8 @@ class Attending(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         query, key, value = self.qkv(self.norm1(x)).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if self.how == "normalised":
+            query, key = torch.nn.functional.normalize(query, dim=-1), torch.nn.functional.normalize(key, dim=-1)
         attend = torch.nn.functional.scaled_dot_product_attention
         causal = self.how == "causal"
         if self.how == "positional":
@@ -223,6 +225,17 @@ def test_attention_is_read_however_it_is_called() -> None:
     torch.testing.assert_close(causal.sum(-1), torch.ones(causal.shape[:-1]))
     named, given = (attention_weights(own("given", partial(Tower, how)), WINDOWS, 0)[1] for how in ("", "positional"))
     assert torch.equal(named, given)
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_maps_of_a_block_that_normalises_its_queries_are_refused(rotated: bool) -> None:
+    """A rotation on top hides vectors, and no lengths."""
+    plain, normalised = (own("asked", partial(Tower, how)) for how in ("", "normalised"))
+    maps = attention_maps(plain, 0)
+    require_as_computed(plain, 0, maps, rotated, "block 1")
+    normalised.tower.model.load_state_dict(plain.tower.model.state_dict())
+    with pytest.raises(ContractError, match="the query map of block 1"):
+        require_as_computed(normalised, 0, maps, rotated, "block 1")
 
 
 def test_a_module_that_is_not_there_and_a_revision_are_named() -> None:
