@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TextIO, TypeVar
 from weakref import WeakSet
@@ -262,10 +261,9 @@ def execute_notebook(
     papermill_engines.register(ENGINE, NotebookEngine)  # also without the entry point of an installed bindkit
     target.unlink(missing_ok=True)
     files_before = _files(workspace)
-    try:
-        executed = _started(
-            partial(
-                papermill.execute_notebook,
+    for more in reversed(range(_STARTS)):
+        try:
+            executed = papermill.execute_notebook(
                 *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, target)),  # it fills in {names}
                 parameters={**record.parameters, **also},
                 engine_name=ENGINE,
@@ -275,42 +273,31 @@ def execute_notebook(
                 stderr_file=shown or sys.stderr,
                 resources={"metadata": {"path": str(target.parent)}},
             )
-        )
-    except PapermillExecutionError as error:
-        without_colours = re.sub(r"\x1b\[[0-9;]*m", "", error.evalue)
-        cause = f"{error.ename}: {without_colours}".rstrip(": ")
-        where = f"cell [{error.exec_count}] ({_first_line(error.source)})"
-        raise NotebookFailedError(
-            f"{source.stem} stopped in {where}; the notebook as far as it came: {target}\n{cause}"
-        ) from None
-    except DeadKernelError:
-        raise NotebookFailedError(
-            f"{source.stem} stopped in {_running_cell(target)}; the notebook as far as it came: {target}\n"
-            "its Python process died, most often because the memory was full (try fewer layers, scenes or "
-            "patches_per_scene)"
-        ) from None
-    except RuntimeError as error:
-        raise NotebookFailedError(f"{source.stem} could not be started: {error}") from error
+            break
+        except PapermillExecutionError as error:
+            without_colours = re.sub(r"\x1b\[[0-9;]*m", "", error.evalue)
+            cause = f"{error.ename}: {without_colours}".rstrip(": ")
+            where = f"cell [{error.exec_count}] ({_first_line(error.source)})"
+            raise NotebookFailedError(
+                f"{source.stem} stopped in {where}; the notebook as far as it came: {target}\n{cause}"
+            ) from None
+        except DeadKernelError:
+            raise NotebookFailedError(
+                f"{source.stem} stopped in {_running_cell(target)}; the notebook as far as it came: {target}\n"
+                "its Python process died, most often because the memory was full (try fewer layers, scenes or "
+                "patches_per_scene)"
+            ) from None
+        except RuntimeError as error:
+            # A kernel takes ports that were free a moment ago, and any other process may have taken one since.
+            if more and "before replying to kernel_info" in str(error):
+                logger.info("a kernel did not start and is started again (%s)", error)
+                continue
+            raise NotebookFailedError(f"{source.stem} could not be started: {error}") from error
     left = sorted(name for name, state in _files(workspace).items() if files_before.get(name) != state)
     executed.metadata[ENGINE] = {**asdict(record), "left": left}
     temporary = target.with_name(f".{target.name}")
     nbformat.write(executed, temporary)
     temporary.replace(target)
-
-
-def _started(execute: Callable[[], NotebookNode]) -> NotebookNode:
-    """What `execute` gives; tried again where its kernel ended before it answered, when nothing has been executed.
-
-    A kernel takes ports that were free a moment ago, and any other process may have taken one since.
-    """
-    for _ in range(_STARTS - 1):
-        try:
-            return execute()
-        except RuntimeError as error:
-            if "before replying to kernel_info" not in str(error):
-                raise
-            logger.info("a kernel did not start and is started again (%s)", error)
-    return execute()
 
 
 def _files(directory: Path) -> dict[str, tuple[int, int]]:

@@ -193,7 +193,7 @@ def test_maps_that_are_not_what_the_block_computes_are_refused(
     write(timm, tmp_path, architecture, **settings)
     report = check_backbone(f"timm:{tmp_path}", device="cpu")
     assert "queries, keys not available: the query map of block 1" in str(report)
-    with pytest.raises(ContractError, match="the query map of block 1.*do not give"):
+    with pytest.raises(ContractError, match=r"the query map of block 1.*do not give"):
         attention_maps(load_backbone(f"timm:{tmp_path}", device="cpu"), 0)
 
 
