@@ -22,6 +22,7 @@ from bindkit.analysis.windows import JudgedWindows
 from bindkit.arguments import each_of, require_kind
 from bindkit.backbones import Backbone
 from bindkit.backbones.attention import attention_maps, attention_weights
+from bindkit.backbones.families import family_of_type
 from bindkit.cache import ActivationCache, require_cache
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.probes import Probe
@@ -96,10 +97,10 @@ def attention_follows_binding(
     require_cache(cache)
     if not asked or measure not in MEASURES:
         raise InvalidParameterError(f"give at least one probe, and a measure of {', '.join(MEASURES)}; got {measure!r}")
-    if measure == "logit" and backbone.family in ("dinov3_vit", "beit"):
+    if measure == "logit" and (adds := family_of_type(backbone.family).adds):
         raise ProbeError(
-            f"{backbone.name} ({backbone.family}) adds rotations or biases by position to its queries and keys, so "
-            'that their projections alone are not what it attends by; take measure="weight"'
+            f"{backbone.name} ({backbone.family}) adds {adds} to its queries and keys or their products, so that their "
+            'projections alone are not what it attends by; take measure="weight"'
         )
     tables = []
     for probe in asked:

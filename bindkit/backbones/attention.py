@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bindkit.backbones.families import ROTATION, family_of_type
+from bindkit.backbones.families import BIAS, ROTATION, family_of_type
 from bindkit.backbones.loading import Backbone
 from bindkit.errors import ContractError, LayerError
 
@@ -118,14 +119,15 @@ def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
     )
     family = family_of_type(backbone.family)
     if not family.is_known or family.is_timms:
-        require_as_computed(backbone, layer, maps, family.adds == ROTATION, where)
+        require_as_computed(backbone, layer, maps, family.adds, where)
     return maps
 
 
-def require_as_computed(backbone: Backbone, layer: int, maps: AttentionMaps, rotated: bool, where: str) -> None:
+def require_as_computed(backbone: Backbone, layer: int, maps: AttentionMaps, adds: str, where: str) -> None:
     """Hold maps to what the block itself computes. Of families in transformers' rows, tests have shown it.
 
-    Norms behind the attention, heads in another order and normalised queries would give wrong maps without a word.
+    Norms behind the attention, heads in another order, normalised queries, another scale and masks would give wrong
+    maps or products without a word. `adds` is what the family is known to put on top.
     """
     side = backbone.geometry.window
     window = torch.randint(0, 256, (1, side, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -134,13 +136,19 @@ def require_as_computed(backbone: Backbone, layer: int, maps: AttentionMaps, rot
     given = {"query": seen.query, "key": seen.key, "value": seen.value}
     for which, seen_by_it in given.items():
         own, read = seen_by_it[0, :, -n_patches:].float().cpu(), maps.by_head(x, which)
-        if rotated and which != "value":  # which leaves lengths as they are
+        if adds == ROTATION and which != "value":  # which leaves lengths as they are
             own, read = own.norm(dim=-1), read.norm(dim=-1)
         if own.shape != read.shape or (own - read).abs().amax() > _ALIKE * own.abs().amax():
             raise ContractError(
                 f"the {which} map of {where} and the norm in front of it do not give the {which} vectors that its "
                 "attention takes (a norm behind it, or normalised queries?); self_attention cannot be asked of it"
             )
+    usual = seen.query.shape[-1] ** -0.5
+    if not math.isclose(seen.scale or usual, usual, rel_tol=1e-6) or (seen.mask is not None and adds != BIAS):
+        raise ContractError(
+            f"{where} scales or masks the products of its queries and keys in a way of its own, so that queries and "
+            'keys alone are not what it attends by; its weights can be asked for (measure="weight")'
+        )
 
 
 def _plain(weight: Tensor | None, otherwise: Tensor) -> Tensor:

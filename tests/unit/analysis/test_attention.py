@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import pearsonr, rankdata, spearmanr
-from tiny_models import LAYERS, WIDTH, write_checkpoint
+from tiny_models import FAMILIES, LAYERS, WIDTH, write_checkpoint
 
 import bindkit as bk
 from bindkit.analysis.attention import FIGURES, OF, PAIRS, mean_interval
 from bindkit.analysis.windows import JudgedWindows
 from bindkit.backbones.attention import attention_maps
+from bindkit.backbones.families import family_of_type
 from bindkit.errors import BackboneError, InvalidParameterError, LayerError, ProbeError, ProbeMismatchError
 from bindkit.probes import SelfAttention
 from bindkit.probes.protocols import STRICT
@@ -193,11 +194,11 @@ def test_a_fitted_self_attention_probe_does_so_too(of_kind):
     assert row["pearson"] > 0.9999 and row["spearman"] > 0.9999
 
 
-@pytest.mark.parametrize("kind", ["dinov3", "beit"])
+@pytest.mark.parametrize("kind", [name for name, row in FAMILIES.items() if family_of_type(row[1]).adds])
 def test_families_that_turn_or_bias_by_position_are_asked_for_weights_alone(of_kind, kind):
     backbone, cache = of_kind(kind)
     probe = bk.fit_probe(cache, LAYER, protocol=BRIEF).probe
-    with pytest.raises(ProbeError, match=r'adds rotations or biases by position .* take measure="weight"'):
+    with pytest.raises(ProbeError, match=r'adds a (rotation|position bias) to .* take measure="weight"'):
         bk.attention_follows_binding(backbone, cache, probe, "logit", n_scenes=2)
     table = bk.attention_follows_binding(backbone, cache, probe, n_scenes=2)
     assert len(table) == len(PAIRS) * len(OF) * (HEADS + 1)

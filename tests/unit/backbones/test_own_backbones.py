@@ -16,6 +16,7 @@ from own_backbones import FACTS, MyViT, mine, trained
 import bindkit as bk
 from bindkit.backbones import Preprocessing, attention_maps, load_backbone, register_backbone
 from bindkit.backbones.attention import attention_weights, require_as_computed
+from bindkit.backbones.families import ROTATION
 from bindkit.backbones.names import contents_of_backbone, depth_and_patch, module_of
 from bindkit.backbones.sources import source_of
 from bindkit.errors import BackboneError, ContractError, InvalidParameterError
@@ -180,7 +181,7 @@ class Attending(torch.nn.Module):
         if self.how == "positional":
             seen = attend(query, key, value, None, 0.0)
         else:
-            seen = attend(query, key, value, is_causal=causal)
+            seen = attend(query, key, value, is_causal=causal, scale=1.0 if self.how == "scaled" else None)
         return x + self.out(seen.transpose(1, 2).reshape(x.shape))
 
 
@@ -227,15 +228,24 @@ def test_attention_is_read_however_it_is_called() -> None:
     assert torch.equal(named, given)
 
 
-@pytest.mark.parametrize("rotated", [False, True])
-def test_maps_of_a_block_that_normalises_its_queries_are_refused(rotated: bool) -> None:
+@pytest.mark.parametrize("adds", ["", ROTATION])
+def test_maps_of_a_block_that_normalises_its_queries_are_refused(adds: str) -> None:
     """A rotation on top hides vectors, and no lengths."""
     plain, normalised = (own("asked", partial(Tower, how)) for how in ("", "normalised"))
     maps = attention_maps(plain, 0)
-    require_as_computed(plain, 0, maps, rotated, "block 1")
+    require_as_computed(plain, 0, maps, adds, "block 1")
     normalised.tower.model.load_state_dict(plain.tower.model.state_dict())
     with pytest.raises(ContractError, match="the query map of block 1"):
-        require_as_computed(normalised, 0, maps, rotated, "block 1")
+        require_as_computed(normalised, 0, maps, adds, "block 1")
+
+
+@pytest.mark.parametrize("how", ["causal", "scaled"])
+def test_products_that_a_block_scales_or_masks_otherwise_are_no_queries_and_keys(how: str) -> None:
+    """Their softmax would not be its weights, which can be had all the same."""
+    backbone = own("otherwise", partial(Tower, how))
+    with pytest.raises(ContractError, match="scales or masks the products"):
+        attention_maps(backbone, 0)
+    assert attention_weights(backbone, WINDOWS, 0)[1].isfinite().all()
 
 
 def test_a_module_that_is_not_there_and_a_revision_are_named() -> None:
