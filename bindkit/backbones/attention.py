@@ -43,6 +43,8 @@ class AttentionMaps:
     value_weight: Float[Tensor, "d_model d_model"]
     value_bias: Float[Tensor, " d_model"]
     n_heads: int
+    adds: str = ""
+    """What the model puts on top of them, or of their products; "" if nothing."""
 
     def read(self, x: Float[Tensor, "*row d_model"], which: str) -> Float[Tensor, "*row d_model"]:
         """Queries, keys or values of activations: ``"query"``, ``"key"`` or ``"value"``, all heads side by side."""
@@ -112,12 +114,13 @@ def attention_maps(backbone: Backbone, layer: int) -> AttentionMaps:
     ones, zeros = torch.ones(width), torch.zeros(width)
     parts = [_plain(part, zeros) for pair in zip(weights, biases, strict=True) for part in pair]
     norm: Any = norms[0]
+    family = family_of_type(backbone.family)
     maps = AttentionMaps(
         *(_plain(norm.weight, ones), _plain(norm.bias, zeros), float(norm.eps)),
         *(parts[0], parts[1], parts[2], parts[3], parts[4], parts[5]),
         n_heads=backbone.tower.shape.n_heads,
+        adds=family.adds,
     )
-    family = family_of_type(backbone.family)
     if not family.is_known or family.is_timms:
         require_as_computed(backbone, layer, maps, family.adds, where)
     return maps

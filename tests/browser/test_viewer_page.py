@@ -225,6 +225,7 @@ def test_two_maps_stand_side_by_side_each_with_its_own_outline(opened, made):
     assert page.locator("#caption").inner_text() == "random-init:vit, layer 2"
     assert page.locator("#beside-caption").inner_text() == other
     layer = int(other.split()[-1])
+    seen = []
     for patch in (made.affinity(0, 0, 0).grid.cols * 5 + 3, 30):
         state = click_patch(page, made, patch)
         grid, theirs = made.affinity(0, 0, 0).grid, made.affinity(1, 0, layer)
@@ -232,12 +233,18 @@ def test_two_maps_stand_side_by_side_each_with_its_own_outline(opened, made):
         place = int(row / grid.rows * theirs.grid.rows), int(col / grid.cols * theirs.grid.cols)
         expected = [made.affinity(0, 0, 1).scores[patch], theirs.scores[place[0] * theirs.grid.cols + place[1]]]
         found = [np.array(page.evaluate(f"bindkit.{name}()")) for name in ("affinities", "beside")]
-        for limit in (0.3, 0.6):
+        # The last lies where one of them has nearly all patches above, and the other has not.
+        for limit in (0.3, 0.6, round(sum(float(np.quantile(one, 0.05)) for one in found) / 2, 2)):
             page.locator("#threshold").fill(str(limit))
-            for outline, shown_there, asked in zip(("guess", "beside-guess"), found, expected, strict=True):
+            off = []
+            for prefix, shown_there, asked in zip(("", "beside-"), found, expected, strict=True):
                 assert np.abs(shown_there - asked).max() < TOLERANCE
                 n = (shown_there >= limit).sum()
-                assert area_of(page, outline) == (n if 10 * n <= 9 * len(asked) else 0)
+                off.append(10 * n > 9 * len(asked))
+                assert area_of(page, f"{prefix}guess") == (0 if off[-1] else n)
+                assert page.locator(f"#{prefix}off").is_visible() == off[-1], "each map says it of itself"
+        seen.append(off)
+    assert any(len(set(off)) == 2 for off in seen), "one map has an outline, the other has none"
     again = opened(page.url[page.url.index("#") :])
     assert shown(again) == shown(page) == state | {"beside": f"1.{layer}"}
     box = page.locator("#beside-stage").bounding_box()

@@ -201,6 +201,7 @@ class Engine:
                 high = float(values.max())
                 note = f"mean of {n_heads} heads" if head is None else f"head {head} of {n_heads}"
                 note += "" if rows.plan.n_windows == 1 else ", window by window"
+                note += f", without {rows.adds}" if rows.adds else ""
             elif isinstance(rows, CosineRows):
                 values = rows.cosine(patch)
                 low = float(values.min())

@@ -192,6 +192,8 @@ class AttentionRows:
     queries: Float[Tensor, "head window patch d_head"]
     keys: Float[Tensor, "head window patch d_head"]
     plan: ScenePlan
+    adds: str = ""
+    """What is left out, in words; "" if nothing."""
 
     @classmethod
     def of(
@@ -199,7 +201,7 @@ class AttentionRows:
     ) -> AttentionRows:
         """From the maps of the block behind a layer, and that layer's activations in every window."""
         queries, keys = (maps.by_head(activations, which).contiguous() for which in ("query", "key"))
-        return cls(queries.div_(math.sqrt(queries.shape[3])), keys, plan)
+        return cls(queries.div_(math.sqrt(queries.shape[3])), keys, plan, maps.adds)
 
     def shares(self, cell: int, head: int | None = None) -> Float[Tensor, " cell"]:
         """What one head of a cell gives to each cell, or the mean over heads."""

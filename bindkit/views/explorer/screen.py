@@ -251,7 +251,7 @@ class Screen:
         with pad.hold_sync():
             pad.patch = [*main.patch, main.grid.rows, main.grid.cols] if main and main.patch else []
             pad.status = session.status
-            pad.say("\n".join(dict.fromkeys(session.problems)))
+            pad.say("\n".join(session.problems))
         answers = session.answers(self.live.numbers)
         if answers != self._answers:  # else the browser has them already
             self._answers = answers
@@ -268,6 +268,7 @@ class Screen:
 
     def do(self, act: Callable[[], Any], refresh: bool = True, beside: str = "") -> None:
         """Do what somebody asked for, show what became of it, and say what went wrong: never leave a traceback."""
+        self._pad.say("", beside=beside)
         try:
             try:
                 act()
@@ -305,7 +306,6 @@ class Screen:
         name = self.controls.name.value.strip() or "view"
         for known in self.controls.save:
             name = name.removesuffix(f".{known}")
-        self._pad.say("", beside="save")
         self._pad.tell("saving")
         try:
             replaced = ", in the place of what was there" if Path(f"{name}.{kind}").expanduser().exists() else ""

@@ -196,8 +196,7 @@ class Session:
     def heads(self) -> int:
         """Attention heads of the backbone shown; 0 if it does not say."""
         tower = getattr(vars(self.backbones[self.state.view.backbone]).get("source"), "tower", None)
-        config = getattr(getattr(tower, "model", None), "config", None)
-        return int(getattr(config, "num_attention_heads", 0) or 0)
+        return (tower is not None and tower.shape.n_heads) or 0
 
     def _settled(self, view: View) -> View:
         """A view of what is there: a kind of probe that the backbone has, a layer that can be shown."""
@@ -247,6 +246,8 @@ class Session:
             self.problems += shelf.problems
             if not shelf.kinds:
                 self.problems.append(_NO_PROBES)
+        # Panels that look through one model say one thing of it.
+        self.problems = list(dict.fromkeys(self.problems))
 
     def _panel(self, name: str, view: View) -> Panel:
         image = self.images[view.shown]
@@ -354,7 +355,8 @@ class Session:
             traces = dict(traces_of(panel.name))
             if panel.found.patch is None:  # the chosen patch lies in another image
                 traces = {role: at for role, at in traces.items() if not role.startswith("mark")}
-            if panel.name == "main":  # the picture's mark moves with it
+            # The picture's mark moves with it, where there is a picture.
+            if panel.name == "main" and any(other.name == "picture" for other in self.panels):
                 traces |= {f"picture {role}": at for role, at in traces_of("picture").items() if "mark" in role}
             movers = [at for at, mover in enumerate(self.panels, start=1) if panel.name in moved_by[mover.name]]
             own = self.engine.grid(view.backbone, view.image)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,6 @@ from bindkit.views.viewer.exporting import Subject, backbone_title, check_list, 
 from bindkit.views.viewer.probe_choice import (
     Probes,
     best_shown,
-    find_probes,
     is_synthetic,
     probes_by_kind,
     usual_start,
@@ -50,6 +50,19 @@ NOTHING: Line = (np.zeros(0, np.float32), np.zeros(0, np.float32))
 Found = TypeVar("Found")
 
 
+def probes_given(
+    entry: Probe | str | Path, backbone: str, weights_digest: str | None = None
+) -> list[tuple[str, int | None, Probe | Path]]:
+    """Kind, layer and probe of what is given: a probe, its directory, or a directory with many of a backbone."""
+    if isinstance(entry, Probe):
+        return [(entry.kind, entry.fitted_on.get("layer"), entry)]
+    place = Path(entry).expanduser()
+    if (place / "probe.json").exists():
+        return probes_given(load_probe(place), backbone)
+    kinds = probes_by_kind(place, backbone, weights_digest)
+    return [(kind, layer, where) for kind, by_layer in kinds.items() for layer, where in by_layer.items()]
+
+
 class Shelf:
     """Probes of one backbone by kind and layer; weights are read when a probe is first asked.
 
@@ -62,20 +75,10 @@ class Shelf:
         self.problems: list[str] = []
         for entry in [given] if isinstance(given, Probe | str | Path) else given or ():
             try:
-                for found in self._found(entry):
+                for found in probes_given(entry, backbone.name, backbone.describe().get("weights_digest")):
                     self._put(*found)
             except BindkitError as error:
                 self.problems.append(str(error))
-
-    def _found(self, entry: Probe | str | Path) -> list[tuple[str, int | None, Probe | Path]]:
-        """Kind, layer and probe of what is given: a probe, its directory, or a directory with many."""
-        if isinstance(entry, Probe):
-            return [(entry.kind, entry.fitted_on.get("layer"), entry)]
-        place = Path(entry).expanduser()
-        if (place / "probe.json").exists():
-            return self._found(load_probe(place))
-        kinds = probes_by_kind(place, self._backbone.name, self._backbone.describe().get("weights_digest"))
-        return [(kind, layer, where) for kind, by_layer in kinds.items() for layer, where in by_layer.items()]
 
     def _put(self, kind: str, layer: int | None, probe: Probe | Path) -> None:
         """A probe that does not say which layer it was fitted on is offered at all of them."""
@@ -163,14 +166,17 @@ class ShownBackbone:
 
     @property
     def candidates(self) -> list[Probe | Path]:
-        """Probes that its best layer is among, found without loading it; none where they cannot be read."""
+        """Probes of the kind that its shelf shows first, one a layer; found without loading the backbone."""
         given = [self._probes] if isinstance(self._probes, Probe | str | Path) else self._probes or ()
         name = self.given if isinstance(self.given, str) else self.given.name
-        try:
-            each = ([entry] if isinstance(entry, Probe) else find_probes(entry, name) for entry in given)
-            return [probe for found in each for probe in found]
-        except BindkitError:  # said when it is shown
-            return []
+        by_kind: dict[str, dict[int, Probe | Path]] = {}
+        for entry in given:
+            with suppress(BindkitError):  # said when it is shown
+                for kind, layer, probe in probes_given(entry, name):
+                    if layer is not None:
+                        by_kind.setdefault(kind, {}).setdefault(layer, probe)
+        first = next(iter(by_kind.values()), {})
+        return [first[layer] for layer in sorted(first)]
 
     def try_again(self) -> None:
         """Forget that it could not be loaded; until then that is not tried again, which may take long."""

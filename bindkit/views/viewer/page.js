@@ -103,6 +103,7 @@ function drawGuess() {
     const d = outlined ? squarePath(loopsAround(rows, cols, (patch) => row[patch] >= limit)) : "";
     for (const id of ["guess", "guess-casing"]) $(prefix + id).setAttribute("d", d);
     off &&= !outlined;
+    $(`${prefix}off`).hidden = outlined || !row || maps.length < 2;
   }
   $("legend-off").hidden = !off;
   $("threshold-value").textContent = $("legend-threshold").textContent = two(limit);
@@ -420,7 +421,7 @@ function begin() {
 window.bindkit = {
   state: () => ({ ...state }),
   affinities: () => [...row],
-  beside: () => [...maps.at(-1).row ?? []],
+  beside: () => [...maps.find(({ prefix }) => prefix)?.row ?? []],
   scores: async (backbone, image, layer, patch) => [...(await affinities(backbone, image, layer)).of(patch)],
 };
 

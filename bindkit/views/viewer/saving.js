@@ -63,7 +63,8 @@ function pictureOf() {
   };
   parts.forEach((prefix, k) => {
     const left = EDGE + k * (wide + EDGE);
-    write($(`${prefix}caption`).textContent, left, EDGE + 12, "600");
+    const off = $(`${prefix}off`);
+    write($(`${prefix}caption`).textContent + (off.hidden ? "" : `: ${off.textContent}`), left, EDGE + 12, "600");
     drawStage(context, prefix, left, EDGE + LINE, wide, tall);
   });
   let line = EDGE + LINE + tall + 18;

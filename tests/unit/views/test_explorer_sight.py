@@ -34,6 +34,25 @@ def test_it_opens_at_the_best_layer_of_the_backbone_that_tells_twins_apart_best(
     assert "its object" in explorer.status, "the picture opens at an object"
 
 
+def test_the_best_backbone_is_judged_by_the_kind_that_is_shown(backbones, scenes, tmp_path):  # noqa: F811
+    """The most capable, not the one that was fitted at most layers."""
+    shown = {0: ([(1, 0.95)], [(0, 0.5), (1, 0.5), (2, 0.5)]), 1: ([(1, 0.8)], [(0, 0.6), (1, 0.6), (2, 0.6)])}
+    for number, rows in shown.items():
+        backbone = backbones[number]
+        for kind, of_kind in zip(("quadratic", "linear"), rows, strict=True):
+            for layer, twins in of_kind:
+                probe = told(make_probe(kind, backbone.d_model, seed=0), backbone.name, layer, twins, 0.7)
+                save_probe(probe, tmp_path / str(number) / f"{kind}{layer}")
+    explorer = bk.AffinityExplorer(list(backbones), tmp_path, [scenes[0]])
+    assert (explorer.backbone, explorer.probe) == (explorer._session.backbones[0].title, "quadratic")
+
+
+def test_what_goes_wrong_is_said_once(backbones, scenes):  # noqa: F811
+    """Picture and map look through one model."""
+    explorer = bk.AffinityExplorer("no/such-model", images=[scenes[0]])
+    assert len(explorer._session.problems) == len(set(explorer._session.problems)) > 0
+
+
 def test_where_nothing_says_which_is_best_the_first_backbone_opens(backbones, scenes):  # noqa: F811
     explorer = bk.AffinityExplorer(list(backbones), images=[scenes[0]])
     assert explorer.backbone == explorer._session.backbones[0].title
@@ -57,6 +76,7 @@ def test_the_clean_picture_stands_beside_the_map_and_is_clicked_as_well(backbone
     assert sorted(trace.xaxis for trace in marked) == ["x", "x", "x2", "x2"], "the browser moves the mark on both"
     explorer.beside = []
     assert not traces(explorer, "picture")
+    assert len(explorer._pad.answers[0]["marks"]) == 2, "no mark moves on a picture that is not there"
 
 
 def test_every_map_states_the_range_of_its_own_scale(backbones, probes, scenes):  # noqa: F811
