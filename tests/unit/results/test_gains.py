@@ -45,7 +45,7 @@ def table(swept):
     return with_gain_intervals(model_table(results), results, caches, root, BRIEF).set_index("backbone")
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::pandas.errors.PerformanceWarning")
 def test_a_wide_table_gets_its_intervals_without_a_warning(swept, table):
     """A run of six models with all controls has more columns than pandas takes one by one without complaint."""
     caches, root, results = swept
