@@ -41,7 +41,16 @@ _SHARE = 0.5
 _STEPS = range(-REACH, REACH + 1)
 _MOTIONS = torch.tensor([(down, right) for down in _STEPS for right in _STEPS])
 
+UNSURE = (2 * REACH + 1) ** 2
+"""Number of patches whose motion pixels do not tell."""
+
 Frame = UInt8[Any, "row col 3"]
+
+
+def number_motions(flow: Float[Tensor, "down across 2"]) -> UInt8[Tensor, "down across"]:
+    """The same number for patches of the same motion: 0 where nothing moves, `UNSURE` where flow is NaN."""
+    numbers = flow @ torch.tensor([2.0 * REACH + 1, 1.0]) % UNSURE
+    return numbers.nan_to_num(UNSURE).to(torch.uint8)
 
 
 def match_frames(first: Frame, second: Frame, patch: int) -> Float[Tensor, "down across 2"]:

@@ -64,7 +64,7 @@ class Objective(nn.Module, ABC):
     supervision: ClassVar[str]
     """What the loss is told besides the pictures, as a model card says it."""
     needs_clips: ClassVar[bool] = False
-    """Whether scenes must have the flow of a second frame."""
+    """Whether scenes must have a second frame."""
     learning_rate: ClassVar[float] = 1e-3
     defaults: ClassVar[dict[str, Any]] = {}
     vision_part: ClassVar[str] = ""
@@ -95,7 +95,7 @@ class Objective(nn.Module, ABC):
 
     def require_clips(self, pool: TrainingScenes) -> None:
         """Refuse scenes that were drawn without what the loss needs. Raises InvalidParameterError."""
-        if self.needs_clips and pool.flow is None:
+        if self.needs_clips and pool.moving is None:
             raise InvalidParameterError(
                 f"the objective {self.name} needs clips; draw them with TrainingScenes.open(uri, clips=True)"
             )

@@ -9,31 +9,27 @@ motion is made from the instance masks, so the target tells which patches are on
 self-supervised objective but a reference: what such a model can bind when it is asked to. The hints enter behind the
 middle block. What the blocks before it compute comes from the picture alone.
 
-Matched flow: the same with motion that pixels tell, found by matching two frames (`bindkit.pretraining.clips`), which
+Matched flow: the same where pixels tell what moves together, by matching two frames (`bindkit.pretraining.clips`). That
 sees no mask: self-supervised.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import smooth_l1_loss
 
 from bindkit.backbones.tower import find_blocks
 from bindkit.backbones.untrained import sine_cosine_positions
-from bindkit.pretraining.clips import REACH
+from bindkit.pretraining.clips import UNSURE
 from bindkit.pretraining.objectives import HEADS, LAYERS, VISION_SETTINGS, WIDTH, Objective, register
 from bindkit.pretraining.training_scenes import GRID, SceneBatch
 
 _DECODER_WIDTH = 64
 _ENTRY = LAYERS // 2 - 1
 """Block behind which the hints are added."""
-_MOTION_DEVIATION = (REACH * (REACH + 1) / 3) ** 0.5
-"""Pixels: of an even draw of whole numbers up to `REACH` either way."""
 
 
 @register
@@ -98,10 +94,16 @@ class CommonFate(Objective):
         return ViTModel(ViTConfig(**VISION_SETTINGS, **own), add_pooling_layer=False)
 
     def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: D102
+        together, known = self._together(batch)
+        motion = draw_motion(together, generator)
+        shown = draw_hints(together, self.settings["hinted"], generator) & known
+        errors: Tensor = (self._answers(batch, motion, shown) - motion.to(self.device)).square()
+        return errors[known.to(self.device)].mean()
+
+    def _together(self, batch: SceneBatch) -> tuple[Int[Tensor, "scene patch"], Bool[Tensor, "scene patch"]]:
+        """Patches of one number move together, those of 0 stay; and which patches are shown, and asked, at all."""
         instances = batch.instances.flatten(1)
-        motion = draw_motion(instances, generator)
-        shown = draw_hints(instances, self.settings["hinted"], generator)
-        return (self._answers(batch, motion, shown) - motion.to(self.device)).square().mean()
+        return instances, torch.ones_like(instances, dtype=torch.bool)
 
     def _answers(
         self, batch: SceneBatch, motion: Float[Tensor, "scene patch 2"], shown: Bool[Tensor, "scene patch"]
@@ -123,40 +125,20 @@ class CommonFate(Objective):
 
 @register
 class MatchedFlow(CommonFate):
-    """Error (Huber's) of the motion of patches that were matched between two frames and are no hints.
+    """The same, where patches that moved alike between two frames are to move together; mean over those matched.
 
-    Motion is turned and stretched by chance, the same for all of a clip: an object might as well have moved so.
+    Each motion of a clip is drawn anew whenever the clip is seen: what follows it might as well have moved so.
     """
 
     name = "flow"
     label = "conditional-motion"
     supervision = "a second frame, in which objects have moved: motion is what matching pixels finds, no mask is used"
     needs_clips = True
-    defaults: ClassVar[dict[str, Any]] = {"fewest_hints": 4, "most_hints": 12}
 
-    def forward(self, batch: SceneBatch, generator: torch.Generator) -> Float[Tensor, ""]:  # noqa: D102
-        assert batch.flow is not None, "scenes of an objective that needs clips are clips"
-        flow = batch.flow.flatten(1, 2)
-        known = ~flow.isnan().any(-1)
-        motion = turned(flow.nan_to_num() / _MOTION_DEVIATION, generator)
-        fewest, most = self.settings["fewest_hints"], self.settings["most_hints"]
-        n_hints = torch.randint(fewest, most + 1, (len(flow), 1), generator=generator)
-        order = torch.where(known, torch.rand(known.shape, generator=generator), 2.0).argsort(1).argsort(1)
-        shown = known & (order < n_hints)
-        asked = (known & ~shown).to(self.device)
-        errors = smooth_l1_loss(self._answers(batch, motion, shown), motion.to(self.device), reduction="none").sum(-1)
-        return errors[asked].mean()
-
-
-def turned(motion: Float[Tensor, "scene patch 2"], generator: torch.Generator) -> Float[Tensor, "scene patch 2"]:
-    """Motion in each scene turned by any angle and made up to half as long or half as long again."""
-    angle, stretch = (
-        2 * math.pi * torch.rand(len(motion), generator=generator),
-        torch.rand(len(motion), generator=generator),
-    )
-    cosine, sine = (0.5 + stretch) * angle.cos(), (0.5 + stretch) * angle.sin()
-    turn = torch.stack([cosine, -sine, sine, cosine], -1).view(-1, 2, 2)
-    return motion @ turn.mT
+    def _together(self, batch: SceneBatch) -> tuple[Int[Tensor, "scene patch"], Bool[Tensor, "scene patch"]]:
+        assert batch.moving is not None, "scenes of an objective that needs clips are clips"
+        moving = batch.moving.flatten(1)
+        return moving, moving != UNSURE
 
 
 def draw_motion(instances: Int[Tensor, "scene patch"], generator: torch.Generator) -> Float[Tensor, "scene patch 2"]:
@@ -172,10 +154,6 @@ def draw_hints(
     """Mark one random patch of each instance, of the ground too, with probability `hinted`."""
     keys = torch.rand(instances.shape, generator=generator)
     n_instances = int(instances.max()) + 1
-    chosen = torch.zeros_like(instances, dtype=torch.bool)
     given = torch.rand(len(instances), n_instances, generator=generator) < hinted
-    for instance in range(n_instances):
-        own = instances == instance
-        first = torch.where(own, keys, -1.0).argmax(1, keepdim=True)
-        chosen |= torch.zeros_like(chosen).scatter_(1, first, given[:, instance : instance + 1]) & own
-    return chosen
+    first = torch.full(given.shape, -1.0).scatter_reduce(1, instances, keys, "amax")
+    return (keys == first.gather(1, instances)) & given.gather(1, instances)

@@ -23,7 +23,7 @@ from torch import Tensor
 from bindkit.backbones.preprocessing import IMAGENET
 from bindkit.errors import InvalidParameterError
 from bindkit.files import progress
-from bindkit.pretraining.clips import REACH, match_frames
+from bindkit.pretraining.clips import REACH, match_frames, number_motions
 from bindkit.scenes import open_scenes
 from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.labels import label_patches
@@ -57,8 +57,8 @@ class SceneBatch:
     """Most frequent instance id of each patch (0 = ground)."""
     class_names: tuple[str, ...]
     """Class 1 first."""
-    flow: Float[Tensor, "scene row col 2"] | None = None
-    """How far each patch moves in a clip (down, right; pixels), NaN where pixels do not tell; of clips alone."""
+    moving: Int[Tensor, "scene row col"] | None = None
+    """Of clips: the same number for patches that move alike (`clips.number_motions`), `UNSURE` where not told."""
 
     def present(self) -> Float[Tensor, "scene class"]:
         """1 where a class is in the scene."""
@@ -84,14 +84,14 @@ class TrainingScenes:
     middles: Float[Tensor, "scene object 2"]
     instances: UInt8[Tensor, "scene row col"]
     class_names: tuple[str, ...]
-    flow: Float[Tensor, "scene row col 2"] | None = None
+    moving: UInt8[Tensor, "scene row col"] | None = None
 
     @classmethod
     def open(cls, uri: str, workers: int | None = None, clips: bool = False) -> TrainingScenes:
         """Draw a synthetic set of a training seed into memory (about 3 ms a scene and core).
 
-        With `clips` every scene has a second frame, in which its objects have moved, and the flow that matching finds
-        between the two (some 20 ms more).
+        With `clips` every scene has a second frame, in which its objects have moved, and what matching
+        the two finds to move alike (some 20 ms more).
         """
         scenes = _synthetic(uri)
         if scenes.options.seed < TRAINING_SEED:
@@ -134,10 +134,10 @@ class TrainingScenes:
                 "`if __name__ == '__main__':`, since each of them reads the script again; or draw in this "
                 "process: TrainingScenes.open(uri, workers=1). (Was the memory full?)"
             ) from error
-        images, classes, middles, instances, *flow = (
+        images, classes, middles, instances, *moving = (
             torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)
         )
-        return cls(scenes.uri, images, classes, middles, instances, tuple(scenes.class_names.values()), *flow)
+        return cls(scenes.uri, images, classes, middles, instances, tuple(scenes.class_names.values()), *moving)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -156,21 +156,19 @@ class TrainingScenes:
 
     def _prepared(self, chosen: Tensor, down: bool, across: bool, transpose: bool, channels: Tensor) -> SceneBatch:
         images, middles = self.images[chosen].float() / 255, self.middles[chosen].clone()
-        instances = self.instances[chosen].long()
-        flow = None if self.flow is None else self.flow[chosen]
+        # What is known of patches, one map for each kind.
+        maps = torch.stack([known[chosen].long() for known in (self.instances, self.moving) if known is not None])
         if down:
-            images, instances, middles[..., 0] = images.flip(2), instances.flip(1), 1 - middles[..., 0]
-            flow = None if flow is None else flow.flip(1) * torch.tensor([-1.0, 1.0])
+            images, maps, middles[..., 0] = images.flip(2), maps.flip(2), 1 - middles[..., 0]
         if across:
-            images, instances, middles[..., 1] = images.flip(3), instances.flip(2), 1 - middles[..., 1]
-            flow = None if flow is None else flow.flip(2) * torch.tensor([1.0, -1.0])
+            images, maps, middles[..., 1] = images.flip(3), maps.flip(3), 1 - middles[..., 1]
         if transpose:
-            images, instances, middles = images.transpose(2, 3), instances.transpose(1, 2), middles.flip(2)
-            flow = None if flow is None else flow.transpose(1, 2).flip(3)
+            images, maps, middles = images.transpose(2, 3), maps.transpose(2, 3), middles.flip(2)
         # Not IMAGENET.normalise, which multiplies by 1 / 255: the last bits are part of a run's weights.
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET.mean, IMAGENET.std))
         images = (images[:, channels] - mean) / std
-        return SceneBatch(images, self.classes[chosen], middles, instances, self.class_names, flow)
+        instances, *moving = maps
+        return SceneBatch(images, self.classes[chosen], middles, instances, self.class_names, *moving)
 
 
 def _synthetic(uri: str) -> SyntheticScenes:
@@ -197,17 +195,15 @@ def _end_with_parent() -> None:
 
 
 def _draw_span(span: tuple[str, int, int, bool]) -> tuple[np.ndarray, ...]:
-    """Images, classes and middles of objects, patches' instances, and maybe flow, from one position up to another."""
+    """Of scenes from one position up to another: images, objects' classes and middles, patches' instances, `moving`."""
     uri, start, stop, clips = span
     pool = _synthetic(uri)
     if clips:
         drawn = [pool.clip(position, REACH)[:2] for position in range(start, stop)]
-        scenes, flow = (
-            [scene for scene, _ in drawn],
-            [match_frames(scene.image, later, PATCH) for scene, later in drawn],
-        )
+        scenes = [scene for scene, _ in drawn]
+        moving = [number_motions(match_frames(scene.image, later, PATCH)) for scene, later in drawn]
     else:
-        scenes, flow = [pool[position] for position in range(start, stop)], []
+        scenes, moving = [pool[position] for position in range(start, stop)], []
     images = np.stack([scene.image.transpose(2, 0, 1) for scene in scenes])
     instances = np.stack([label_patches(scene, _GEOMETRY).instances.reshape(GRID, GRID) for scene in scenes])
     classes = np.zeros((len(scenes), _MOST), dtype=np.int64)
@@ -218,4 +214,4 @@ def _draw_span(span: tuple[str, int, int, bool]) -> tuple[np.ndarray, ...]:
             classes[slot, number] = scene.classes[rows[0], cols[0]]
             middles[slot, number] = (rows.mean() + 0.5) / SIDE, (cols.mean() + 0.5) / SIDE
     columns = images, classes, middles, instances.astype(np.uint8)
-    return (*columns, torch.stack(flow).numpy()) if clips else columns
+    return (*columns, torch.stack(moving).numpy()) if clips else columns

@@ -1,18 +1,18 @@
 """Clips: the second frame is what it says, matching finds motion from pixels alone, and `flow` is told nothing else."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import smooth_l1_loss
 
 import bindkit as bk
 from bindkit.errors import InvalidParameterError
 from bindkit.pretraining import GRID, SIDE, TRAINING_SCENES, TrainingScenes, objective_loss
-from bindkit.pretraining.clips import REACH, follow_motions, match_frames, match_patches
+from bindkit.pretraining.clips import REACH, UNSURE, follow_motions, match_frames, match_patches, number_motions
 from bindkit.pretraining.objectives import make_objective
-from bindkit.pretraining.patch_objectives import turned
+from bindkit.pretraining.patch_objectives import draw_hints
 from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.labels import label_patches
 from bindkit.scenes.synthetic import TRAINING_SEED
@@ -148,26 +148,35 @@ def test_most_patches_of_objects_that_are_kept_are_right():
     assert [round(float(np.mean(share)), 1) for share in kept] == [0.5, 0.8]
 
 
-def test_flow_turns_with_its_scene(pool):
-    """A flow that says where each patch lies still says so however a batch was mirrored and transposed."""
-    middles = torch.stack(torch.meshgrid(*(torch.arange(GRID) - (GRID - 1) / 2,) * 2, indexing="ij"), -1)
-    marked = dataclasses.replace(pool, flow=middles.expand(len(pool), GRID, GRID, 2).contiguous())
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(12):
-        assert torch.equal(marked.batch(3, generator).flow, middles.expand(3, GRID, GRID, 2))
+def test_patches_have_one_number_where_they_move_alike():
+    steps = torch.arange(-REACH, REACH + 1.0)
+    every = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1)
+    numbers = number_motions(torch.cat([every, every]))
+    assert len(numbers.unique()) == len(every) ** 2
+    assert torch.equal(*numbers.chunk(2))
+    assert numbers[REACH, REACH] == 0
+    assert numbers.max() < UNSURE
+    assert number_motions(torch.full((2, 3, 2), math.nan)).unique().tolist() == [UNSURE]
 
 
-def test_motion_is_turned_and_stretched_as_one():
-    generator = torch.Generator().manual_seed(0)
-    motion = torch.randn(5, 7, 2, generator=generator)
-    motion[:, 0] = 0
-    made = turned(motion, generator)
-    assert (made[:, 0] == 0).all()
-    ratio = made[:, 1:].norm(dim=-1) / motion[:, 1:].norm(dim=-1)
-    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
-    assert (ratio >= 0.5).all() and (ratio <= 1.5).all() and ratio.std() > 0.1
-    inner = torch.einsum("spc,sqc->spq", made[:, 1:], made[:, 1:]) / ratio[:, :1, None] ** 2
-    torch.testing.assert_close(inner, torch.einsum("spc,sqc->spq", motion[:, 1:], motion[:, 1:]))
+def test_what_moves_alike_turns_with_its_scene(pool):
+    """However a batch was mirrored and transposed, its two maps of patches still lie on one another."""
+    marked = dataclasses.replace(pool, moving=100 - pool.instances)
+    turned = marked.batch(12, torch.Generator().manual_seed(0))
+    assert torch.equal(turned.moving, 100 - turned.instances)
+    assert len(turned.instances.unique()) > 3
+    plain, batch = pool.in_order(24)[0], pool.batch(24, torch.Generator().manual_seed(3))
+    assert not torch.equal(plain.moving, batch.moving)
+    assert (pool.moving == UNSURE).any() and pool.moving.unique().numel() > 20
+
+
+def test_draws_of_hints_are_one_random_patch_of_each_number():
+    together = torch.tensor([[0, 0, 5, 5, 5, 2]]).expand(4000, 6)
+    shown = draw_hints(together, 0.8, torch.Generator().manual_seed(0)).float()
+    for own in ([0, 1], [2, 3, 4], [5]):
+        assert shown[:, own].sum(1).max() == 1
+        shares = shown[:, own].mean(0)
+        assert (shares - 0.8 / len(own)).abs().max() < 4 * (0.8 * 0.2 / 4000) ** 0.5 + 0.01
 
 
 def test_the_loss_asks_what_matching_knows_and_nothing_of_masks(pool, monkeypatch):
@@ -180,13 +189,17 @@ def test_the_loss_asks_what_matching_knows_and_nothing_of_masks(pool, monkeypatc
 
     monkeypatch.setattr(objective, "_answers", answers)
     loss = objective(batch, torch.Generator().manual_seed(1))
-    known = batch.flow.flatten(1, 2)[..., 0].isfinite()
+    known = batch.moving.flatten(1) != UNSURE
     assert (known | ~asked["shown"]).all(), "a hint where pixels do not tell"
-    n_hints, n_known = asked["shown"].sum(1), known.sum(1)
-    assert (n_hints <= 12).all() and (n_hints >= torch.minimum(n_known, torch.tensor(4))).all()
-    left = known & ~asked["shown"]
-    by_hand = smooth_l1_loss(0 * asked["motion"][left], asked["motion"][left], reduction="none").sum(-1).mean()
-    torch.testing.assert_close(loss, by_hand)
+    total, count = 0.0, 0
+    for moving, motion, shown in zip(batch.moving.flatten(1), asked["motion"], asked["shown"], strict=True):
+        for number in set(moving.tolist()) - {UNSURE}:
+            own = motion[moving == number]
+            assert (own == own[0]).all(), "what moves alike moves alike"
+            assert (own[0] == 0).all() == (number == 0), "the ground stays"
+            assert shown[moving == number].sum() <= 1
+            total, count = total + float((own**2).sum()), count + own.numel()
+    assert math.isclose(loss, total / count, rel_tol=1e-5)
     monkeypatch.undo()
     with torch.inference_mode():
         masked = dataclasses.replace(batch, instances=batch.instances * 0, classes=batch.classes * 0)
@@ -196,7 +209,7 @@ def test_the_loss_asks_what_matching_knows_and_nothing_of_masks(pool, monkeypatc
 
 def test_scenes_without_a_second_frame_are_refused(tmp_path):
     plain = TrainingScenes.open(SMALL.replace("n=24", "n=4"), workers=1)
-    assert plain.flow is None
+    assert plain.moving is None
     with pytest.raises(InvalidParameterError, match="flow needs clips"):
         bk.pretrain("flow", tmp_path / "run", plain, scenes_seen=16)
     place = make_objective("flow").write(tmp_path / "flow")
