@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 RUN_DEFAULTS: Mapping[str, Any] = {
     "scenes": "synthetic:n=400,seed=0,size=80x80,objects=4-6,twins=1,surface=graded,outlines=any",
-    "backbones": "bindkit/scenes-mae bindkit/scenes-dino bindkit/scenes-motion bindkit/scenes-supervised "
-    "bindkit/scenes-clip random-init:bindkit/scenes-mae",
+    "backbones": "bindkit/scenes-flow bindkit/scenes-mae bindkit/scenes-dino bindkit/scenes-motion "
+    "bindkit/scenes-supervised bindkit/scenes-clip random-init:bindkit/scenes-flow",
     "layers": "all",
     "probes": "linear quadratic",
 }
