@@ -26,8 +26,7 @@ from scipy.spatial.distance import cdist, squareform
 from scipy.special import logit
 from torch import Tensor
 
-from bindkit.affinities.scoring import Affinity, image_activations, layer_of, pair_logits, read_probe
-from bindkit.affinities.stitching import ImageGrid
+from bindkit.affinities.scoring import Affinity, ImageGrid, image_activations, layer_of, pair_logits, read_probe
 from bindkit.arguments import each_of, read_seed, require_kind, whole_number
 from bindkit.backbones.sources import ActivationSource, require_source
 from bindkit.errors import InvalidParameterError
