@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bindkit.analysis.attention import JudgedWindows
 from bindkit.analysis.subspace import Moments, Subspace, chosen_subspace, form_of, random_like
-from bindkit.analysis.windows import JudgedWindows
 from bindkit.arguments import each_of, read_seed, whole_number
 from bindkit.backbones import Backbone
 from bindkit.cache import ActivationCache, require_cache

@@ -33,8 +33,9 @@ from bindkit.probes.kinds import (
     QuadraticFixedRank,
     SelfAttention,
     Softmax,
+    add_symmetric_product,
+    mirrored,
 )
-from bindkit.probes.pair_products import add_symmetric_product, mirrored
 from bindkit.probes.saving import load_probe, save_probe
 
 __all__ = [

@@ -27,7 +27,7 @@ from bindkit.files import free_memory
 from bindkit.probes.base import PairMoments
 from bindkit.probes.batches import SplitPatches, spread
 from bindkit.probes.judging import JUDGED_FIRST, Roles
-from bindkit.probes.pair_products import add_symmetric_product, mirrored
+from bindkit.probes.kinds import add_symmetric_product, mirrored
 from bindkit.probes.protocols import Protocol
 from bindkit.probes.protocols import protocol as protocol_of
 
