@@ -32,8 +32,8 @@ from bindkit.backbones.sources import ActivationSource, require_source
 from bindkit.errors import InvalidParameterError
 from bindkit.files import progress
 from bindkit.probes import Probe
-from bindkit.probes.resampling import mean_interval
-from bindkit.probes.saving import Fit
+from bindkit.probes.metrics import mean_interval
+from bindkit.probes.protocols import Fit
 from bindkit.scenes import Scene
 from bindkit.scenes.scene import SceneSet, require_scenes
 

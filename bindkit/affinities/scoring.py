@@ -22,7 +22,7 @@ from torch import Tensor
 from bindkit.backbones.sources import ActivationSource, activations_of, require_source
 from bindkit.errors import GeometryError, InvalidParameterError, NonFiniteActivationsError, ProbeError
 from bindkit.probes import Probe, load_probe
-from bindkit.probes.saving import Fit
+from bindkit.probes.protocols import Fit
 from bindkit.scenes import Scene
 from bindkit.scenes.decoding import COLOUR_MODES, read_image
 from bindkit.scenes.geometry import Box, ScenePlan

@@ -33,11 +33,9 @@ from bindkit.cache.store import CachedLabels, SceneChoice, labels_of
 from bindkit.cache.views import HeldCache
 from bindkit.errors import BackboneError, EmptySplitError, InvalidParameterError, ProbeError, ProbeMismatchError
 from bindkit.probes import Probe
-from bindkit.probes.batches import SplitPatches, who_takes_part
-from bindkit.probes.judging import JUDGED_FIRST, roles_for
-from bindkit.probes.metrics import distance_strata
+from bindkit.probes.batches import JUDGED_FIRST, SplitPatches, roles_for, who_takes_part
+from bindkit.probes.metrics import distance_strata, mean_interval
 from bindkit.probes.protocols import Protocol, protocol_of_fit
-from bindkit.probes.resampling import mean_interval
 from bindkit.scenes import open_scenes
 from bindkit.scenes.labels import label_patches
 from bindkit.scenes.scene import SceneSet

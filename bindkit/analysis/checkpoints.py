@@ -26,9 +26,8 @@ from bindkit.errors import BackboneError, InvalidParameterError
 from bindkit.files import RememberedDigests, parse_json, progress, sha256_of, slug, write_bytes
 from bindkit.pretraining import OBJECTIVES
 from bindkit.pretraining.loop import RUN_FILE, STATE_FILE, checkpoints_of
-from bindkit.probes.protocols import Protocol
+from bindkit.probes.protocols import RESULT_COLUMNS, Protocol
 from bindkit.probes.protocols import protocol as protocol_of
-from bindkit.probes.saving import RESULT_COLUMNS
 from bindkit.results.sweeping import own_code, sweep
 from bindkit.scenes import open_scenes
 from bindkit.scenes.checking import contents_of, memory_in

@@ -30,11 +30,10 @@ from bindkit.pretraining.losses import PretrainingLoss
 from bindkit.probes import Probe, require_probe
 from bindkit.probes.batches import SplitPatches
 from bindkit.probes.fitting import fit_probes
-from bindkit.probes.judging import Judged, judge_split
+from bindkit.probes.judging import TASKS, Judged, judge_split, own_figures
 from bindkit.probes.layers import LayerPatches
+from bindkit.probes.metrics import interval, mean_interval
 from bindkit.probes.protocols import protocol_of_fit
-from bindkit.probes.resampling import interval, mean_interval
-from bindkit.probes.tasks import TASKS, own_figures
 from bindkit.scenes.scene import SceneSet
 
 logger = logging.getLogger(__name__)

@@ -27,9 +27,9 @@ from bindkit.cache import ActivationCache, require_cache
 from bindkit.cache.views import MappedCache
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.probes import Probe, require_probe
-from bindkit.probes.batches import SplitPatches
+from bindkit.probes.batches import SplitPatches, roles_for
 from bindkit.probes.fitting import fit_probes
-from bindkit.probes.judging import judge_probe, judging, roles_for
+from bindkit.probes.judging import judge_probe, judging
 from bindkit.probes.layers import LayerPatches
 from bindkit.probes.protocols import protocol_of_fit
 

@@ -26,10 +26,10 @@ from bindkit.cache import ActivationCache, require_cache
 from bindkit.cache.store import activations_of, labels_of
 from bindkit.errors import EmptySplitError
 from bindkit.probes import Probe, make_probe, require_probe
-from bindkit.probes.judging import JUDGED_FIRST, judging, roles_for
-from bindkit.probes.metrics import judge, left_out
+from bindkit.probes.batches import JUDGED_FIRST, roles_for
+from bindkit.probes.judging import judging
+from bindkit.probes.metrics import interval, judge, left_out, mean_interval
 from bindkit.probes.protocols import protocol_of_fit
-from bindkit.probes.resampling import interval, mean_interval
 
 TWIN_SCENES = "synthetic:n=120,seed=21,twins=1"
 """Scenes in which every further object is a copy of one already there."""

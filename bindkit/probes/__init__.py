@@ -36,7 +36,7 @@ from bindkit.probes.kinds import (
     add_symmetric_product,
     mirrored,
 )
-from bindkit.probes.saving import load_probe, save_probe
+from bindkit.probes.protocols import load_probe, save_probe
 
 __all__ = [
     "PROBES",

@@ -23,15 +23,20 @@ from bindkit.cache import ActivationCache, require_cache
 from bindkit.errors import InvalidParameterError, LayerError, NonFiniteActivationsError, ProbeError
 from bindkit.files import one_ahead, without_nan
 from bindkit.probes.base import Probe, is_shipped, parse_probe
-from bindkit.probes.batches import PatchBatch, scene_batches, spread
-from bindkit.probes.descent import Parameters, TrainingPairs, copy_of, drawn_starts
-from bindkit.probes.judging import Judged, fold_roles, judge_split, judge_together, said, validate
+from bindkit.probes.batches import PatchBatch, fold_roles, said, scene_batches, spread
+from bindkit.probes.judging import TASKS, Judged, Task, judge_split, judge_together, require_fitting, validate
 from bindkit.probes.kinds import SelfAttention
-from bindkit.probes.layers import LayerPatches, offset_of, scale_and_offset
+from bindkit.probes.layers import (
+    LayerPatches,
+    Parameters,
+    TrainingPairs,
+    copy_of,
+    drawn_starts,
+    offset_of,
+    scale_and_offset,
+)
 from bindkit.probes.metrics import warn_below_chance
-from bindkit.probes.protocols import Protocol
-from bindkit.probes.saving import Fit, validation_accuracy
-from bindkit.probes.tasks import TASKS, Task, require_fitting
+from bindkit.probes.protocols import Fit, Protocol, validation_accuracy
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +75,7 @@ def fit_probe(
         A name in ``bindkit.probes.PROBES``, where it takes one with its number: ``quadratic_fixed_rank@16``,
         ``self_attention@3`` (a head).
     task : str
-        A name in ``bindkit.probes.tasks.TASKS``: ``pairwise``, ``pointwise_class``, ``pointwise_identity``, or the
+        A name in ``bindkit.probes.judging.TASKS``: ``pairwise``, ``pointwise_class``, ``pointwise_identity``, or the
         control ``shuffled_labels``.
     protocol : str or Protocol
         ``"strict"`` or ``"paper"``, with fields: ``"strict,epochs=4"``. Not looked at with LayerPatches,

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from bindkit import __version__
 from bindkit.arguments import CONTROL, SAME_CLASS, each_of, is_control, read_layers, read_seeds
@@ -25,14 +26,13 @@ from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.files import parse_json, progress, slug, with_nan, without_nan, write_json
 from bindkit.probes import PROBES, check_layer, parse_probe
 from bindkit.probes.base import is_shipped
+from bindkit.probes.batches import is_folds, judged_scenes, said
 from bindkit.probes.fitting import fit_folds, fit_probes
-from bindkit.probes.judging import is_folds, judge_same_class, judged_scenes, said
+from bindkit.probes.judging import TASKS, flat_pairs, judge_pairs, judged_patches, require_fitting, takes
 from bindkit.probes.layers import LayerPatches
-from bindkit.probes.metrics import warn_below_chance
-from bindkit.probes.protocols import Protocol
+from bindkit.probes.metrics import JudgedPairs, warn_below_chance
+from bindkit.probes.protocols import RESULT_COLUMNS, Protocol, load_folds, validation_accuracy
 from bindkit.probes.protocols import protocol as protocol_of
-from bindkit.probes.saving import RESULT_COLUMNS, load_folds, validation_accuracy
-from bindkit.probes.tasks import TASKS, require_fitting, takes
 from bindkit.scenes.geometry import WindowGeometry
 
 logger = logging.getLogger(__name__)
@@ -203,13 +203,27 @@ def same_class_rows(
         logger.info("no class is known in %s: figures of twins and the oracle that knows classes are left out", uri)
     rows = []
     for cache in first_of.values():
-        judged_on, figures = judge_same_class(cache, rules, split)
+        judged_on, pairs = same_class_pairs(cache, rules, split)
         label = WindowGeometry(**cache.backbone["geometry"]).label
         told: dict[str, Any] = {"backbone": f"{SAME_CLASS}@{label}" if len(first_of) > 1 else SAME_CLASS}
         told |= {"objective": CONTROL, "layer": math.nan, "probe": "oracle", "task": "pairwise", "seed": 0}
         told |= {"protocol": rules.name, "split": judged_on}
-        rows.append(told | {"judged_pairs": judged_pairs_digest(cache, rules, judged_on)} | figures)
+        rows.append(told | {"judged_pairs": judged_pairs_digest(cache, rules, judged_on)} | judge_pairs(pairs))
     return rows
+
+
+def same_class_pairs(
+    cache: ActivationCache, protocol: str | Protocol = "strict", split: str | None = None
+) -> tuple[str, JudgedPairs]:
+    """The judged split, and what an oracle says of its pairs that calls those of one class *same*.
+
+    The pairs are those that probes are judged on: of test, validation and train the first that has usable scenes,
+    unless one is asked for. Raises EmptySplitError if there is none.
+    """
+    rules, roles = protocol_of(protocol), {} if split is None else {split: judged_scenes(cache, split)}
+    patches = judged_patches(cache, split, cache.layers[0], rules, torch.device("cpu"), roles)
+    same_class = ((batch, batch.classes[:, :, None] == batch.classes[:, None, :]) for batch in patches.judged())
+    return patches.split, flat_pairs((batch, said.float() - 0.5, said) for batch, said in same_class)
 
 
 def _require_apart(caches: Sequence[ActivationCache], on_disk: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,10 +11,15 @@ import pandas as pd
 from bindkit.arguments import CONTROL, control_title, is_control
 from bindkit.errors import InvalidParameterError
 from bindkit.probes import by_capability
-from bindkit.probes.judging import scenes_of
-from bindkit.probes.metrics import below_chance, chance_remark
-from bindkit.probes.resampling import MIN_SCENES
-from bindkit.probes.saving import best_position
+from bindkit.probes.batches import scenes_of
+from bindkit.probes.metrics import (
+    BELOW_CHANCE,
+    MIN_SCENES,
+    below_chance_sentence,
+    figures_below_chance,
+    place_and_figures,
+)
+from bindkit.probes.protocols import best_position
 from bindkit.scenes.splits import FEW_SCENES
 
 PLAIN, MATCHED = ("auroc", "twins_auroc"), ("matched_auroc", "matched_twins_auroc")
@@ -375,3 +380,36 @@ def _beside(row: Mapping[str, Any], figure: str, control: pd.Series) -> dict[str
     title = control_title(control["backbone"])
     said |= {"status": status, "gap": abs(gap), "rival": f"the strongest control ({title}){interval}"}
     return said | {"title": title, "control": control["figure"]}
+
+
+_BY_DISTANCE = "what it orders rightly among all pairs, it orders by how far apart they are"
+"""What it means where the AUROC is below chance among pairs at equal distance alone."""
+
+
+def chance_remark(row: Mapping[str, Any]) -> str:
+    """What to add to a sentence about a fit that is below chance; empty for any other."""
+    figures = figures_below_chance(row)
+    if "auroc" in figures:
+        return f"BELOW CHANCE: {BELOW_CHANCE}."
+    return f"BELOW CHANCE AT EQUAL DISTANCE: {_BY_DISTANCE}." if figures else ""
+
+
+def below_chance(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each row of ``results.csv`` (or of a table made from it) that is below chance.
+
+    Rows that are so among pairs at equal distance alone share one sentence for each probe: a probe that looks at each
+    patch by itself, as ``linear`` does, is so in nearly every layer.
+    """
+    sentences, by_distance = [], dict[str, list[Mapping[str, Any]]]()
+    for row in rows:
+        if "auroc" in (figures := figures_below_chance(row)):
+            sentences.append(below_chance_sentence(row, figures))
+        elif figures:
+            by_distance.setdefault(f"{row['probe']} ({row.get('task', 'pairwise')})", []).append(row)
+    for fit, those in by_distance.items():
+        lowest = min(those, key=lambda row: row["matched_auroc"])
+        sentences.append(
+            f"BELOW CHANCE AT EQUAL DISTANCE: {fit} in {len(those)} fit{'s' * (len(those) > 1)}, the lowest "
+            f"{place_and_figures(lowest, ['matched_auroc'])}; {_BY_DISTANCE}."
+        )
+    return sentences
