@@ -108,10 +108,7 @@ def cell_weights(cell: int, plan: ScenePlan) -> Float[Tensor, "window patch"]:
 
 
 def landing(amounts: Float[Tensor, "window patch"], plan: ScenePlan) -> Float[Tensor, " cell"]:
-    """What lies on window patches, laid on the cells that they overlap in proportion to the pixels shared.
-
-    Nothing is lost: the sum over cells is the sum over patches.
-    """
+    """What lies on window patches, laid on the cells by the pixels that they share: nothing is lost."""
     down, across = ((shared / shared.sum(0)).to(amounts) for shared in _shared_pixels(plan))
     return (down @ _tiled(amounts[..., None], plan)[..., 0] @ across.T).flatten()
 
@@ -289,10 +286,7 @@ def image_pixels(image: Any) -> np.ndarray:
 def image_activations(
     backbone: ActivationSource, pixels: np.ndarray, layers: Sequence[int], most_patches: int = MOST_PATCHES
 ) -> tuple[ImageGrid, dict[int, Float[Tensor, "patch d_model"]]]:
-    """Activations of a whole image by layer, float32 on the CPU: every window goes through the model once.
-
-    Raises GeometryError for an image of more patches, before anything is computed; NonFiniteActivationsError.
-    """
+    """Of a whole image by layer, float32 on the CPU. Raises GeometryError before anything is computed."""
     plan = backbone.geometry.plan((int(pixels.shape[0]), int(pixels.shape[1])))
     grid = ImageGrid.of_plan(plan)
     if grid.n_patches > most_patches:
@@ -308,10 +302,7 @@ def image_activations(
 def window_activations(
     backbone: ActivationSource, pixels: np.ndarray, layers: Sequence[int]
 ) -> dict[int, Float[Tensor, "window patch d_model"]]:
-    """Activations of every window of an image, in the order of ``backbone.geometry.plan``: float32 on the CPU.
-
-    Raises NonFiniteActivationsError, which names the layer.
-    """
+    """Of every window, in the plan's order, float32 on the CPU. Raises NonFiniteActivationsError."""
     plan = backbone.geometry.plan((int(pixels.shape[0]), int(pixels.shape[1])))
     resized = backbone.preprocessing.resize(pixels, plan.resized)
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}

@@ -45,10 +45,7 @@ _WINDOWS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class JudgedWindows:
-    """Windows of some judged scenes of a cache; rows are those of the cache's labels of these scenes, in order.
-
-    Figures after an edit so are of the very pairs that figures before it are of.
-    """
+    """Windows of some judged scenes of a cache; rows are those of the cache's labels of these scenes, in order."""
 
     backbone: Backbone
     cache: ActivationCache

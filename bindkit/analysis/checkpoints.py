@@ -110,10 +110,7 @@ def _labels(plans: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def training_histories(runs: Sequence[str | Path]) -> pd.DataFrame:
-    """Training losses of runs, which they keep beside their checkpoints; a run without a state to resume from has none.
-
-    The loss is a mean since the row before, in the objective's own units.
-    """
+    """Losses of runs, means since the row before in the objective's units; none of a run without its state."""
     rows = []
     for run in read_runs(runs):
         path = run.directory / STATE_FILE

@@ -37,10 +37,7 @@ _BY_SCENE = ("activations", "instances", "classes", "corners", "window", "presen
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """Some patches of some scenes, and which of their pairs count under a protocol.
-
-    Scenes with fewer patches than the widest are filled up; `present` says which slots count.
-    """
+    """Some patches of some scenes, and which pairs count; scenes of few patches are filled up, see `present`."""
 
     activations: Float[Tensor, "scene patch d_model"]
     instances: Int[Tensor, "scene patch"]
@@ -125,11 +122,7 @@ def who_takes_part(labels: CachedLabels, protocol: Protocol) -> Bool[np.ndarray,
 
 
 class SplitPatches:
-    """The patches of one split (or of scenes chosen from all) at a layer that take part under a protocol.
-
-    Activations stay on disk unless all of them fit in `buffer_bytes`; batches are put on the device. Raises LayerError
-    if the cache has no such layer.
-    """
+    """One split's (or chosen scenes') patches at a layer that take part; in memory if they fit. Raises LayerError."""
 
     def __init__(
         self,

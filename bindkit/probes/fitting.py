@@ -133,11 +133,7 @@ def fit_probe(
 
 
 def fit_probes(patches: LayerPatches, wanted: Sequence[tuple[str, str]], seed: int = 0) -> list[Fit]:
-    """Fit several (probe, task) side by side: every batch is read once and shown to all of them.
-
-    Each gets exactly what `fit_probe` would give it: batches depend on the seed, not on who looks at them. Errors as
-    `fit_probe`.
-    """
+    """Fit several (probe, task) on the same batches; each gets exactly what `fit_probe` would give it. Its errors."""
     seed = read_seed(seed)
     split, fits = patches.judged_split, []
     with patches.few_threads():
@@ -280,10 +276,7 @@ class Training:
 
     @torch.no_grad()
     def _set_scale_and_offset(self, offset_alone: bool) -> None:
-        """Make the start's scores logits: its direction is known in closed form, its scale and offset are not.
-
-        Of a baseline, which has nothing but an offset, scores may be of any size.
-        """
+        """Make the start's scores logits; of a baseline, which has nothing but an offset, scores are of any size."""
         train = self.patches.splits["train"]
         batch = train.draw(spread(len(train), _START_SCENES), torch.Generator().manual_seed(0))
         if self.task.shuffled:

@@ -65,10 +65,7 @@ class Task:
         benchmark: Mapping[int, int] | None = None,
         **options: Any,
     ) -> Probe:
-        """A fresh probe of this task for the training patches given.
-
-        Raises ProbeError for a probe that the task does not take, OneAnswerError without classes to tell apart.
-        """
+        """A fresh probe of this task for the training patches given. Raises ProbeError, OneAnswerError."""
         kind, d_model = parse_probe(name)[0], patches.d_model
         require_fitting(kind, self.name)
         if self.kind is None:
@@ -105,10 +102,7 @@ def takes(task: str, kind: str) -> bool:
 def told_apart(
     patches: SplitPatches, class_names: Iterable[int], benchmark: Mapping[int, int] | None = None
 ) -> list[list[int]]:
-    """Class ids of each outcome that a class map tells apart: of each number of the benchmark, or one by one.
-
-    Raises OneAnswerError if the training patches carry no class.
-    """
+    """Class ids of each outcome of a class map: by benchmark number, or one by one. Raises OneAnswerError."""
     present, counts = torch.unique(patches.classes[patches.classes > 0], return_counts=True)
     if not len(present):
         raise OneAnswerError(
@@ -189,10 +183,7 @@ def match(
     mask_weight: float,
     dice_weight: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Assign a query to each object of each scene so that weighted mask and Dice losses are least (Hungarian).
-
-    Gives queries, objects and scenes, pair by pair.
-    """
+    """Queries, objects and scenes, pair by pair, so that weighted mask and Dice losses are least (Hungarian)."""
     counts = present.sum(1).clamp(min=1)[:, None, None]
     shown = present[:, None, :]
     mask_cost = ((softplus(queries) * shown).sum(2, keepdim=True) - queries @ masks.mT) / counts
@@ -430,10 +421,7 @@ def judged_patches(
 
 
 def flat_pairs(judged: Iterable[tuple[PatchBatch, Tensor, Tensor]]) -> JudgedPairs:
-    """The counted pairs of all batches, as one flat list.
-
-    With each batch come its logits and which pairs are called *same*, both ``[scene, patch, patch]``.
-    """
+    """The counted pairs of batches, their logits and which are called *same*, both ``[scene, patch, patch]``."""
     columns: dict[str, list[np.ndarray]] = defaultdict(list)
     for batch, logits, said_same in judged:
         number, first, second = batch.counted.nonzero(as_tuple=True)

@@ -34,10 +34,7 @@ _BLOCK = 256
 def symmetric_logits(
     x: Float[Tensor, "*scene n d_model"], form: Float[Tensor, "d_model d_model"]
 ) -> Float[Tensor, "*scene n n"]:
-    """``x form x'`` for a symmetric form.
-
-    The gradient is that along symmetric changes of the form, which are the only ones a symmetric form can make.
-    """
+    """``x form x'`` for a symmetric form; the gradient is that along symmetric changes of it, the only ones."""
     if x.requires_grad:
         return (x @ form) @ x.mT
     logits: Tensor = _Symmetric.apply(x.reshape(-1, *x.shape[-2:]), form)

@@ -78,7 +78,11 @@ class LayerPatches:
         self.cache, self.layer, self._attention = cache, whole_number(layer, "layer"), attention
         _say_what_is_otherwise(cache, self.protocol)
         self.device = read_device(device)
-        left = _free_memory(self.device) // 4 if buffer_bytes is None else whole_number(buffer_bytes, "buffer_bytes", 0)
+        if buffer_bytes is None:
+            free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else free_memory()
+            left = free // 4
+        else:
+            left = whole_number(buffer_bytes, "buffer_bytes", 0)
         self.splits: dict[str, SplitPatches] = {}
         for split in ("train", "validation", "test"):
             chosen = split if roles is None else roles[split]
@@ -95,10 +99,7 @@ class LayerPatches:
 
     @cached_property
     def moments(self) -> PairMoments:
-        """Of the training split, in raw units.
-
-        Raises NonFiniteActivationsError if activations are finite but their products are not.
-        """
+        """Of the training split, in raw units. Raises NonFiniteActivationsError if products are not finite."""
         moments = measure_moments(self.splits["train"])
         if not all(bool(part.isfinite().all()) for part in (moments.patches, moments.signal)):
             raise NonFiniteActivationsError(
@@ -128,10 +129,7 @@ class LayerPatches:
 
     @contextmanager
     def few_threads(self) -> Iterator[None]:
-        """One thread for steps so small that threads cost more to wake than they save; the rest as it was set.
-
-        Beside one other busy process, two threads took 12 s for a fit that one thread does in 3 s.
-        """
+        """One thread for small steps: beside one busy process, two took 12 s for a fit that one does in 3 s."""
         before, rules = torch.get_num_threads(), self.protocol
         products_per_step = self.splits["train"].d_model ** 2 * rules.train_patches * rules.scenes_per_step
         if self.device.type == "cpu" and products_per_step < _SMALL_STEP:
@@ -140,10 +138,6 @@ class LayerPatches:
             yield
         finally:
             torch.set_num_threads(before)
-
-
-def _free_memory(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
 
 
 def _say_what_is_otherwise(cache: ActivationCache, protocol: Protocol) -> None:
@@ -286,10 +280,7 @@ def drawn_starts(name: str, d_model: int, seed: int, fresh: Parameters) -> Itera
 
 
 class TrainingPairs:
-    """The pairs that a training's end is looked for on: drawn once, and the same for every parameters tried.
-
-    `loss` and `logits` say of parameters and a batch what a task and a probe say.
-    """
+    """The pairs that a training's end is looked for on: drawn once, and the same for every parameters tried."""
 
     def __init__(
         self,

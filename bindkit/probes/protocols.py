@@ -228,10 +228,7 @@ def _value(written: str, kind: str) -> Any:
 
 
 def protocol_of_fit(fitted_on: Mapping[str, Any]) -> Protocol:
-    """The protocol that a probe was fitted under, by what it keeps of its fit; strict where it says nothing.
-
-    Raises InvalidParameterError for one of another bindkit, which has other fields.
-    """
+    """The protocol of a fit, strict where it says nothing. Raises InvalidParameterError for unknown fields."""
     fields = fitted_on.get("protocol_fields")
     if fields is None:
         return protocol(fitted_on.get("protocol", "strict"))
@@ -307,10 +304,7 @@ class Fit:
         return {column: known.get(column, math.nan) for column in RESULT_COLUMNS}
 
     def save(self, directory: str | Path) -> Path:
-        """Write probe, figures and history; `bindkit.load_probe` reads the probe back. Returns the directory.
-
-        The probes of further folds go into ``fold_2``, ``fold_3``, ... of the directory.
-        """
+        """Write probe (those of further folds in ``fold_2``, ...), figures and history. Returns the directory."""
         for fit in self.folds[1:]:
             save_probe(fit.probe, Path(directory) / f"fold_{fit.probe.fitted_on['fold']['number']}")
         return save_probe(self.probe, directory)

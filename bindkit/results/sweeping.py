@@ -244,9 +244,7 @@ def fitting_pairs(probes: Sequence[str], tasks: Sequence[str]) -> list[tuple[str
     """Every probe with every task that takes it. Raises ProbeError where a name is unknown or one goes with none."""
     kinds = {name: parse_probe(name)[0] for name in probes}
     for task in tasks:
-        if task not in TASKS:
-            raise ProbeError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
-        if not any(takes(task, kind) for kind in kinds.values()):
+        if task not in TASKS or not any(takes(task, kind) for kind in kinds.values()):
             require_fitting(kinds[probes[0]], task)
     for kind in kinds.values():
         if not any(takes(task, kind) for task in tasks):
@@ -270,10 +268,7 @@ def probe_directory(root: str | Path, row: Mapping[str, Any]) -> Path:
 
 
 def own_code(probe: str) -> dict[str, str | None]:
-    """What the record of a fit says of a class that does not come with bindkit, whose version tells of the others.
-
-    ``{"code": None}`` where nobody can say whether it has changed: what was kept is not to be read.
-    """
+    """What the record of a fit says of a class of one's own; ``{"code": None}`` where nobody can say if it changed."""
     probe_class = PROBES[parse_probe(probe)[0]]
     return {"code": code_digest(probe_class)} if not is_shipped(probe_class) else {}
 
@@ -308,10 +303,7 @@ def _kept_row(place: Path, made_from: Mapping[str, str | None]) -> dict[str, Any
 def kept_rows(
     root: str | Path, caches: Iterable[ActivationCache], protocol: str | Protocol, split: str
 ) -> list[dict[str, Any]]:
-    """Rows of all fits below `root` that are whole and made from one of these caches, as it is now, by this protocol.
-
-    Those that are judged as `split` says: "5 folds" takes rows of as many folds alone, any other none of folds.
-    """
+    """Rows of whole fits below `root`, made from these caches as they are, and judged as `split` ("5 folds") says."""
     rules, rows = protocol_of(protocol), []
     for cache in caches:
         for layer in cache.layers:
@@ -326,10 +318,7 @@ def kept_rows(
 
 
 def remove_stale_fits(root: str | Path, cache: ActivationCache) -> int:
-    """Remove fits below `root` on a cache as it was before it was computed anew; returns how many.
-
-    Whoever looks for a backbone's probes would find them beside those of now.
-    """
+    """Remove fits below `root` on a cache as it was before it was computed anew; returns how many."""
     digests = {f"layer_{layer:02d}": layer_digest(cache, layer) for layer in cache.layers}
     n_removed = 0
     for record in sorted((Path(root) / slug(cache.backbone["name"])).glob("layer_*/*/row.json")):
@@ -349,10 +338,7 @@ def layer_digest(cache: ActivationCache, layer: int) -> str:
 
 
 def judged_pairs_digest(cache: ActivationCache, protocol: Protocol, split: str) -> str:
-    """Digest of what decides which pairs of a split are judged: patches with their labels and places, and the protocol.
-
-    Two backbones of one geometry share it; equal numbers of scenes and pairs do not mean that the pairs are the same.
-    """
+    """Digest of what decides which pairs of a split are judged; backbones of one geometry share it."""
     labels = labels_of(cache, judged_scenes(cache, split))
     rules = (protocol.pairs_with_unlabelled, protocol.min_purity, protocol.overlapping_pairs, protocol.judged_patches)
     digest = hashlib.sha256(json.dumps([split, labels.scene_ids, labels.patch_size, rules]).encode())

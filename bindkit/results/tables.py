@@ -112,10 +112,7 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def layer_of_best(rows: pd.DataFrame, figure: str) -> float:
-    """The best layer of rows that differ in layer and seeds alone, as `best_layers` chooses it; NaN if none is judged.
-
-    A table without validation accuracies goes by `figure`.
-    """
+    """Best layer of rows that differ in layer and seed alone, as `best_layers` chooses; NaN if none is judged."""
     told = rows.reindex(columns=["layer", figure, "validation_accuracy"])
     by_layer = told.groupby("layer").mean().dropna(subset=[figure])
     position, _ = best_position(by_layer["validation_accuracy"].tolist(), by_layer[figure].tolist())
@@ -142,10 +139,7 @@ def best_fit(results: pd.DataFrame, task: str = "pairwise") -> pd.Series:
 
 
 def pointwise_tasks(results: pd.DataFrame) -> pd.DataFrame:
-    """The pointwise tasks, every backbone at its best layer, with the figures that they alone have (`POINTWISE`).
-
-    One row a task and backbone, figures averaged over seeds; no row where no pointwise task was fitted.
-    """
+    """One row a pointwise task and backbone at its best layer, averaged over seeds, with figures of `POINTWISE`."""
     shown = ["task", "backbone", "layer", "accuracy", "majority_accuracy", "auroc", "twins_auroc", *POINTWISE]
     rows = results.reindex(columns=list(dict.fromkeys([*results.columns, "task", *POINTWISE])))
     rows = rows[rows["task"].astype(str).str.startswith("pointwise")]
@@ -173,10 +167,7 @@ def strongest_controls(best: pd.DataFrame, figure: str) -> pd.DataFrame:
 def require_one_kind(
     rows: pd.DataFrame, whose: str, columns: Sequence[str] = ("task", "protocol", "split"), table: str = "results"
 ) -> None:
-    """Refuse to average, or to set side by side, what was not measured alike: InvalidParameterError.
-
-    It begins with `whose` ("the table") and names the column and its values; `table` is what the reader calls it.
-    """
+    """Refuse what was not measured alike: InvalidParameterError, which begins with `whose` ("the table")."""
     for column in columns:
         kinds = list(rows[column].dropna().unique()) if column in rows else []
         if len(kinds) > 1:
@@ -187,10 +178,7 @@ def require_one_kind(
 
 
 def format_results(results: pd.DataFrame) -> str:
-    """Write the table across models: the best layer of every backbone by the most capable probe that was fitted.
-
-    Where there are controls, two more columns say by how much AUROC and twins AUROC exceed the strongest of them.
-    """
+    """Write the table across models: each backbone's best layer by the most capable probe, beside controls."""
     below = below_chance(results.to_dict("records"))
     if "task" in results:
         results = results[results["task"].isna() | (results["task"] == "pairwise")]
@@ -301,12 +289,10 @@ _OF_CONTROLS = (
 def verdicts(best: pd.DataFrame) -> list[str]:
     """Say of every backbone at its best layer whether its probe beats the majority baseline and the controls.
 
-    `best` is as `bindkit.results.tables.best_layers` gives it, or with intervals as
-    `bindkit.results.model_table.with_gain_intervals` does, without the oracle. Over all pairs and on twins, AUROC is
-    set against the control that is strongest there: AUROC among pairs that lie equally far apart where the table has it
-    (`bindkit.results.tables.ranked_by`), with the plain one beside it. Where the difference has an interval, the
-    sentence follows from that; else the difference is stated as it is, rounded to two digits. One sentence or two a
-    row; a short one for a control.
+    `best` is as `best_layers` gives it, or with intervals as `bindkit.results.model_table.with_gain_intervals` does,
+    without the oracle. AUROC, over all pairs and on twins, is set against the control that is strongest there: among
+    pairs that lie equally far apart where the table has it (`ranked_by`), with the plain one beside it. Where the
+    difference has an interval, the sentence follows from that; else it is stated as it is, rounded to two digits.
     """
     figures = ranked_by(best)
     controls = [strongest_controls(best, figure).rename(columns={figure: "figure"}) for figure in figures]
@@ -395,11 +381,7 @@ def chance_remark(row: Mapping[str, Any]) -> str:
 
 
 def below_chance(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A sentence for each row of ``results.csv`` (or of a table made from it) that is below chance.
-
-    Rows that are so among pairs at equal distance alone share one sentence for each probe: a probe that looks at each
-    patch by itself, as ``linear`` does, is so in nearly every layer.
-    """
+    """A sentence for each row that is below chance; one a probe for those so among pairs at equal distance alone."""
     sentences, by_distance = [], dict[str, list[Mapping[str, Any]]]()
     for row in rows:
         if "auroc" in (figures := figures_below_chance(row)):
