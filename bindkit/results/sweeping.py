@@ -41,8 +41,6 @@ SWEEP_COLUMNS = (*RESULT_COLUMNS, "validation_accuracy", "judged_pairs")
 """Columns of ``results.csv``: those of a fit; accuracy on the validation scenes, by which a layer can be chosen without
 looking at the judged ones; and a digest that rows share which are judged on the very same pairs."""
 
-_CACHES_ARE = "caches are what bk.cache_activations or bk.ActivationCache.open gives, one or several in a list"
-
 
 @dataclass(frozen=True, eq=False)
 class WantedFit:
@@ -121,7 +119,8 @@ def sweep(
     """
     rules, split = protocol_of(protocol), None if folds is None else said(folds)
     # What is named twice is fitted once: two rows of one fit would pass for two seeds.
-    given = each_of(caches, ActivationCache, _CACHES_ARE)
+    what = "caches are what bk.cache_activations or bk.ActivationCache.open gives, one or several in a list"
+    given = each_of(caches, ActivationCache, what)
     # By name too: a cache and what `read_as` makes of it lie in one place.
     caches = list({(cache.path.resolve(), cache.backbone["name"]): cache for cache in given}.values())
     probes = list(dict.fromkeys(each_of(probes, str, "probes are names, one or several in a list")))
@@ -189,10 +188,9 @@ def _fitted_and_kept(
 def same_class_rows(
     caches: Sequence[ActivationCache], protocol: str | Protocol = "strict", split: str | None = None
 ) -> list[dict[str, Any]]:
-    """Judge an oracle that knows the class of every patch and nothing else: it calls pairs of one class *same*.
+    """Judge an oracle that calls pairs of one class *same*: all that similarity could ever tell, on twins at chance.
 
-    What it reads is all that similarity could ever tell: on twins it is at chance. One row for each geometry among the
-    caches, on the pairs that are judged there; none where no class is known.
+    One row for each geometry among the caches; none where no class is known.
     """
     rules = protocol_of(protocol)
     known = [cache for cache in caches if any((cache.labels(name).classes > 0).any() for name in cache.splits)]
@@ -215,11 +213,7 @@ def same_class_rows(
 def same_class_pairs(
     cache: ActivationCache, protocol: str | Protocol = "strict", split: str | None = None
 ) -> tuple[str, JudgedPairs]:
-    """The judged split, and what an oracle says of its pairs that calls those of one class *same*.
-
-    The pairs are those that probes are judged on: of test, validation and train the first that has usable scenes,
-    unless one is asked for. Raises EmptySplitError if there is none.
-    """
+    """The judged split, as probes have it, and what an oracle says of its pairs. Raises EmptySplitError."""
     rules, roles = protocol_of(protocol), {} if split is None else {split: judged_scenes(cache, split)}
     patches = judged_patches(cache, split, cache.layers[0], rules, torch.device("cpu"), roles)
     same_class = ((batch, batch.classes[:, :, None] == batch.classes[:, None, :]) for batch in patches.judged())

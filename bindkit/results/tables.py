@@ -151,10 +151,9 @@ def pointwise_tasks(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def strongest_controls(best: pd.DataFrame, figure: str) -> pd.DataFrame:
-    """Find for every row of `best_layers` the control that is strongest in a figure among those judged alike.
+    """Of every row of `best_layers` the control judged alike (none untrained) that is strongest in a figure.
 
-    Its name in ``backbone`` and its ``figure``, row by row; both empty in rows of controls and where no control was
-    judged on the row's pairs. Untrained backbones are no controls in this sense.
+    Its name in ``backbone`` and its ``figure``, row by row; empty for controls, and where none was judged on the pairs.
     """
     table = best.reindex(columns=[*JUDGED_ALIKE, "objective", "backbone", figure])
     controls = table[(table["objective"] == CONTROL) & table[figure].notna()]
