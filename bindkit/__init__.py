@@ -24,7 +24,7 @@ _HOME = {
     "Affinity": "bindkit.affinities.scoring",
     "Backbone": "bindkit.backbones",
     "BindkitError": "bindkit.errors",
-    "Fit": "bindkit.probes.saving",
+    "Fit": "bindkit.probes.protocols",
     "PatchGrid": "bindkit.scenes.geometry",
     "Probe": "bindkit.probes",
     "Scene": "bindkit.scenes",

@@ -26,15 +26,14 @@ from scipy.spatial.distance import cdist, squareform
 from scipy.special import logit
 from torch import Tensor
 
-from bindkit.affinities.scoring import Affinity, image_activations, layer_of, pair_logits, read_probe
-from bindkit.affinities.stitching import ImageGrid
+from bindkit.affinities.scoring import Affinity, ImageGrid, image_activations, layer_of, pair_logits, read_probe
 from bindkit.arguments import each_of, read_seed, require_kind, whole_number
 from bindkit.backbones.sources import ActivationSource, require_source
 from bindkit.errors import InvalidParameterError
 from bindkit.files import progress
 from bindkit.probes import Probe
-from bindkit.probes.resampling import mean_interval
-from bindkit.probes.saving import Fit
+from bindkit.probes.metrics import mean_interval
+from bindkit.probes.protocols import Fit
 from bindkit.scenes import Scene
 from bindkit.scenes.scene import SceneSet, require_scenes
 
@@ -277,10 +276,7 @@ def objects_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def contingency(labels_mask: Any, scene: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of a scene's instances, 0 among them where it shows, and the pixels that each shares with each segment.
-
-    The second is ``[instance, segment]``, segments in order of their numbers. Raises InvalidParameterError.
-    """
+    """Ids of a scene's instances, 0 where it shows, and the pixels ``[instance, segment]`` that they share."""
     require_kind(scene, Scene, "a scene is what bk.open_scenes(uri)[0] gives")
     require_kind(labels_mask, np.ndarray, "labels_mask is an array such as found.mask()")
     if labels_mask.shape != scene.size or labels_mask.dtype.kind not in "iu":
@@ -327,10 +323,7 @@ def _correlated(
 
 
 def moved(weights: Float[np.ndarray, "n n"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Move single patches while the sum of weights within clusters rises; clusters of `labels` count from 0.
-
-    Weights are symmetric with a zero diagonal. Every move raises the sum, so that it never falls.
-    """
+    """Move single patches while that raises the sum of weights (symmetric, diagonal 0) within clusters, from 0 on."""
     for _ in range(_ROUNDS):
         labels = np.unique(labels, return_inverse=True)[1]
         # What each patch has with each cluster; the last is empty, for a patch that is better off alone.

@@ -26,9 +26,8 @@ from bindkit.errors import BackboneError, InvalidParameterError
 from bindkit.files import RememberedDigests, parse_json, progress, sha256_of, slug, write_bytes
 from bindkit.pretraining import OBJECTIVES
 from bindkit.pretraining.loop import RUN_FILE, STATE_FILE, checkpoints_of
-from bindkit.probes.protocols import Protocol
+from bindkit.probes.protocols import RESULT_COLUMNS, Protocol
 from bindkit.probes.protocols import protocol as protocol_of
-from bindkit.probes.saving import RESULT_COLUMNS
 from bindkit.results.sweeping import own_code, sweep
 from bindkit.scenes import open_scenes
 from bindkit.scenes.checking import contents_of, memory_in
@@ -111,10 +110,7 @@ def _labels(plans: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def training_histories(runs: Sequence[str | Path]) -> pd.DataFrame:
-    """Training losses of runs, which they keep beside their checkpoints; a run without a state to resume from has none.
-
-    The loss is a mean since the row before, in the objective's own units.
-    """
+    """Losses of runs, means since the row before in the objective's units; none of a run without its state."""
     rows = []
     for run in read_runs(runs):
         path = run.directory / STATE_FILE

@@ -22,9 +22,8 @@ from bindkit.errors import InvalidParameterError
 from bindkit.files import parse_json, progress, slug, with_nan, without_nan, write_json
 from bindkit.probes import load_probe, parse_probe
 from bindkit.probes.judging import judge_probe
-from bindkit.probes.protocols import Protocol
+from bindkit.probes.protocols import RESULT_COLUMNS, Protocol
 from bindkit.probes.protocols import protocol as protocol_of
-from bindkit.probes.saving import RESULT_COLUMNS
 from bindkit.results.sweeping import own_code, probe_directory, sweep
 from bindkit.scenes import open_scenes, split_scenes
 from bindkit.scenes.opening import scene_variations

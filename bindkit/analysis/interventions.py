@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bindkit.analysis.attention import JudgedWindows
 from bindkit.analysis.subspace import Moments, Subspace, chosen_subspace, form_of, random_like
-from bindkit.analysis.windows import JudgedWindows
 from bindkit.arguments import each_of, read_seed, whole_number
 from bindkit.backbones import Backbone
 from bindkit.cache import ActivationCache, require_cache
@@ -30,11 +30,10 @@ from bindkit.pretraining.losses import PretrainingLoss
 from bindkit.probes import Probe, require_probe
 from bindkit.probes.batches import SplitPatches
 from bindkit.probes.fitting import fit_probes
-from bindkit.probes.judging import Judged, judge_split
+from bindkit.probes.judging import TASKS, Judged, judge_split, own_figures
 from bindkit.probes.layers import LayerPatches
+from bindkit.probes.metrics import interval, mean_interval
 from bindkit.probes.protocols import protocol_of_fit
-from bindkit.probes.resampling import interval, mean_interval
-from bindkit.probes.tasks import TASKS, own_figures
 from bindkit.scenes.scene import SceneSet
 
 logger = logging.getLogger(__name__)
@@ -227,7 +226,9 @@ def intervene(
                 change = partial(edit.of_windows, windows, others)
                 rows = [*read_outs.rows(windows, windows.passed(read_outs.layers, layer, change))]
             if losses is not None and edit.kind in _BLIND:
-                rows = [*rows, _loss_row(losses.of_batches(layer, edit.blind) if edit.strength else clean_loss)]
+                found = losses.of_batches(layer, edit.blind) if edit.strength else clean_loss
+                bounds = dict(zip(("low", "high"), mean_interval(found), strict=True))
+                rows = [*rows, {"read_out": "loss", "figure": "loss", "value": float(found.mean()), **bounds}]
             doing = {"edit": edit.kind, "subspace": name, "draw": draw, "strength": edit.strength}
             table += [described | doing | row for row in rows]
     return pd.DataFrame(table)
@@ -243,11 +244,6 @@ def _read(edits: Sequence[str], strengths: Sequence[float]) -> tuple[list[str], 
     if not doses or not 0 <= doses[0] <= doses[-1] <= 1:
         raise InvalidParameterError(f"strengths are numbers from 0 to 1, at least one; got {list(strengths)}")
     return chosen, doses
-
-
-def _loss_row(losses: Float[np.ndarray, " batch"]) -> dict[str, Any]:
-    low, high = mean_interval(losses)
-    return {"read_out": "loss", "figure": "loss", "value": float(losses.mean()), "low": low, "high": high}
 
 
 def _donors(windows: JudgedWindows) -> Int[Tensor, " window"]:
@@ -291,9 +287,9 @@ class _ReadOuts:
         for read_out, (task, probe) in self._pointwise.items():
             patches = windows.judged(found, self._deepest)
             told = class_figures if read_out == "classes" else object_figures
-            for name, (value, low, high) in told(probe, patches, task).items():
-                bounds = {"low": low, "high": high}
-                yield {"read_out": read_out, "read_layer": self._deepest, "figure": name, "value": value, **bounds}
+            for name, figure in told(probe, patches, task).items():
+                bounded = dict(zip(("value", "low", "high"), figure, strict=True))
+                yield {"read_out": read_out, "read_layer": self._deepest, "figure": name, **bounded}
 
 
 Figure = tuple[float, float, float]

@@ -27,9 +27,9 @@ from bindkit.cache import ActivationCache, require_cache
 from bindkit.cache.views import MappedCache
 from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.probes import Probe, require_probe
-from bindkit.probes.batches import SplitPatches
+from bindkit.probes.batches import SplitPatches, roles_for
 from bindkit.probes.fitting import fit_probes
-from bindkit.probes.judging import judge_probe, judging, roles_for
+from bindkit.probes.judging import judge_probe, judging
 from bindkit.probes.layers import LayerPatches
 from bindkit.probes.protocols import protocol_of_fit
 
@@ -55,11 +55,8 @@ class Moments:
         """Over the judged draw of the training scenes."""
         layer, rules = probe.layer_for(require_cache(cache).backbone), protocol_of_fit(probe.fitted_on)
         total, mean, n = torch.zeros(()), torch.zeros(()), 0
-        for batch in (
-            SplitPatches(cache, roles_for(probe.fitted_on, cache)["train"], layer, rules, torch.device("cpu"))
-            .require()
-            .judged()
-        ):
+        train = roles_for(probe.fitted_on, cache)["train"]
+        for batch in SplitPatches(cache, train, layer, rules, torch.device("cpu")).require().judged():
             rows = batch.activations[batch.present].double()
             total, mean, n = total + rows.T @ rows, mean + rows.sum(0), n + len(rows)
         mean = mean / n
@@ -209,7 +206,7 @@ def binding_spectrum(cache: ActivationCache, probe: Probe) -> pd.DataFrame:
     shares = weights**2 / (weights**2).sum()
     return pd.DataFrame(
         {
-            **_described(probe),
+            **described(probe),
             "axis": np.arange(1, len(weights) + 1),
             "weight": weights,
             "sign": np.sign(weights).astype(int),
@@ -277,7 +274,7 @@ def rank_curve(
         patches = LayerPatches(cache, probe.layer_for(cache.backbone), protocol_of_fit(probe.fitted_on), "cpu")
         fits = fit_probes(patches, [(f"quadratic_fixed_rank@{k}", "pairwise") for k in chosen], seed)
         rows += [_figures("refitted", k, [fit.metrics]) for k, fit in zip(chosen, fits, strict=True)]
-    return pd.DataFrame([_described(probe) | row for row in rows])
+    return pd.DataFrame([described(probe) | row for row in rows])
 
 
 def seen_through(cache: ActivationCache, to: Callable[[Tensor], Tensor]) -> ActivationCache:
@@ -378,7 +375,8 @@ def _rank(rank: Any, d_model: int) -> int:
     return int(rank)
 
 
-def _described(probe: Probe) -> dict[str, Any]:
+def described(probe: Probe) -> dict[str, Any]:
+    """What a fitted probe is of: backbone, layer, probe."""
     return {name: probe.fitted_on.get(name) for name in ("backbone", "layer", "probe")}
 
 

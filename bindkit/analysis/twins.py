@@ -20,16 +20,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bindkit.analysis.subspace import Moments, chosen_subspace, form_of, spectrum_of
+from bindkit.analysis.subspace import Moments, chosen_subspace, described, form_of, spectrum_of
 from bindkit.arguments import whole_number
 from bindkit.cache import ActivationCache, require_cache
 from bindkit.cache.store import activations_of, labels_of
 from bindkit.errors import EmptySplitError
 from bindkit.probes import Probe, make_probe, require_probe
-from bindkit.probes.judging import JUDGED_FIRST, judging, roles_for
-from bindkit.probes.metrics import judge, left_out
+from bindkit.probes.batches import JUDGED_FIRST, roles_for
+from bindkit.probes.judging import judging
+from bindkit.probes.metrics import interval, judge, left_out, mean_interval
 from bindkit.probes.protocols import protocol_of_fit
-from bindkit.probes.resampling import interval, mean_interval
 
 TWIN_SCENES = "synthetic:n=120,seed=21,twins=1"
 """Scenes in which every further object is a copy of one already there."""
@@ -101,10 +101,7 @@ class Copies:
 
 
 def copies_of(cache: ActivationCache, probe: Probe) -> Iterator[Copies]:
-    """All pairs of instances of one class in the judged scenes, matched by the displacement that fits most patches.
-
-    That displacement is a whole number of patches, so that matching patches show the same part to within half a patch.
-    """
+    """All pairs of instances of one class in the judged scenes, matched by the whole-patch move that fits most."""
     layer, roles = probe.layer_for(cache.backbone), roles_for(probe.fitted_on, cache)
     probe.check_fits(cache.d_model, layer)
     scenes = next(roles[split] for split in JUDGED_FIRST if labels_of(cache, roles[split]).n_scenes)
@@ -118,7 +115,8 @@ def copies_of(cache: ActivationCache, probe: Probe) -> Iterator[Copies]:
         instances = np.where(is_pure, labels.instances, -1)[rows]
         classes = labels.classes[rows]
         at = {tuple(corner): row for row, corner in enumerate(corners.tolist()) if instances[row] >= 0}
-        for one, other in _of_one_class(instances, classes):
+        known = sorted({(int(c), int(i)) for c, i in zip(classes, instances, strict=True) if c > 0 and i > 0})
+        for one, other in ((i, k) for (of, i), (as_well, k) in combinations(known, 2) if of == as_well):
             move = _displacement(corners[instances == one], corners[instances == other], labels.patch_size)
             if move is None:
                 continue
@@ -130,14 +128,6 @@ def copies_of(cache: ActivationCache, probe: Probe) -> Iterator[Copies]:
             first, second = x[matched[:, 0]], x[matched[:, 1]]
             elsewhere = x[apart[:, 0]] - x[apart[:, 1]]
             yield Copies(scene, (one, other), first, second, corners[matched[:, 0]], elsewhere)
-
-
-def _of_one_class(instances: np.ndarray, classes: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Pairs of instances."""
-    known = sorted({(int(c), int(i)) for c, i in zip(classes, instances, strict=True) if c > 0 and i > 0})
-    for (class_id, one), (other_class, other) in combinations(known, 2):
-        if class_id == other_class:
-            yield one, other
 
 
 def _displacement(corners: np.ndarray, others: np.ndarray, side: int) -> tuple[int, int] | None:
@@ -213,8 +203,7 @@ def twin_differences(
                 row[name] = float(by_scene.mean()) if len(by_scene) else math.nan
                 row[f"{name}_low"], row[f"{name}_high"] = mean_interval(by_scene)
             rows.append(row | {"n_copies": len(copies), "n_scenes": len({one.scene for one in copies})})
-    described = {name: probe.fitted_on.get(name) for name in ("backbone", "layer", "probe")}
-    return pd.DataFrame([described | row for row in rows])
+    return pd.DataFrame([described(probe) | row for row in rows])
 
 
 def _of_copies(copies: Sequence[Copies], flat: Tensor, basis: Tensor) -> dict[str, list[float]]:
@@ -250,11 +239,8 @@ def twin_scores(cache: ActivationCache, probe: Probe, n_copies: int = 4) -> pd.D
         for number, one in enumerate(copies):
             for instance, x in enumerate((one.first, one.second)):
                 scores = (found.scores(x) / scale).numpy()
+                at = {"axes": axes, "copies": number, "scene": one.scene, "instance": instance}
                 for part, (score, place) in enumerate(zip(scores, one.places, strict=True)):
-                    rows.append(
-                        {
-                            **{"axes": axes, "copies": number, "scene": one.scene, "instance": instance, "part": part},
-                            **{"first": score[0], "second": score[1], "top": int(place[0]), "left": int(place[1])},
-                        }
-                    )
+                    said = {"part": part, "first": score[0], "second": score[1]}
+                    rows.append(at | said | {"top": int(place[0]), "left": int(place[1])})
     return pd.DataFrame(rows)

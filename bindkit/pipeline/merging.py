@@ -20,12 +20,11 @@ from bindkit.errors import BindkitError, InvalidParameterError, WorkspaceMismatc
 from bindkit.files import write_bytes
 from bindkit.pipeline.workspace import SETTINGS_FILE, Workspace, recorded_settings, workspace_root
 from bindkit.probes import by_capability
-from bindkit.probes.judging import is_folds
-from bindkit.probes.metrics import below_chance
+from bindkit.probes.batches import is_folds
 from bindkit.probes.protocols import Protocol
 from bindkit.results.model_table import model_table
 from bindkit.results.sweeping import SWEEP_COLUMNS, kept_rows, remove_stale_fits, same_class_rows, sweep
-from bindkit.results.tables import OVER_CONTROLS, ranked_by
+from bindkit.results.tables import OVER_CONTROLS, below_chance, ranked_by
 
 logger = logging.getLogger(__name__)
 

@@ -251,7 +251,7 @@ def _check_protocol(name: str, values: Mapping[str, Any]) -> None:
 
 
 def _check_folds(name: str, values: Mapping[str, Any]) -> None:
-    from bindkit.probes.judging import LEAST_FOLDS
+    from bindkit.probes.batches import LEAST_FOLDS
 
     if 0 < whole_number(values[name], name, 0) < LEAST_FOLDS:
         raise InvalidParameterError(f"folds is 0 for none, or at least {LEAST_FOLDS}; got {values[name]}")
@@ -264,7 +264,7 @@ def _check_controls(name: str, values: Mapping[str, Any]) -> None:
 
 def _check_probes(name: str, values: Mapping[str, Any]) -> None:
     """With the tasks that they are to be fitted for."""
-    from bindkit.probes.tasks import require_pairwise
+    from bindkit.probes.judging import require_pairwise
     from bindkit.results.sweeping import fitting_pairs
 
     probes, tasks = values[name].split(), values.get("tasks", "pairwise").split()

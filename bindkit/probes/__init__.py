@@ -33,9 +33,10 @@ from bindkit.probes.kinds import (
     QuadraticFixedRank,
     SelfAttention,
     Softmax,
+    add_symmetric_product,
+    mirrored,
 )
-from bindkit.probes.pair_products import add_symmetric_product, mirrored
-from bindkit.probes.saving import load_probe, save_probe
+from bindkit.probes.protocols import load_probe, save_probe
 
 __all__ = [
     "PROBES",

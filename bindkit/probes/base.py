@@ -111,10 +111,7 @@ class Probe(nn.Module, ABC):
         raise ProbeError(f"the {self.kind} probe says trained_in = {self.trained_in!r} but does not define folded()")
 
     def closed_form(self, moments: PairMoments) -> dict[str, Tensor] | None:
-        """Parameters to start from, found in closed form up to scale and offset; None where there is no such start.
-
-        `moments` are in the units that the probe is trained in.
-        """
+        """Start in closed form up to scale and offset, from moments in training units; None where there is none."""
         return None
 
     def check_fits(self, d_model: int, layer: int | None = None) -> None:
@@ -230,10 +227,7 @@ def register_probe(kind: str) -> Callable[[Any], type[Probe]]:
 
 
 def parse_probe(name: str) -> tuple[str, dict[str, int]]:
-    """Kind, and options such as ``{"rank": 16}``, of ``KIND`` or ``KIND@NUMBER``.
-
-    Raises ProbeError for a kind that is not in the registry, or a number where it takes none.
-    """
+    """Kind, and options such as ``{"rank": 16}``, of ``KIND`` or ``KIND@NUMBER``. Raises ProbeError."""
     require_kind(name, str, "a probe is asked for by its name, such as 'quadratic'", ProbeError)
     kind, at, number = name.partition("@")
     if kind not in PROBES:

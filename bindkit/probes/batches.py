@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bindkit.arguments import whole_number
 from bindkit.cache import ActivationCache
 from bindkit.cache.store import CachedLabels, SceneChoice, activations_of, labels_of
-from bindkit.errors import ConstantActivationsError, EmptySplitError, NonFiniteActivationsError, OneAnswerError
+from bindkit.errors import (
+    ConstantActivationsError,
+    EmptySplitError,
+    InvalidParameterError,
+    NonFiniteActivationsError,
+    OneAnswerError,
+)
 from bindkit.probes.base import check_layer
-from bindkit.probes.metrics import JudgedPairs, distance_strata
 from bindkit.probes.protocols import Protocol
+from bindkit.scenes.splits import in_order
 
 _KEPT_BYTES = 512 * 2**20
 """What batches that are judged again and again may take."""
@@ -30,10 +37,7 @@ _BY_SCENE = ("activations", "instances", "classes", "corners", "window", "presen
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """Some patches of some scenes, and which of their pairs count under a protocol.
-
-    Scenes with fewer patches than the widest are filled up; `present` says which slots count.
-    """
+    """Some patches of some scenes, and which pairs count; scenes of few patches are filled up, see `present`."""
 
     activations: Float[Tensor, "scene patch d_model"]
     instances: Int[Tensor, "scene patch"]
@@ -118,11 +122,7 @@ def who_takes_part(labels: CachedLabels, protocol: Protocol) -> Bool[np.ndarray,
 
 
 class SplitPatches:
-    """The patches of one split (or of scenes chosen from all) at a layer that take part under a protocol.
-
-    Activations stay on disk unless all of them fit in `buffer_bytes`; batches are put on the device. Raises LayerError
-    if the cache has no such layer.
-    """
+    """One split's (or chosen scenes') patches at a layer that take part; in memory if they fit. Raises LayerError."""
 
     def __init__(
         self,
@@ -189,10 +189,7 @@ class SplitPatches:
         return self
 
     def require_two_answers(self) -> None:
-        """Refuse scenes whose pairs all have one answer: whatever a probe said of them would be a number about nothing.
-
-        Raises OneAnswerError, also where no pair counts.
-        """
+        """Refuse scenes whose pairs all have one answer, or that have none that counts. Raises OneAnswerError."""
         answers = set()
         for batch in self.judged():
             answers |= set(torch.unique(batch.same[batch.counted]).tolist())
@@ -211,10 +208,7 @@ class SplitPatches:
         )
 
     def require_differences(self) -> None:
-        """Refuse activations that are the same for every patch; looks at 1,024 evenly spread ones.
-
-        Raises ConstantActivationsError.
-        """
+        """Refuse activations that are the same for 1,024 evenly spread patches. Raises ConstantActivationsError."""
         rows = self._take(spread(self.n_patches, 1024))
         if bool((rows == rows[:1]).all()):
             raise ConstantActivationsError(
@@ -351,25 +345,94 @@ def _digest_of(scene_id: str, purpose: str) -> bytes:
     return hashlib.sha256(f"{scene_id}{purpose and ' '}{purpose}".encode()).digest()
 
 
-def flat_pairs(judged: Iterable[tuple[PatchBatch, Tensor, Tensor]]) -> JudgedPairs:
-    """The counted pairs of all batches, as one flat list.
+# --- which scenes train, validate and test ---------------------------------------------------------------------------
 
-    With each batch come its logits and which pairs are called *same*, both ``[scene, patch, patch]``.
+JUDGED_FIRST = ("test", "validation", "train")
+"""Of these splits the first that has usable scenes is the one whose figures are reported."""
+
+Roles = Mapping[str, str | SceneChoice]
+"""Scenes that train, validate and test."""
+
+LEAST_FOLDS = 3
+_FOLDS = " folds"
+"""What the column ``split`` says behind their number."""
+
+
+def fold_roles(cache: ActivationCache, n_folds: int) -> list[dict[str, SceneChoice]]:
+    """Of each fold of a cross-validation the scenes that train, validate and test its probe.
+
+    All cached scenes, whatever their split, are dealt into folds by groups, by scene ids alone. The probe of fold k is
+    trained on the rest less fold k + 1, which validates, and judges fold k. Raises InvalidParameterError for fewer than
+    three folds, or more than there are groups.
     """
-    columns: dict[str, list[np.ndarray]] = defaultdict(list)
-    for batch, logits, said_same in judged:
-        number, first, second = batch.counted.nonzero(as_tuple=True)
-        corners, others = (batch.corners[number, place].cpu().numpy() for place in (first, second))
-        columns["stratum"].append(distance_strata(corners, others, batch.patch_size))
-        found = {
-            "logits": logits.float(),
-            "same": batch.same,
-            "twins_question": batch.twins_question,
-            "said": said_same,
-        }
-        for name, values in found.items():
-            columns[name].append(values[number, first, second].cpu().numpy())
-        for name, of in (("scene", batch.scenes), ("group", batch.groups)):
-            if of is not None:
-                columns[name].append(of.to(number.device)[number].cpu().numpy())
-    return JudgedPairs(**{name: np.concatenate(parts) for name, parts in columns.items()})
+    folds = _dealt(cache, n_folds)
+    return [_roles(cache, k + 1, n_folds, folds[k], folds[(k + 1) % n_folds]) for k in range(n_folds)]
+
+
+def _roles(
+    cache: ActivationCache, number: int, n_folds: int, test: Iterable[str], validation: Iterable[str]
+) -> dict[str, SceneChoice]:
+    """What each scene of a cache is to the probe of one fold (number from 1 on), by the scenes that it never saw."""
+    known = _scene_ids(cache)
+    tested, validating = (tuple(scene for scene in chosen if scene in known) for chosen in (test, validation))
+    trained = tuple(scene for scene in known if scene not in {*tested, *validating})
+    name = f"fold {number} of {n_folds}"
+    return {
+        "train": SceneChoice(f"training scenes of {name}", trained),
+        "validation": SceneChoice(f"validation scenes of {name}", validating),
+        "test": SceneChoice(name, tested),
+    }
+
+
+def roles_for(fitted_on: Mapping[str, Any], cache: ActivationCache) -> Roles:
+    """What a cache's splits are to a probe: its own where it was fitted on a fold of these scenes, else the cache's."""
+    fold = fitted_on.get("fold")
+    if fold is None or fitted_on["scenes"] != cache.manifest.identity.scenes_uri:
+        return {split: split for split in cache.splits}
+    return _roles(cache, fold["number"], fold["of"], fold["test"], fold["validation"])
+
+
+def judged_scenes(cache: ActivationCache, split: str) -> str | SceneChoice:
+    """Scenes that a table's ``split`` speaks of: of ``"5 folds"`` all, fold by fold."""
+    if not is_folds(split):
+        return split
+    return SceneChoice(split, tuple(scene for fold in _dealt(cache, int(split.removesuffix(_FOLDS))) for scene in fold))
+
+
+def said(n_folds: int) -> str:
+    """What stands in the column ``split``."""
+    return f"{n_folds}{_FOLDS}"
+
+
+def is_folds(split: str) -> bool:
+    """Whether the column ``split`` speaks of a cross-validation."""
+    return split.endswith(_FOLDS)
+
+
+def scenes_of(split: str, n_scenes: int | None = None) -> str:
+    """The judged scenes in words, with their number where it is known: "1 test scene", "all scenes in 5 folds"."""
+    if n_scenes is None:
+        return f"all scenes in {split}" if is_folds(split) else f"the {split} scenes"
+    noun = "scene" if n_scenes == 1 else "scenes"
+    return f"{n_scenes} {noun} in {split}" if is_folds(split) else f"{n_scenes} {split} {noun}"
+
+
+def _scene_ids(cache: ActivationCache) -> dict[str, None]:
+    return {scene: None for split in cache.splits for scene in cache.labels(split).scene_ids}
+
+
+def _dealt(cache: ActivationCache, n_folds: int) -> list[tuple[str, ...]]:
+    """Scenes of each fold: large groups first, each to the smallest fold so far."""
+    n_folds, scenes = whole_number(n_folds, "folds"), sorted(_scene_ids(cache))
+    members: dict[str, list[int]] = {}
+    for position, scene in enumerate(scenes):
+        members.setdefault(cache.groups.get(scene, scene), []).append(position)
+    if not LEAST_FOLDS <= n_folds <= len(members):
+        raise InvalidParameterError(
+            f"folds is at least {LEAST_FOLDS} (one is judged, one validates, the rest trains) and at most the number "
+            f"of scenes or groups of them, {len(members)}; got {n_folds}"
+        )
+    folds: list[list[int]] = [[] for _ in range(n_folds)]
+    for group in in_order(scenes, [tuple(found) for found in members.values()]):
+        min(folds, key=len).extend(group)
+    return [tuple(scenes[position] for position in sorted(fold)) for fold in folds]

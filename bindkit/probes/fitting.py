@@ -23,15 +23,20 @@ from bindkit.cache import ActivationCache, require_cache
 from bindkit.errors import InvalidParameterError, LayerError, NonFiniteActivationsError, ProbeError
 from bindkit.files import one_ahead, without_nan
 from bindkit.probes.base import Probe, is_shipped, parse_probe
-from bindkit.probes.batches import PatchBatch, scene_batches, spread
-from bindkit.probes.descent import Parameters, TrainingPairs, copy_of, drawn_starts
-from bindkit.probes.judging import Judged, fold_roles, judge_split, judge_together, said, validate
+from bindkit.probes.batches import PatchBatch, fold_roles, said, scene_batches, spread
+from bindkit.probes.judging import TASKS, Judged, Task, judge_split, judge_together, require_fitting, validate
 from bindkit.probes.kinds import SelfAttention
-from bindkit.probes.layers import LayerPatches, offset_of, scale_and_offset
+from bindkit.probes.layers import (
+    LayerPatches,
+    Parameters,
+    TrainingPairs,
+    copy_of,
+    drawn_starts,
+    offset_of,
+    scale_and_offset,
+)
 from bindkit.probes.metrics import warn_below_chance
-from bindkit.probes.protocols import Protocol
-from bindkit.probes.saving import Fit, validation_accuracy
-from bindkit.probes.tasks import TASKS, Task, require_fitting
+from bindkit.probes.protocols import Fit, Protocol, validation_accuracy
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +75,7 @@ def fit_probe(
         A name in ``bindkit.probes.PROBES``, where it takes one with its number: ``quadratic_fixed_rank@16``,
         ``self_attention@3`` (a head).
     task : str
-        A name in ``bindkit.probes.tasks.TASKS``: ``pairwise``, ``pointwise_class``, ``pointwise_identity``, or the
+        A name in ``bindkit.probes.judging.TASKS``: ``pairwise``, ``pointwise_class``, ``pointwise_identity``, or the
         control ``shuffled_labels``.
     protocol : str or Protocol
         ``"strict"`` or ``"paper"``, with fields: ``"strict,epochs=4"``. Not looked at with LayerPatches,
@@ -128,11 +133,7 @@ def fit_probe(
 
 
 def fit_probes(patches: LayerPatches, wanted: Sequence[tuple[str, str]], seed: int = 0) -> list[Fit]:
-    """Fit several (probe, task) side by side: every batch is read once and shown to all of them.
-
-    Each gets exactly what `fit_probe` would give it: batches depend on the seed, not on who looks at them. Errors as
-    `fit_probe`.
-    """
+    """Fit several (probe, task) on the same batches; each gets exactly what `fit_probe` would give it. Its errors."""
     seed = read_seed(seed)
     split, fits = patches.judged_split, []
     with patches.few_threads():
@@ -275,10 +276,7 @@ class Training:
 
     @torch.no_grad()
     def _set_scale_and_offset(self, offset_alone: bool) -> None:
-        """Make the start's scores logits: its direction is known in closed form, its scale and offset are not.
-
-        Of a baseline, which has nothing but an offset, scores may be of any size.
-        """
+        """Make the start's scores logits; of a baseline, which has nothing but an offset, scores are of any size."""
         train = self.patches.splits["train"]
         batch = train.draw(spread(len(train), _START_SCENES), torch.Generator().manual_seed(0))
         if self.task.shuffled:

@@ -1,25 +1,124 @@
 """The probes that come with bindkit, and the similarities and baselines that stand beside them.
 
-First those whose logit is linear in each of the two patches; then those that map each patch to a distribution, where
-two patches are of one object as far as both fall on one outcome; then the baseline that asks the model itself: how much
-the next layer's query of one patch meets the key of another.
+First the logits of all pairs of a scene for the large forms, with their gradients written out: autograd alone would
+keep products as large as the activations and fill fresh memory with them every step. Scenes go through a few at a time,
+and of symmetric products only the blocks on and above the diagonal are computed.
+
+Then the probes whose logit is linear in each of the two patches; those that map each patch to a distribution, where two
+patches are of one object as far as both fall on one outcome; and the baseline that asks the model itself: how much the
+next layer's query of one patch meets the key of another.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import softmax
+from torch.nn.functional import layer_norm, softmax
 
 from bindkit.backbones.attention import AttentionMaps
 from bindkit.errors import ProbeError
 from bindkit.probes.base import PairMoments, Probe, register_probe, uniform_start
-from bindkit.probes.pair_products import diagonal_logits, symmetric_logits
+
+_ROWS_AT_ONCE = 2048
+"""Rows of a chunk: 8 MB at width 1024, which the allocator gives again instead of asking the system for new pages."""
+
+_BLOCK = 256
+"""Columns of a block of a symmetric product."""
+
+
+def symmetric_logits(
+    x: Float[Tensor, "*scene n d_model"], form: Float[Tensor, "d_model d_model"]
+) -> Float[Tensor, "*scene n n"]:
+    """``x form x'`` for a symmetric form; the gradient is that along symmetric changes of it, the only ones."""
+    if x.requires_grad:
+        return (x @ form) @ x.mT
+    logits: Tensor = _Symmetric.apply(x.reshape(-1, *x.shape[-2:]), form)
+    return logits.reshape(*x.shape[:-1], x.shape[-2])
+
+
+def diagonal_logits(
+    x: Float[Tensor, "*scene n d_model"], weight: Float[Tensor, " d_model"]
+) -> Float[Tensor, "*scene n n"]:
+    """``x diag(weight) x'``."""
+    if x.requires_grad:
+        return (x * weight) @ x.mT
+    logits: Tensor = _Diagonal.apply(x.reshape(-1, *x.shape[-2:]), weight)
+    return logits.reshape(*x.shape[:-1], x.shape[-2])
+
+
+def add_symmetric_product(
+    total: Float[Tensor, "d_model d_model"], left: Float[Tensor, "row d_model"], right: Float[Tensor, "row d_model"]
+) -> None:
+    """Add ``left' right``, known to be symmetric, to the blocks of `total` on and above the diagonal."""
+    for start, end in _blocks(total.shape[0]):
+        total[:end, start:end].addmm_(left[:, :end].T, right[:, start:end])
+
+
+def mirrored(total: Float[Tensor, "d_model d_model"]) -> Float[Tensor, "d_model d_model"]:
+    """The symmetric matrix whose upper half this is."""
+    return total.triu() + total.triu(1).T
+
+
+class _Symmetric(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, form: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        # With half of it, upper + upper' is the form: what the lower half would add is the transposed logits.
+        upper = form.triu()
+        upper.diagonal().div_(2)
+        logits = x.new_empty(*x.shape[:2], x.shape[1])
+        product = x.new_empty(min(_chunk(x), len(x)) * x.shape[1], x.shape[2])
+        for part, out in zip(x.split(_chunk(x)), logits.split(_chunk(x)), strict=True):
+            rows = part.flatten(0, 1)
+            for start, end in _blocks(form.shape[0]):
+                torch.mm(rows[:, :end], upper[:end, start:end], out=product[: len(rows), start:end])
+            half = product[: len(rows)].view_as(part) @ part.mT
+            torch.add(half, half.mT, out=out)
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        (x,), (gradient,) = ctx.saved_tensors, gradients
+        total = x.new_zeros(x.shape[2], x.shape[2])
+        for part, told in zip(x.split(_chunk(x)), gradient.split(_chunk(x)), strict=True):
+            weighed = ((told + told.mT) / 2) @ part
+            add_symmetric_product(total, part.flatten(0, 1), weighed.flatten(0, 1))
+        return None, mirrored(total)
+
+
+class _Diagonal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        logits = x.new_empty(*x.shape[:2], x.shape[1])
+        for part, out in zip(x.split(_chunk(x)), logits.split(_chunk(x)), strict=True):
+            torch.bmm(part * weight, part.mT, out=out)
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        (x,), (gradient,) = ctx.saved_tensors, gradients
+        total = x.new_zeros(x.shape[2])
+        for part, told in zip(x.split(_chunk(x)), gradient.split(_chunk(x)), strict=True):
+            total += (told @ part).mul_(part).sum((0, 1))
+        return None, total
+
+
+def _chunk(x: Tensor) -> int:
+    """Scenes that go through at once."""
+    return max(1, _ROWS_AT_ONCE // max(1, x.shape[1]))
+
+
+def _blocks(width: int) -> Iterator[tuple[int, int]]:
+    """Columns of each block; narrow forms are one block."""
+    step = _BLOCK if width > 2 * _BLOCK else width
+    for start in range(0, width, step):
+        yield start, min(start + step, width)
 
 
 def times_units(weight: Float[Tensor, "*rows d_model"], units: Tensor) -> Float[Tensor, "*rows d_model"]:
@@ -178,14 +277,8 @@ class CosineSimilarity(Probe):
 
 
 @register_probe("dot_product")
-class DotProduct(Probe):
+class DotProduct(CosineSimilarity):
     """``x.y + b``: only an offset is learned."""
-
-    trained_in = "raw"
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__(d_model)
-        self.bias = uniform_start(fan_in=d_model)
 
     def pairwise(self, x: Float[Tensor, "*scene n d_model"], y: Float[Tensor, "*scene m d_model"]) -> Tensor:  # noqa: D102
         return x @ y.mT + self.bias
@@ -339,12 +432,8 @@ class SelfAttention(Probe):
         """Queries of `x` and keys of `y`, of all heads side by side or of the one that the probe has."""
         head, width = self.options["head"], self.d_model // self.options["n_heads"]
         rows = slice(None) if head is None else slice(head * width, (head + 1) * width)
-        queries = self._seen(x) @ self.query_weight[rows].T + self.query_bias[rows]
-        return queries, self._seen(y) @ self.key_weight[rows].T + self.key_bias[rows]
-
-    def _seen(self, x: Tensor) -> Tensor:
-        if not self.options.get("normed", True):
-            return x
-        return nn.functional.layer_norm(
-            x, (self.d_model,), self.norm_weight, self.norm_bias, self.options["norm_epsilon"]
-        )
+        if self.options.get("normed", True):
+            norm = self.norm_weight, self.norm_bias, self.options["norm_epsilon"]
+            x, y = (layer_norm(part, (self.d_model,), *norm) for part in (x, y))
+        queries = x @ self.query_weight[rows].T + self.query_bias[rows]
+        return queries, y @ self.key_weight[rows].T + self.key_bias[rows]

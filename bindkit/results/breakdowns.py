@@ -20,9 +20,8 @@ from bindkit.errors import InvalidParameterError
 from bindkit.probes import Probe, require_probe
 from bindkit.probes.batches import PatchBatch
 from bindkit.probes.judging import judging
-from bindkit.probes.metrics import auroc
+from bindkit.probes.metrics import auroc, leave_out_scenes
 from bindkit.probes.protocols import Protocol
-from bindkit.probes.resampling import leave_out_scenes
 
 _DOUBLING = np.array([0, 2, 4, 8, 16, 32, 64, 128, 256, 512, np.inf])
 """Edges of distances (in patches) and sizes (in patches): each bin twice as wide as the one before."""
@@ -72,7 +71,7 @@ def breakdown(
         One row a group that has pairs: ``by``, ``group``, ``low`` and ``high`` (of the bin, the upper one outside;
         NaN for kinds), ``n_pairs``, ``n_scenes`` (that have such pairs), ``share_same``, ``accuracy`` with its 95 %
         interval over scenes (``accuracy_low``, ``accuracy_high``; NaN where too few scenes have such pairs, see
-        `bindkit.probes.resampling.interval`), ``majority_accuracy`` and ``auroc`` within the group (NaN where it
+        `bindkit.probes.metrics.interval`), ``majority_accuracy`` and ``auroc`` within the group (NaN where it
         has one kind of pairs). In ``attrs``, what was judged: ``backbone``, ``layer``, ``probe``, ``task``,
         ``protocol``, ``split`` and ``n_scenes``, as far as known.
 
@@ -255,7 +254,7 @@ def reliability(
     pandas.DataFrame
         One row a bin that has pairs: ``low`` and ``high`` edge, ``mean_affinity``, ``share_same`` with its 95 %
         interval over scenes (``share_same_low``, ``share_same_high``; NaN where too few scenes have pairs of the bin,
-        see `bindkit.probes.resampling.interval`) and ``n_pairs``. In ``attrs``: ``calibration_error`` (the mean
+        see `bindkit.probes.metrics.interval`) and ``n_pairs``. In ``attrs``: ``calibration_error`` (the mean
         distance of the two, weighted by pairs: the expected calibration error), ``loss`` (binary cross-entropy, nats a
         pair) and ``temperature``, and what was judged, as `bindkit.breakdown` says it.
 

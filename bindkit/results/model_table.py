@@ -14,18 +14,18 @@ import pandas as pd
 from bindkit.arguments import CONTROL, SAME_CLASS, parse_control
 from bindkit.cache import ActivationCache
 from bindkit.errors import InvalidParameterError
-from bindkit.probes.judging import is_folds, judging, same_class_pairs
-from bindkit.probes.metrics import JudgedPairs, chance_remark, left_out
-from bindkit.probes.protocols import Protocol, protocol_of_fit
-from bindkit.probes.resampling import UNKNOWN, interval
-from bindkit.probes.saving import load_folds
-from bindkit.results.sweeping import probe_directory
+from bindkit.probes.batches import is_folds
+from bindkit.probes.judging import judging
+from bindkit.probes.metrics import UNKNOWN, JudgedPairs, interval, left_out
+from bindkit.probes.protocols import Protocol, load_folds, protocol_of_fit
+from bindkit.results.sweeping import probe_directory, same_class_pairs
 from bindkit.results.tables import (
     COMPARED_FIGURES,
     JUDGED_ALIKE,
     OVER_CONTROLS,
     agreeing,
     best_layers,
+    chance_remark,
     strongest_controls,
 )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from bindkit import __version__
 from bindkit.arguments import CONTROL, SAME_CLASS, each_of, is_control, read_layers, read_seeds
@@ -25,14 +26,13 @@ from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.files import parse_json, progress, slug, with_nan, without_nan, write_json
 from bindkit.probes import PROBES, check_layer, parse_probe
 from bindkit.probes.base import is_shipped
+from bindkit.probes.batches import is_folds, judged_scenes, said
 from bindkit.probes.fitting import fit_folds, fit_probes
-from bindkit.probes.judging import is_folds, judge_same_class, judged_scenes, said
+from bindkit.probes.judging import TASKS, flat_pairs, judge_pairs, judged_patches, require_fitting, takes
 from bindkit.probes.layers import LayerPatches
-from bindkit.probes.metrics import warn_below_chance
-from bindkit.probes.protocols import Protocol
+from bindkit.probes.metrics import JudgedPairs, warn_below_chance
+from bindkit.probes.protocols import RESULT_COLUMNS, Protocol, load_folds, validation_accuracy
 from bindkit.probes.protocols import protocol as protocol_of
-from bindkit.probes.saving import RESULT_COLUMNS, load_folds, validation_accuracy
-from bindkit.probes.tasks import TASKS, require_fitting, takes
 from bindkit.scenes.geometry import WindowGeometry
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,6 @@ logger = logging.getLogger(__name__)
 SWEEP_COLUMNS = (*RESULT_COLUMNS, "validation_accuracy", "judged_pairs")
 """Columns of ``results.csv``: those of a fit; accuracy on the validation scenes, by which a layer can be chosen without
 looking at the judged ones; and a digest that rows share which are judged on the very same pairs."""
-
-_CACHES_ARE = "caches are what bk.cache_activations or bk.ActivationCache.open gives, one or several in a list"
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +119,8 @@ def sweep(
     """
     rules, split = protocol_of(protocol), None if folds is None else said(folds)
     # What is named twice is fitted once: two rows of one fit would pass for two seeds.
-    given = each_of(caches, ActivationCache, _CACHES_ARE)
+    what = "caches are what bk.cache_activations or bk.ActivationCache.open gives, one or several in a list"
+    given = each_of(caches, ActivationCache, what)
     # By name too: a cache and what `read_as` makes of it lie in one place.
     caches = list({(cache.path.resolve(), cache.backbone["name"]): cache for cache in given}.values())
     probes = list(dict.fromkeys(each_of(probes, str, "probes are names, one or several in a list")))
@@ -189,10 +188,9 @@ def _fitted_and_kept(
 def same_class_rows(
     caches: Sequence[ActivationCache], protocol: str | Protocol = "strict", split: str | None = None
 ) -> list[dict[str, Any]]:
-    """Judge an oracle that knows the class of every patch and nothing else: it calls pairs of one class *same*.
+    """Judge an oracle that calls pairs of one class *same*: all that similarity could ever tell, on twins at chance.
 
-    What it reads is all that similarity could ever tell: on twins it is at chance. One row for each geometry among the
-    caches, on the pairs that are judged there; none where no class is known.
+    One row for each geometry among the caches; none where no class is known.
     """
     rules = protocol_of(protocol)
     known = [cache for cache in caches if any((cache.labels(name).classes > 0).any() for name in cache.splits)]
@@ -203,13 +201,23 @@ def same_class_rows(
         logger.info("no class is known in %s: figures of twins and the oracle that knows classes are left out", uri)
     rows = []
     for cache in first_of.values():
-        judged_on, figures = judge_same_class(cache, rules, split)
+        judged_on, pairs = same_class_pairs(cache, rules, split)
         label = WindowGeometry(**cache.backbone["geometry"]).label
         told: dict[str, Any] = {"backbone": f"{SAME_CLASS}@{label}" if len(first_of) > 1 else SAME_CLASS}
         told |= {"objective": CONTROL, "layer": math.nan, "probe": "oracle", "task": "pairwise", "seed": 0}
         told |= {"protocol": rules.name, "split": judged_on}
-        rows.append(told | {"judged_pairs": judged_pairs_digest(cache, rules, judged_on)} | figures)
+        rows.append(told | {"judged_pairs": judged_pairs_digest(cache, rules, judged_on)} | judge_pairs(pairs))
     return rows
+
+
+def same_class_pairs(
+    cache: ActivationCache, protocol: str | Protocol = "strict", split: str | None = None
+) -> tuple[str, JudgedPairs]:
+    """The judged split, as probes have it, and what an oracle says of its pairs. Raises EmptySplitError."""
+    rules, roles = protocol_of(protocol), {} if split is None else {split: judged_scenes(cache, split)}
+    patches = judged_patches(cache, split, cache.layers[0], rules, torch.device("cpu"), roles)
+    same_class = ((batch, batch.classes[:, :, None] == batch.classes[:, None, :]) for batch in patches.judged())
+    return patches.split, flat_pairs((batch, said.float() - 0.5, said) for batch, said in same_class)
 
 
 def _require_apart(caches: Sequence[ActivationCache], on_disk: bool) -> None:
@@ -230,9 +238,7 @@ def fitting_pairs(probes: Sequence[str], tasks: Sequence[str]) -> list[tuple[str
     """Every probe with every task that takes it. Raises ProbeError where a name is unknown or one goes with none."""
     kinds = {name: parse_probe(name)[0] for name in probes}
     for task in tasks:
-        if task not in TASKS:
-            raise ProbeError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
-        if not any(takes(task, kind) for kind in kinds.values()):
+        if task not in TASKS or not any(takes(task, kind) for kind in kinds.values()):
             require_fitting(kinds[probes[0]], task)
     for kind in kinds.values():
         if not any(takes(task, kind) for task in tasks):
@@ -256,10 +262,7 @@ def probe_directory(root: str | Path, row: Mapping[str, Any]) -> Path:
 
 
 def own_code(probe: str) -> dict[str, str | None]:
-    """What the record of a fit says of a class that does not come with bindkit, whose version tells of the others.
-
-    ``{"code": None}`` where nobody can say whether it has changed: what was kept is not to be read.
-    """
+    """What the record of a fit says of a class of one's own; ``{"code": None}`` where nobody can say if it changed."""
     probe_class = PROBES[parse_probe(probe)[0]]
     return {"code": code_digest(probe_class)} if not is_shipped(probe_class) else {}
 
@@ -294,10 +297,7 @@ def _kept_row(place: Path, made_from: Mapping[str, str | None]) -> dict[str, Any
 def kept_rows(
     root: str | Path, caches: Iterable[ActivationCache], protocol: str | Protocol, split: str
 ) -> list[dict[str, Any]]:
-    """Rows of all fits below `root` that are whole and made from one of these caches, as it is now, by this protocol.
-
-    Those that are judged as `split` says: "5 folds" takes rows of as many folds alone, any other none of folds.
-    """
+    """Rows of whole fits below `root`, made from these caches as they are, and judged as `split` ("5 folds") says."""
     rules, rows = protocol_of(protocol), []
     for cache in caches:
         for layer in cache.layers:
@@ -312,10 +312,7 @@ def kept_rows(
 
 
 def remove_stale_fits(root: str | Path, cache: ActivationCache) -> int:
-    """Remove fits below `root` on a cache as it was before it was computed anew; returns how many.
-
-    Whoever looks for a backbone's probes would find them beside those of now.
-    """
+    """Remove fits below `root` on a cache as it was before it was computed anew; returns how many."""
     digests = {f"layer_{layer:02d}": layer_digest(cache, layer) for layer in cache.layers}
     n_removed = 0
     for record in sorted((Path(root) / slug(cache.backbone["name"])).glob("layer_*/*/row.json")):
@@ -335,10 +332,7 @@ def layer_digest(cache: ActivationCache, layer: int) -> str:
 
 
 def judged_pairs_digest(cache: ActivationCache, protocol: Protocol, split: str) -> str:
-    """Digest of what decides which pairs of a split are judged: patches with their labels and places, and the protocol.
-
-    Two backbones of one geometry share it; equal numbers of scenes and pairs do not mean that the pairs are the same.
-    """
+    """Digest of what decides which pairs of a split are judged; backbones of one geometry share it."""
     labels = labels_of(cache, judged_scenes(cache, split))
     rules = (protocol.pairs_with_unlabelled, protocol.min_purity, protocol.overlapping_pairs, protocol.judged_patches)
     digest = hashlib.sha256(json.dumps([split, labels.scene_ids, labels.patch_size, rules]).encode())

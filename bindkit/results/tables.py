@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from bindkit.arguments import CONTROL
+from bindkit.arguments import CONTROL, control_title, is_control
 from bindkit.errors import InvalidParameterError
 from bindkit.probes import by_capability
-from bindkit.probes.judging import scenes_of
-from bindkit.probes.metrics import below_chance
-from bindkit.probes.saving import best_position
+from bindkit.probes.batches import scenes_of
+from bindkit.probes.metrics import (
+    BELOW_CHANCE,
+    MIN_SCENES,
+    below_chance_sentence,
+    figures_below_chance,
+    place_and_figures,
+)
+from bindkit.probes.protocols import best_position
 from bindkit.scenes.splits import FEW_SCENES
 
 PLAIN, MATCHED = ("auroc", "twins_auroc"), ("matched_auroc", "matched_twins_auroc")
@@ -106,10 +112,7 @@ def best_layers(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def layer_of_best(rows: pd.DataFrame, figure: str) -> float:
-    """The best layer of rows that differ in layer and seeds alone, as `best_layers` chooses it; NaN if none is judged.
-
-    A table without validation accuracies goes by `figure`.
-    """
+    """Best layer of rows that differ in layer and seed alone, as `best_layers` chooses; NaN if none is judged."""
     told = rows.reindex(columns=["layer", figure, "validation_accuracy"])
     by_layer = told.groupby("layer").mean().dropna(subset=[figure])
     position, _ = best_position(by_layer["validation_accuracy"].tolist(), by_layer[figure].tolist())
@@ -136,10 +139,7 @@ def best_fit(results: pd.DataFrame, task: str = "pairwise") -> pd.Series:
 
 
 def pointwise_tasks(results: pd.DataFrame) -> pd.DataFrame:
-    """The pointwise tasks, every backbone at its best layer, with the figures that they alone have (`POINTWISE`).
-
-    One row a task and backbone, figures averaged over seeds; no row where no pointwise task was fitted.
-    """
+    """One row a pointwise task and backbone at its best layer, averaged over seeds, with figures of `POINTWISE`."""
     shown = ["task", "backbone", "layer", "accuracy", "majority_accuracy", "auroc", "twins_auroc", *POINTWISE]
     rows = results.reindex(columns=list(dict.fromkeys([*results.columns, "task", *POINTWISE])))
     rows = rows[rows["task"].astype(str).str.startswith("pointwise")]
@@ -151,10 +151,9 @@ def pointwise_tasks(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def strongest_controls(best: pd.DataFrame, figure: str) -> pd.DataFrame:
-    """Find for every row of `best_layers` the control that is strongest in a figure among those judged alike.
+    """Of every row of `best_layers` the control judged alike (none untrained) that is strongest in a figure.
 
-    Its name in ``backbone`` and its ``figure``, row by row; both empty in rows of controls and where no control was
-    judged on the row's pairs. Untrained backbones are no controls in this sense.
+    Its name in ``backbone`` and its ``figure``, row by row; empty for controls, and where none was judged on the pairs.
     """
     table = best.reindex(columns=[*JUDGED_ALIKE, "objective", "backbone", figure])
     controls = table[(table["objective"] == CONTROL) & table[figure].notna()]
@@ -167,10 +166,7 @@ def strongest_controls(best: pd.DataFrame, figure: str) -> pd.DataFrame:
 def require_one_kind(
     rows: pd.DataFrame, whose: str, columns: Sequence[str] = ("task", "protocol", "split"), table: str = "results"
 ) -> None:
-    """Refuse to average, or to set side by side, what was not measured alike: InvalidParameterError.
-
-    It begins with `whose` ("the table") and names the column and its values; `table` is what the reader calls it.
-    """
+    """Refuse what was not measured alike: InvalidParameterError, which begins with `whose` ("the table")."""
     for column in columns:
         kinds = list(rows[column].dropna().unique()) if column in rows else []
         if len(kinds) > 1:
@@ -181,10 +177,7 @@ def require_one_kind(
 
 
 def format_results(results: pd.DataFrame) -> str:
-    """Write the table across models: the best layer of every backbone by the most capable probe that was fitted.
-
-    Where there are controls, two more columns say by how much AUROC and twins AUROC exceed the strongest of them.
-    """
+    """Write the table across models: each backbone's best layer by the most capable probe, beside controls."""
     below = below_chance(results.to_dict("records"))
     if "task" in results:
         results = results[results["task"].isna() | (results["task"] == "pairwise")]
@@ -239,3 +232,165 @@ def format_results(results: pd.DataFrame) -> str:
     )
     lines = ["", title, "", table.to_string(index=False), *(["", *below] if below else [])]
     return "\n".join([*lines, *(line for holds, note in notes if holds for line in ("", note))])
+
+
+# --- in words: each comparison has a status, each status a sentence ---------------------------------------------------
+
+_ROLES = {
+    "random-init": ": never trained, a control",
+    "common-fate": ": trained to say which patches move together, so a reference for what can be bound",
+}
+"""What a reader must know of an objective to read its figures rightly."""
+
+_NO_BETTER_THAN_CHANCE = 0.55
+
+_OVER_MAJORITY = {
+    "above": ", above the {majority}",
+    "below": ", not above the {majority}",
+    "not told apart": ", not distinguishable from the {majority}",
+    "none": "; there is no interval where too few scenes differ, so nothing can be said against the {majority}",
+    "too few": f"; there is no interval below {MIN_SCENES} scenes, so nothing can be said against the {{majority}}",
+}
+"""Status of a row's accuracy beside that of always giving the more frequent answer -> what is said of it."""
+
+_OVER_ALL = {
+    "one answer": "All pairs have one answer, nothing to rank",
+    "too few": "Too few pairs at equal distance{plain}",
+    "none": "{name} {value:.2f}{plain}",
+    "above": "{name} {value:.2f}{plain}, {gap:.2f} above {rival}",
+    "above, no interval": "{name} {value:.2f}{plain}, {gap:.2f} above {rival}",
+    "equal": "{name} {value:.2f}{plain}, no more than {rival}",
+    "below": "{name} {value:.2f}{plain}, {gap:.2f} below {rival}",
+    "not told apart": "{name} {value:.2f}{plain}, not distinguishable from {rival}",
+}
+"""Status of a row's AUROC beside the strongest control's -> what is said of it."""
+
+_ON_TWINS = {
+    "one answer": "no twins to tell apart",
+    "too few": "too few twins at equal distance{plain}",
+    "chance": "on twins {value:.2f}{plain}, no better than chance",
+    "none": "on twins {value:.2f}{plain}, so it tells apart objects that look alike",
+    "above": "on twins {value:.2f}{plain}, {gap:.2f} above {rival}, so it tells apart objects that look alike by more "
+    "than that",
+    "above, no interval": "on twins {value:.2f}{plain}, {gap:.2f} above {rival}",
+    "equal": "on twins {value:.2f}{plain}, no more than a control has without a model ({title}, {control:.2f})",
+    "below": "on twins {value:.2f}{plain}, no more than a control has without a model ({title}, {control:.2f})",
+    "not told apart": "on twins {value:.2f}{plain}, not distinguishable from {rival}, which needs no model",
+}
+
+_OF_CONTROLS = (
+    {"one answer": "all pairs have one answer", "too few": "too few pairs at equal distance{plain}"},
+    {name: _ON_TWINS[name] for name in ("one answer", "too few")},
+)
+"""What is said of a control, over all pairs and on twins, where it has no figure."""
+
+
+def verdicts(best: pd.DataFrame) -> list[str]:
+    """Say of every backbone at its best layer whether its probe beats the majority baseline and the controls.
+
+    `best` is as `best_layers` gives it, or with intervals as `bindkit.results.model_table.with_gain_intervals` does,
+    without the oracle. AUROC, over all pairs and on twins, is set against the control that is strongest there: among
+    pairs that lie equally far apart where the table has it (`ranked_by`), with the plain one beside it. Where the
+    difference has an interval, the sentence follows from that; else it is stated as it is, rounded to two digits.
+    """
+    figures = ranked_by(best)
+    controls = [strongest_controls(best, figure).rename(columns={figure: "figure"}) for figure in figures]
+    sentences = []
+    for number, row in enumerate(best.to_dict("records")):
+        both = [_beside(row, figure, of.iloc[number]) for figure, of in zip(figures, controls, strict=True)]
+        if is_control(row["objective"]):
+            alone = ("{name} {value:.2f}{plain}", "on twins {value:.2f}{plain}")
+            pairs, twins = (
+                missing.get(said["status"], text).format(**said)
+                for missing, text, said in zip(_OF_CONTROLS, alone, both, strict=True)
+            )
+            sentence = f"control ({control_title(row['backbone'])}), read without any model: {pairs}; {twins}."
+        else:
+            pairs, twins = (
+                of[said["status"]].format(**said) for of, said in zip((_OVER_ALL, _ON_TWINS), both, strict=True)
+            )
+            sentence = f"{_accuracy(row)} {pairs}; {twins}."
+            if figures == PLAIN:
+                sentence += " All this at any distance: the table has no figures at equal distance."
+            n_scenes = row.get("n_scenes")
+            if n_scenes is not None and n_scenes < FEW_SCENES:
+                scenes = f"{n_scenes:.0f} scene{'' if n_scenes == 1 else 's'}"
+                sentence += f" Judged on {scenes}: a demonstration, not a measurement."
+        sentences.append(f"{sentence} {chance_remark(row)}".rstrip())
+    return sentences
+
+
+def _accuracy(row: Mapping[str, Any]) -> str:
+    """The sentence on a row's best layer and its accuracy."""
+    low, high, majority = row["accuracy_low"], row["accuracy_high"], row["majority_accuracy"]
+    judged = f"{100 * row['accuracy']:.1f} % of the pairs are judged right"
+    judged += "" if pd.isna(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    # Scenes differ in their share of the more frequent answer, which the interval of the difference knows.
+    above, below = row.get("gain_low", math.nan), row.get("gain_high", math.nan)
+    if pd.isna(above):
+        above, below = low - majority, high - majority
+    status = "above" if above > 0 else "below" if below < 0 else "not told apart"
+    if pd.isna(above):
+        status = "too few" if row.get("n_scenes", math.nan) < MIN_SCENES else "none"
+    always = f"{100 * majority:.1f} % of always giving the more frequent answer"
+    role = row["objective"] + _ROLES.get(row["objective"], "")
+    beside = _OVER_MAJORITY[status].format(majority=always)
+    return f"{row['backbone']} ({role}): best at layer {row['layer']:.0f}, where {judged}{beside}."
+
+
+def _beside(row: Mapping[str, Any], figure: str, control: pd.Series) -> dict[str, Any]:
+    """A row's figure beside that of the strongest control: its status, and what sentences take."""
+    value, plain = row.get(figure, math.nan), row.get(figure.removeprefix("matched_"), math.nan)
+    is_matched = figure not in PLAIN
+    said = {"name": "AUROC among pairs at equal distance" if is_matched else "AUROC", "value": value}
+    said["plain"] = f" ({plain:.2f} at any distance)" if is_matched and not pd.isna(plain) else ""
+    if pd.isna(value):
+        return said | {"status": "too few" if said["plain"] else "one answer"}
+    if figure.endswith("twins_auroc") and value < _NO_BETTER_THAN_CHANCE:
+        return said | {"status": "chance"}
+    if pd.isna(control["figure"]):
+        return said | {"status": "none"}
+    ends = [f"{OVER_CONTROLS[figure]}_{end}" for end in ("low", "high")]
+    low, high = (row.get(end, math.nan) for end in ends)
+    # Rounded as it is said, so that words and figures agree.
+    gap = round(value - control["figure"], 2)
+    status = "above" if gap > 0 else "below" if gap < 0 else "equal"
+    interval = ""
+    if not pd.isna(low):
+        status = "not told apart" if low <= 0 <= high else status
+        interval = f" [{low:+.2f}, {high:+.2f}]"
+    elif ends[0] in row:
+        status = "above, no interval" if status == "above" else status
+        interval = " [no interval: too few scenes differ]"
+    title = control_title(control["backbone"])
+    said |= {"status": status, "gap": abs(gap), "rival": f"the strongest control ({title}){interval}"}
+    return said | {"title": title, "control": control["figure"]}
+
+
+_BY_DISTANCE = "what it orders rightly among all pairs, it orders by how far apart they are"
+"""What it means where the AUROC is below chance among pairs at equal distance alone."""
+
+
+def chance_remark(row: Mapping[str, Any]) -> str:
+    """What to add to a sentence about a fit that is below chance; empty for any other."""
+    figures = figures_below_chance(row)
+    if "auroc" in figures:
+        return f"BELOW CHANCE: {BELOW_CHANCE}."
+    return f"BELOW CHANCE AT EQUAL DISTANCE: {_BY_DISTANCE}." if figures else ""
+
+
+def below_chance(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each row that is below chance; one a probe for those so among pairs at equal distance alone."""
+    sentences, by_distance = [], dict[str, list[Mapping[str, Any]]]()
+    for row in rows:
+        if "auroc" in (figures := figures_below_chance(row)):
+            sentences.append(below_chance_sentence(row, figures))
+        elif figures:
+            by_distance.setdefault(f"{row['probe']} ({row.get('task', 'pairwise')})", []).append(row)
+    for fit, those in by_distance.items():
+        lowest = min(those, key=lambda row: row["matched_auroc"])
+        sentences.append(
+            f"BELOW CHANCE AT EQUAL DISTANCE: {fit} in {len(those)} fit{'s' * (len(those) > 1)}, the lowest "
+            f"{place_and_figures(lowest, ['matched_auroc'])}; {_BY_DISTANCE}."
+        )
+    return sentences

@@ -24,7 +24,7 @@ import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata, t
 
-from bindkit.probes.resampling import interval
+from bindkit.probes.metrics import interval
 
 N_RESAMPLES = 399
 _STEP = 1e-4

@@ -34,9 +34,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from bindkit.backbones.preprocessing import IMAGENET
 from bindkit.cache import ActivationCache, cache_activations
 from bindkit.probes.fitting import Training, fit_probe
+from bindkit.probes.judging import TASKS
 from bindkit.probes.layers import LayerPatches
 from bindkit.probes.protocols import PAPER, STRICT
-from bindkit.probes.tasks import TASKS
 from bindkit.scenes import Split
 from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.scene import Scene

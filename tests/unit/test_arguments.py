@@ -19,7 +19,7 @@ from bindkit.cli import main
 from bindkit.errors import InvalidParameterError, LayerError, ProbeError
 from bindkit.probes.fitting import fit_probe, fit_probes
 from bindkit.probes.layers import LayerPatches
-from bindkit.probes.saving import RESULT_COLUMNS
+from bindkit.probes.protocols import RESULT_COLUMNS
 from bindkit.results.tables import format_results
 
 

@@ -18,8 +18,7 @@ import torch
 from jaxtyping import Float, Int16
 from torch import Tensor
 
-from bindkit.affinities.scoring import MOST_PATCHES, image_activations, window_activations
-from bindkit.affinities.stitching import ImageGrid
+from bindkit.affinities.scoring import MOST_PATCHES, ImageGrid, image_activations, window_activations
 from bindkit.backbones.attention import attention_maps
 from bindkit.backbones.loading import Backbone
 from bindkit.errors import GeometryError, LayerError, NonFiniteActivationsError, ProbeError

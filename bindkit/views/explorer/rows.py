@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from bindkit.affinities.objects import find_objects
-from bindkit.affinities.scoring import Affinity, pair_logits
-from bindkit.affinities.stitching import ImageGrid, cell_weights, landing
+from bindkit.affinities.scoring import Affinity, ImageGrid, cell_weights, landing, pair_logits
 from bindkit.backbones.attention import AttentionMaps
 from bindkit.probes import (
     DiagonalQuadratic,

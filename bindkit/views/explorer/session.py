@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bindkit.affinities.scoring import Picture
-from bindkit.affinities.stitching import ImageGrid
+from bindkit.affinities.scoring import ImageGrid, Picture
 from bindkit.backbones.sources import ActivationSource
 from bindkit.errors import BindkitError, InvalidParameterError, ProbeError
 from bindkit.scenes import Scene

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bindkit.affinities.scoring import Picture, image_pixels, layer_of
-from bindkit.affinities.stitching import ImageGrid
+from bindkit.affinities.scoring import ImageGrid, Picture, image_pixels, layer_of
 from bindkit.arguments import each_of, require_kind
 from bindkit.backbones.sources import ActivationSource
 from bindkit.errors import BindkitError, InvalidParameterError, LayerError, ProbeError

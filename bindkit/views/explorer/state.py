@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bindkit.affinities.stitching import ImageGrid
+from bindkit.affinities.scoring import ImageGrid
 
 MEASURES = {
     "affinity": "Affinity",

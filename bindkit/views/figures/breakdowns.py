@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from bindkit.arguments import CONTROL_PREFIX, control_title
 from bindkit.errors import InvalidParameterError
-from bindkit.probes.judging import scenes_of
+from bindkit.probes.batches import scenes_of
 from bindkit.views.figures.panels import panels, small, subtitle_lines, titled
 from bindkit.views.figures.style import FAINT, GREYS, SILENT, Look, colour_of, curve, translucent, whiskers
 

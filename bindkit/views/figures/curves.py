@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from bindkit.arguments import control_title
 from bindkit.errors import InvalidParameterError
-from bindkit.probes.judging import scenes_of
+from bindkit.probes.batches import scenes_of
 from bindkit.results.tables import AVERAGED, best_layers, require_one_kind
 from bindkit.views.figures.panels import LOWER_LEGEND, panels, subtitle_lines, titled
 from bindkit.views.figures.style import FAINT, SILENT, TEMPLATE, Look, colour_of, curve, line_looks, whiskers

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from bindkit.arguments import SAME_CLASS, control_title
 from bindkit.errors import InvalidParameterError
-from bindkit.probes.judging import scenes_of
+from bindkit.probes.batches import scenes_of
 from bindkit.results.model_table import bounds_text, differences
 from bindkit.results.tables import OVER_CONTROLS, ranked_by, require_one_kind
 from bindkit.views.figures.panels import framed, panels, small, subtitle_lines

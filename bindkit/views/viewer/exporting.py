@@ -26,8 +26,7 @@ import numpy as np
 from PIL import Image
 
 from bindkit import __version__
-from bindkit.affinities.scoring import Picture, image_activations, image_pixels, layer_of, pair_logits
-from bindkit.affinities.stitching import ImageGrid
+from bindkit.affinities.scoring import ImageGrid, Picture, image_activations, image_pixels, layer_of, pair_logits
 from bindkit.arguments import control_title, read_path, require_kind
 from bindkit.backbones.sources import ActivationSource
 from bindkit.errors import InvalidParameterError, ProbeError

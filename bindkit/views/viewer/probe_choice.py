@@ -12,7 +12,7 @@ import numpy as np
 from bindkit.errors import ProbeError
 from bindkit.files import parse_json
 from bindkit.probes import Probe, by_capability
-from bindkit.probes.saving import accuracies_of, best_position
+from bindkit.probes.protocols import accuracies_of, best_position
 
 Probes = Probe | str | Path | Sequence[Probe | str | Path] | None
 """Fitted probes, directories of fitted probes, or directories that hold such; None for none."""
@@ -94,7 +94,7 @@ def probes_by_kind(directory: Path, backbone: str, weights_digest: str | None) -
 def best_shown(probes: Sequence[Probe | Path]) -> tuple[int, str | None]:
     """Position of the best of a backbone's probes, one a layer in ascending order, and the scenes that say so.
 
-    Chosen as the tables do (`bindkit.probes.saving.best_position`): of a fit that a sweep kept, all seeds count.
+    Chosen as the tables do (`bindkit.probes.protocols.best_position`): of a fit that a sweep kept, all seeds count.
     Where no scenes say which is the best (None), `usual_start`.
     """
     accuracies = [_accuracies(probe) for probe in probes]

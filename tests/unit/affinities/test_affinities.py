@@ -21,7 +21,7 @@ from bindkit.errors import (
     ProbeMismatchError,
 )
 from bindkit.probes import PROBES, make_probe, save_probe
-from bindkit.probes.saving import Fit
+from bindkit.probes.protocols import Fit
 
 WIDTH = tiny_models.WIDTH
 

@@ -11,8 +11,7 @@ from planted import PlantedBackbone, PlantedScenes
 
 import bindkit as bk
 from bindkit.affinities.objects import contingency, moved, objects_table
-from bindkit.affinities.scoring import Affinity
-from bindkit.affinities.stitching import ImageGrid
+from bindkit.affinities.scoring import Affinity, ImageGrid
 from bindkit.errors import InvalidParameterError, LayerError, ProbeError, SceneSetError
 from bindkit.probes import make_probe
 

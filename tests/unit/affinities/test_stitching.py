@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bindkit.affinities.stitching import ImageGrid, cell_weights, landing, stitch
+from bindkit.affinities.scoring import ImageGrid, cell_weights, landing, stitch
 from bindkit.errors import GeometryError
 from bindkit.probes import make_probe
 from bindkit.scenes import Scene

@@ -9,8 +9,7 @@ from scipy.stats import pearsonr, rankdata, spearmanr
 from tiny_models import FAMILIES, LAYERS, WIDTH, write_checkpoint
 
 import bindkit as bk
-from bindkit.analysis.attention import FIGURES, OF, PAIRS, mean_interval
-from bindkit.analysis.windows import JudgedWindows
+from bindkit.analysis.attention import FIGURES, OF, PAIRS, JudgedWindows, mean_interval
 from bindkit.backbones.attention import attention_maps
 from bindkit.backbones.families import family_of_type
 from bindkit.errors import BackboneError, InvalidParameterError, LayerError, ProbeError, ProbeMismatchError

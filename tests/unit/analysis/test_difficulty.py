@@ -33,8 +33,7 @@ from bindkit.pretraining import TRAINING_SEED
 from bindkit.probes import load_probe, make_probe
 from bindkit.probes.fitting import fit_probe, fit_probes
 from bindkit.probes.judging import judge_probe
-from bindkit.probes.protocols import STRICT
-from bindkit.probes.saving import RESULT_COLUMNS
+from bindkit.probes.protocols import RESULT_COLUMNS, STRICT
 from bindkit.scenes import open_scenes
 from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.opening import read_variations, scene_variations

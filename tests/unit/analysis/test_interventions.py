@@ -13,9 +13,9 @@ from tiny_models import LAYERS, WIDTH, write_checkpoint
 
 import bindkit as bk
 from bindkit.analysis import interventions
+from bindkit.analysis.attention import JudgedWindows
 from bindkit.analysis.interventions import EDITS, Edit, Place, _donors, _scores, class_figures, object_figures
 from bindkit.analysis.subspace import Subspace
-from bindkit.analysis.windows import JudgedWindows
 from bindkit.backbones.names import directory_of
 from bindkit.errors import BackboneError, InvalidParameterError, ProbeError, ProbeMismatchError
 from bindkit.pretraining import objective_loss
@@ -167,7 +167,7 @@ def test_edits_of_windows_in_parts_are_those_of_all_at_once(windows, monkeypatch
     others = _scores(windows, LAYER, a_subspace())[_donors(windows)]
     found = []
     for at_once in (3, 999):
-        monkeypatch.setattr("bindkit.analysis.windows._WINDOWS_AT_ONCE", at_once)
+        monkeypatch.setattr("bindkit.analysis.attention._WINDOWS_AT_ONCE", at_once)
         changes = [partial(Edit(kind, a_subspace(), 0.7).of_windows, windows, others) for kind in EDITS]
         found.append([windows.passed(ALL, LAYER, change) for change in changes])
     for first, second in zip(*found, strict=True):

@@ -20,8 +20,7 @@ from bindkit.errors import (
     ProbeMismatchError,
 )
 from bindkit.probes.fitting import fit_probes
-from bindkit.probes.protocols import STRICT
-from bindkit.probes.saving import load_probe, save_probe
+from bindkit.probes.protocols import STRICT, load_probe, save_probe
 
 BRIEF = replace(STRICT, epochs=2, min_steps=4, judged_patches=24)
 SCENES = "synthetic:n=12,seed=0,size=80x80"

@@ -13,7 +13,7 @@ from bindkit.cli import main
 from bindkit.errors import InvalidParameterError, WorkspaceMismatchError, WorkspaceStepMissingError
 from bindkit.pipeline.merging import compare_workspaces, told_apart, with_others
 from bindkit.results.model_table import model_table, with_gain_intervals
-from bindkit.results.verdicts import verdicts
+from bindkit.results.tables import verdicts
 
 FIXED = {"scenes": "planted:", "seed": 0, "patches_per_scene": 512, "dtype": "float16"}
 

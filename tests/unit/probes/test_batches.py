@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bindkit.probes.batches import PatchBatch
+from bindkit.probes.judging import pair_loss
 from bindkit.probes.protocols import PAPER, STRICT
-from bindkit.probes.tasks import pair_loss
 
 
 def random_batch(seed, protocol=STRICT, n_scenes=3, n_patches=9, patch_size=4):

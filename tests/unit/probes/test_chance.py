@@ -9,11 +9,10 @@ from planted import PlantedBackbone, PlantedScenes
 
 from bindkit.cache import cache_activations
 from bindkit.probes import PROBES, Probe, register_probe
-from bindkit.probes.metrics import below_chance, chance_remark, figures_below_chance, warn_below_chance
+from bindkit.probes.metrics import figures_below_chance, warn_below_chance
 from bindkit.results.model_table import model_table, readable
 from bindkit.results.sweeping import sweep
-from bindkit.results.tables import format_results
-from bindkit.results.verdicts import verdicts
+from bindkit.results.tables import below_chance, chance_remark, format_results, verdicts
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,10 @@ from torch import nn
 import bindkit as bk
 from bindkit.errors import NonFiniteActivationsError
 from bindkit.probes import PROBES, Probe, register_probe
-from bindkit.probes.descent import TrainingPairs
 from bindkit.probes.fitting import Training, fit_probe
-from bindkit.probes.layers import LayerPatches
+from bindkit.probes.judging import TASKS
+from bindkit.probes.layers import LayerPatches, TrainingPairs
 from bindkit.probes.protocols import PAPER, STRICT
-from bindkit.probes.tasks import TASKS
 
 README_SCENES = "synthetic:n=400,seed=0,size=80x80,twins=1"
 
@@ -227,7 +226,7 @@ def test_shipped_probes_are_trained_as_before(planted):
 def test_a_fit_that_has_not_settled_is_said_under_every_protocol(planted, own, caplog, monkeypatch, protocol):
     own(SumOfProducts)
     monkeypatch.setattr("bindkit.probes.fitting._ROUNDS", 1)
-    monkeypatch.setattr("bindkit.probes.descent._ITERATIONS", 1)
+    monkeypatch.setattr("bindkit.probes.layers._ITERATIONS", 1)
     fit = fit_probe(planted, 1, "mine", protocol=protocol)
     assert "the mine probe on layer 1 of planted has not settled" in caplog.text
     if protocol is PAPER:

@@ -9,11 +9,10 @@ from planted import PlantedBackbone, PlantedScenes
 
 from bindkit.cache import cache_activations
 from bindkit.errors import InvalidParameterError
-from bindkit.probes.batches import SplitPatches
+from bindkit.probes.batches import SplitPatches, fold_roles, scenes_of
 from bindkit.probes.fitting import fit_probe, train_side_by_side
-from bindkit.probes.judging import fold_roles, judge_probe, judging, scenes_of
-from bindkit.probes.protocols import STRICT
-from bindkit.probes.saving import load_folds
+from bindkit.probes.judging import judge_probe, judging
+from bindkit.probes.protocols import STRICT, load_folds
 from bindkit.results.breakdowns import breakdown
 from bindkit.results.model_table import model_table, with_gain_intervals
 from bindkit.results.sweeping import probe_directory, sweep

@@ -8,7 +8,7 @@ from viewer_pages import photo, read_page
 
 import bindkit as bk
 from bindkit.probes import make_probe, save_probe
-from bindkit.probes.saving import accuracies_of, best_position
+from bindkit.probes.protocols import accuracies_of, best_position
 from bindkit.results.sweeping import probe_directory
 from bindkit.results.tables import best_layers
 from bindkit.views.explorer.sources import Shelf

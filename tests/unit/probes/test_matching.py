@@ -9,10 +9,8 @@ from planted import PlantedBackbone, PlantedScenes
 
 import bindkit as bk
 from bindkit.cache import cache_activations
-from bindkit.probes.batches import flat_pairs
-from bindkit.probes.judging import judging
-from bindkit.probes.metrics import LEAST, JudgedPairs, Strata, auroc, distance_strata, judge, left_out
-from bindkit.probes.resampling import leave_out_scenes
+from bindkit.probes.judging import flat_pairs, judging
+from bindkit.probes.metrics import LEAST, JudgedPairs, Strata, auroc, distance_strata, judge, leave_out_scenes, left_out
 
 
 def plainly(scores, same, stratum, weight=None, least=LEAST):

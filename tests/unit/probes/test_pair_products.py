@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bindkit.probes import add_symmetric_product, make_probe, mirrored
-from bindkit.probes.pair_products import diagonal_logits, symmetric_logits
+from bindkit.probes.kinds import diagonal_logits, symmetric_logits
 
 
 def random(*shape, seed=0, dtype=torch.float64):

@@ -18,10 +18,9 @@ from bindkit.cache import cache_activations
 from bindkit.probes import AttentionMaps, load_probe, make_probe
 from bindkit.probes.batches import SplitPatches
 from bindkit.probes.fitting import fit_probe
-from bindkit.probes.judging import judge_split, validate
+from bindkit.probes.judging import TASKS, judge_split, own_figures, validate
 from bindkit.probes.layers import LayerPatches
 from bindkit.probes.protocols import PAPER, STRICT
-from bindkit.probes.tasks import TASKS, own_figures
 
 CPU = torch.device("cpu")
 D = 24

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from bindkit.probes.metrics import JudgedPairs, auroc, judge
-from bindkit.probes.resampling import MIN_SCENES, interval, leave_out_scenes
+from bindkit.probes.metrics import MIN_SCENES, JudgedPairs, auroc, interval, judge, leave_out_scenes
 
 
 @pytest.fixture

@@ -21,11 +21,10 @@ from bindkit.errors import (
 from bindkit.probes import make_probe
 from bindkit.probes.batches import SplitPatches
 from bindkit.probes.fitting import fit_probe, fit_probes
-from bindkit.probes.judging import judge_same_class, validate
+from bindkit.probes.judging import TASKS, judge_pairs, match, object_masks, require_pairwise, told_apart, validate
 from bindkit.probes.layers import LayerPatches
 from bindkit.probes.protocols import PAPER, STRICT
-from bindkit.probes.tasks import TASKS, match, object_masks, require_pairwise, told_apart
-from bindkit.results.sweeping import sweep
+from bindkit.results.sweeping import same_class_pairs, sweep
 from bindkit.scenes import subset
 from bindkit.scenes.scene import Scene
 
@@ -79,7 +78,8 @@ def test_the_control_task_keeps_the_shares_and_ends_at_chance(cache):
 
 
 def test_the_same_class_oracle_is_perfect_on_classes_and_blind_to_twins(cache):
-    split, figures = judge_same_class(cache, STRICT)
+    split, pairs = same_class_pairs(cache, STRICT)
+    figures = judge_pairs(pairs)
     fit = fit_probe(cache, 1, "linear", protocol=replace(QUICK, epochs=1, min_steps=1))
     assert (split, figures["n_pairs"]) == (fit.split, fit.metrics["n_pairs"])
     assert figures["twins_auroc"] == 0.5

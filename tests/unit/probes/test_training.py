@@ -14,8 +14,7 @@ from bindkit.probes.batches import SplitPatches
 from bindkit.probes.fitting import fit_probe
 from bindkit.probes.judging import judge_split
 from bindkit.probes.layers import LayerPatches
-from bindkit.probes.protocols import PAPER, STRICT
-from bindkit.probes.saving import RESULT_COLUMNS
+from bindkit.probes.protocols import PAPER, RESULT_COLUMNS, STRICT
 from bindkit.scenes.geometry import WindowGeometry
 from bindkit.scenes.scene import Scene
 

@@ -16,8 +16,8 @@ from bindkit.cache import cache_activations
 from bindkit.errors import EmptySplitError, InvalidParameterError
 from bindkit.probes.batches import SplitPatches
 from bindkit.probes.fitting import fit_probe
+from bindkit.probes.metrics import interval
 from bindkit.probes.protocols import STRICT
-from bindkit.probes.resampling import interval
 from bindkit.results.breakdowns import fit_temperature
 from bindkit.views.figures import breakdown_figure, reliability_figure
 

@@ -12,12 +12,11 @@ from planted import PlantedBackbone, PlantedScenes
 from bindkit.cache import cache_activations
 from bindkit.errors import InvalidParameterError
 from bindkit.probes import load_probe
-from bindkit.probes.judging import judging, same_class_pairs
-from bindkit.probes.metrics import JudgedPairs, auroc, left_out
+from bindkit.probes.judging import judging
+from bindkit.probes.metrics import JudgedPairs, auroc, interval, left_out
 from bindkit.probes.protocols import PAPER, STRICT, protocol
-from bindkit.probes.resampling import interval
 from bindkit.results.model_table import model_table, with_gain_intervals
-from bindkit.results.sweeping import probe_directory, sweep
+from bindkit.results.sweeping import probe_directory, same_class_pairs, sweep
 
 BRIEF = replace(STRICT, epochs=2, min_steps=12, judged_patches=32)
 SCENES = PlantedScenes(60)

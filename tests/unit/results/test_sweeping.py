@@ -16,8 +16,7 @@ from bindkit.errors import InvalidParameterError, LayerError, ProbeError
 from bindkit.probes import load_probe
 from bindkit.probes.fitting import fit_probe, fit_probes
 from bindkit.probes.judging import judge_probe
-from bindkit.probes.protocols import PAPER, STRICT, protocol, protocol_of_fit
-from bindkit.probes.saving import RESULT_COLUMNS
+from bindkit.probes.protocols import PAPER, RESULT_COLUMNS, STRICT, protocol, protocol_of_fit
 from bindkit.results.sweeping import SWEEP_COLUMNS, judged_pairs_digest, layer_digest, probe_directory, sweep
 from bindkit.scenes.scene import Scene
 

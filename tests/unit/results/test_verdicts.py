@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from bindkit.results.verdicts import verdicts
+from bindkit.results.tables import verdicts
 
 ROW = {
     "backbone": "m",

@@ -7,8 +7,7 @@ import torch
 from viewer_pages import photo, probes_of
 
 import bindkit as bk
-from bindkit.affinities.scoring import image_activations
-from bindkit.affinities.stitching import ImageGrid
+from bindkit.affinities.scoring import ImageGrid, image_activations
 from bindkit.errors import GeometryError, LayerError, NonFiniteActivationsError, ProbeError
 from bindkit.probes import PROBES, make_probe
 from bindkit.probes.kinds import Map

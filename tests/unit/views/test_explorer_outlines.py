@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bindkit.affinities.stitching import ImageGrid
+from bindkit.affinities.scoring import ImageGrid
 from bindkit.views.explorer.sources import Coverage, joined, loops_around, mask_outline, patch_outline, top_patches
 
 

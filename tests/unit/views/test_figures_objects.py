@@ -7,7 +7,7 @@ import pytest
 
 import bindkit as bk
 from bindkit.affinities.objects import Objects
-from bindkit.affinities.stitching import ImageGrid
+from bindkit.affinities.scoring import ImageGrid
 from bindkit.errors import InvalidParameterError
 from bindkit.views.figures.objects import _matched, objects_figure
 from bindkit.views.figures.scenes import colours_of
