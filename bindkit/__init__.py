@@ -43,7 +43,7 @@ _HOME = {
     "export_viewer": "bindkit.views.viewer",
     "fit_probe": "bindkit.probes.fitting",
     "find_objects": "bindkit.affinities.objects",
-    "label_patches": "bindkit.scenes.labels",
+    "label_patches": "bindkit.scenes.geometry",
     "intervene": "bindkit.analysis.interventions",
     "judge_objects": "bindkit.affinities.objects",
     "judge_probe": "bindkit.probes.judging",

@@ -16,8 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bindkit.errors import GeometryError
-from bindkit.scenes.geometry import Box, ScenePlan
-from bindkit.scenes.labels import pixels_by_cell, resize_mask
+from bindkit.scenes.geometry import Box, ScenePlan, pixels_by_cell, resize_mask
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from bindkit.probes.batches import SplitPatches
 from bindkit.probes.judging import JUDGED_FIRST, roles_for
 from bindkit.probes.protocols import Protocol, protocol_of_fit
 from bindkit.scenes import open_scenes
-from bindkit.scenes.labels import label_patches
+from bindkit.scenes.geometry import label_patches
 from bindkit.scenes.scene import SceneSet
 
 _WINDOWS_AT_ONCE = 16

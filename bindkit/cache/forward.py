@@ -17,7 +17,7 @@ from bindkit.cache.encoding import ENCODINGS
 from bindkit.cache.sampling import DrawnScene
 from bindkit.cache.shards import COLUMNS, Labels, stack
 from bindkit.errors import BackboneError, NonFiniteActivationsError
-from bindkit.scenes.labels import PatchLabels
+from bindkit.scenes.geometry import PatchLabels
 from bindkit.scenes.scene import BrokenScene
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bindkit.backbones.controls import HasGeometry
 from bindkit.errors import BrokenSceneError, GeometryError
-from bindkit.scenes.labels import PatchLabels, label_patches
+from bindkit.scenes.geometry import PatchLabels, label_patches
 from bindkit.scenes.scene import SceneSet
 
 

@@ -23,8 +23,7 @@ from bindkit.probes.protocols import PAPER, STRICT
 from bindkit.results.sweeping import probe_directory, sweep
 from bindkit.results.tables import best_layers
 from bindkit.scenes import Split
-from bindkit.scenes.geometry import WindowGeometry
-from bindkit.scenes.labels import label_patches
+from bindkit.scenes.geometry import WindowGeometry, label_patches
 from bindkit.scenes.scene import Scene
 
 BRIEF = replace(STRICT, epochs=2, min_steps=4, judged_patches=24)
