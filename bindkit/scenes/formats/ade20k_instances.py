@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bindkit.scenes.decoding import of_8_bits
-from bindkit.scenes.listing import Listed, ListedScenes, in_both
+from bindkit.scenes.reading import Listed, ListedScenes, in_both
 from bindkit.scenes.scene import OFFICIAL_SPLITS
 
 _NAMES = (

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bindkit.scenes.listing import SPLIT_FILES, Listed, ListedScenes, children, in_both
+from bindkit.scenes.reading import SPLIT_FILES, Listed, ListedScenes, children, in_both
 
 PER_CLASS = 1000
 FIRST, LAST = 24, 33

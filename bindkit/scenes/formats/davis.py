@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bindkit.scenes.listing import SPLIT_FILES, Listed, ListedScenes, in_both, leads_out, lines_in
+from bindkit.scenes.reading import SPLIT_FILES, Listed, ListedScenes, in_both, leads_out, lines_in
 
 VOID = 255
 CLASSES: dict[int, str] = {}

@@ -27,8 +27,7 @@ import numpy as np
 
 from bindkit.errors import BrokenSceneError, SceneSetError
 from bindkit.scenes.decoding import read_channels, read_stored, reading, whole_numbers
-from bindkit.scenes.listing import leads_out, optional
-from bindkit.scenes.reading import FileScenes, ReadingOptions, split_directory
+from bindkit.scenes.reading import FileScenes, ReadingOptions, leads_out, optional, split_directory
 from bindkit.scenes.scene import OFFICIAL_SPLITS, Scene
 
 _NAME = r"[^,=]+"

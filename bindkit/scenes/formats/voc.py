@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bindkit.scenes.listing import SPLIT_FILES, Listed, ListedScenes, lines_in
+from bindkit.scenes.reading import SPLIT_FILES, Listed, ListedScenes, lines_in
 
 VOID = 255
 _NAMES = (
