@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from bindkit.backbones.controls import HasGeometry
+from bindkit.backbones.sources import HasGeometry
 from bindkit.errors import BrokenSceneError, GeometryError
 from bindkit.scenes.geometry import PatchLabels, label_patches
 from bindkit.scenes.scene import SceneSet

@@ -14,8 +14,8 @@ from planted import PlantedBackbone, PlantedScenes
 
 import bindkit as bk
 from bindkit.arguments import CONTROL_KINDS, control_title, parse_control
-from bindkit.backbones.controls import FREQUENCIES, control_of, load_control, load_controls
 from bindkit.backbones.preprocessing import IMAGENET, Preprocessing
+from bindkit.backbones.sources import FREQUENCIES, control_of, load_control, load_controls
 from bindkit.cache import cache_activations, compare_with_model
 from bindkit.cache.verifying import repair_cache
 from bindkit.errors import CacheMismatchError, GeometryError, InvalidParameterError
