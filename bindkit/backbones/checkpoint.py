@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bindkit.backbones.families import EncoderShape, family_of_type, objective_of, vision_config_of
+from bindkit.backbones.families import EncoderShape, Opened, family_of_type, frozen, objective_of, vision_config_of
 from bindkit.backbones.names import require_place
-from bindkit.backbones.opened import Opened, frozen
 from bindkit.backbones.preprocessing import IMAGENET, Preprocessing, read_preprocessing
 from bindkit.backbones.untrained import embedded_config, fill_positions, seeded
 from bindkit.errors import BackboneError

@@ -14,9 +14,8 @@ from typing import Any
 from torch import nn
 
 from bindkit.backbones.code_digests import code_digest, is_own
-from bindkit.backbones.families import EncoderShape
+from bindkit.backbones.families import EncoderShape, Opened, frozen
 from bindkit.backbones.names import EMBEDDED
-from bindkit.backbones.opened import Opened, frozen
 from bindkit.backbones.preprocessing import Preprocessing
 from bindkit.backbones.untrained import seeded
 from bindkit.errors import BackboneError
