@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from bindkit.backbones.checkpoint import seeded
 from bindkit.backbones.families import EncoderShape, Opened, frozen
 from bindkit.backbones.names import EMBEDDED
 from bindkit.backbones.preprocessing import Preprocessing
-from bindkit.backbones.untrained import seeded
 from bindkit.errors import BackboneError
 
 _NOT_COMPUTED = {

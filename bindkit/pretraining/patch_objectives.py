@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
+from bindkit.backbones.checkpoint import sine_cosine_positions
 from bindkit.backbones.tower import find_blocks
-from bindkit.backbones.untrained import sine_cosine_positions
 from bindkit.pretraining.clips import REACH
 from bindkit.pretraining.objectives import HEADS, LAYERS, VISION_SETTINGS, WIDTH, Objective, register
 from bindkit.pretraining.training_scenes import GRID, SceneBatch
