@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from bindkit.backbones.sources import on_gpu, source_of
-from bindkit.cache.computing import Job
+from bindkit.cache.computing import Job, ShardContent, compute_shard
 from bindkit.cache.encoding import ACTIVATIONS
-from bindkit.cache.forward import ShardContent, compute_shard
 from bindkit.cache.manifest import Manifest, layer_folder, shard_file
 from bindkit.cache.store import ActivationCache, CachedActivations, CachedLabels, row_numbers
 from bindkit.cache.writing import Damage, write_file
