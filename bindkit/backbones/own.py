@@ -1,4 +1,4 @@
-"""What is somebody's own: code, digested by what it computes, and backbones, of which bindkit cannot see a few facts."""
+"""Somebody's own: code, digested by what it computes, and backbones, with the facts that bindkit cannot see in them."""
 
 from __future__ import annotations
 

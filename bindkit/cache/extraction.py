@@ -12,12 +12,13 @@ from typing import Any
 from bindkit.arguments import read_share, whole_number
 from bindkit.backbones.loading import Backbone
 from bindkit.backbones.sources import ActivationSource, on_gpu, require_source
-from bindkit.cache import cluster, live, sizing, writing
+from bindkit.cache import cluster, sizing, writing
 from bindkit.cache.computing import Job, compute_shards
 from bindkit.cache.manifest import MANIFEST_NAME, WORK, Identity, Manifest, fetch_manifest
 from bindkit.cache.remote import place_of
 from bindkit.cache.sizing import SceneSize, scene_sizes
 from bindkit.cache.store import ActivationCache
+from bindkit.cache.views import NOTE, LiveCache, write_note
 from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameterError
 from bindkit.files import RememberedDigests, differences, progress, readable_seconds, slug
 from bindkit.scenes.checking import changed_ids, changes, contents_of, memory_in
@@ -105,7 +106,7 @@ def cache_activations(
         Whose workers compute the shards, each with a backbone of its own; see `bindkit.cache.cluster`.
     cache : "disk" or "none"
         With "none" nothing is kept but a note: activations are computed from the images whenever they are asked for,
-        float32; see `bindkit.cache.live`.
+        float32; see `bindkit.cache.views`.
 
     Raises
     ------
@@ -163,11 +164,11 @@ def cache_activations(
     path = root / slug(scenes.uri) / slug(backbone.name)
     job = Job(path, backbone, scenes, positions, identity, wanted, windows_per_batch, workers, digests, changed, share)
     if cache == "none":
-        found = live.LiveCache(job)
-        live.write_note(found)
+        found = LiveCache(job)
+        write_note(found)
         return found
-    if (path / live.NOTE).exists():
-        (path / live.NOTE).unlink()
+    if (path / NOTE).exists():
+        (path / NOTE).unlink()
     fetch_manifest(path)
     if client is not None:
         job = replace(job, elsewhere=cluster.making_there(client, job))
