@@ -29,8 +29,8 @@ from bindkit.backbones.sources import ActivationSource, activations_of, on_gpu
 from bindkit.cache import sizing, writing
 from bindkit.cache.encoding import ENCODINGS
 from bindkit.cache.manifest import FileRecord, Identity, Making, Manifest, ShardRecord, layer_folder, shard_file
-from bindkit.cache.sampling import DrawnScene, draw_scene
 from bindkit.cache.shards import COLUMNS, Labels, activations_to_parts, labels_to_bytes, layer_stamp, stack
+from bindkit.cache.sizing import DrawnScene, draw_scene
 from bindkit.errors import BackboneError, CacheMismatchError, NonFiniteActivationsError
 from bindkit.files import RememberedDigests, ahead, trim_memory
 from bindkit.scenes.checking import are_files, changes, content_of
