@@ -16,8 +16,7 @@ from bindkit.arguments import require_kind
 from bindkit.errors import InvalidParameterError, SceneSetError
 from bindkit.scenes.formats.ade20k import open_ade20k
 from bindkit.scenes.formats.coco import CocoScenes
-from bindkit.scenes.formats.folder import open_folder
-from bindkit.scenes.formats.huggingface import open_huggingface
+from bindkit.scenes.formats.own import open_folder, open_huggingface
 from bindkit.scenes.formats.published import Ade20kInstanceScenes, CityscapesScenes, DavisScenes, VocScenes
 from bindkit.scenes.scene import SceneSet
 from bindkit.scenes.synthetic import SyntheticOptions, SyntheticScenes, open_synthetic
