@@ -128,7 +128,11 @@ def cache_activations(
     require_unseen(scenes)
     if windows_per_batch is not None:
         windows_per_batch = whole_number(windows_per_batch, "windows_per_batch", least=1)
-    workers, root = _read_workers(workers, backbone), place_of(root, "root")
+    if workers is not None:
+        workers = whole_number(workers, "workers", least=0)
+    else:
+        workers = max(1, (os.cpu_count() or 1) - 1) if on_gpu(backbone) else 2
+    root = place_of(root, "root")
     share = read_share(whole_number(share[0], "share"), whole_number(share[1], "share"), {})
     if changed not in CHANGED:
         raise InvalidParameterError(f'changed is "refuse" or "recompute", got {changed!r}')
@@ -186,12 +190,6 @@ def cache_activations(
     return ActivationCache(path, manifest)
 
 
-def _read_workers(workers: int | None, backbone: ActivationSource) -> int:
-    if workers is not None:
-        return whole_number(workers, "workers", least=0)
-    return max(1, (os.cpu_count() or 1) - 1) if on_gpu(backbone) else 2
-
-
 def _other_versions(job: Job, manifest: Manifest) -> list[str]:
     """Libraries of which a cache was made with other versions than there are now; one is read all the same."""
     return differences(manifest.making.versions, job.making(manifest).versions)
@@ -244,7 +242,7 @@ def _read_matching(job: Job) -> Manifest | None:
 
 
 def _complete(job: Job, client: Any) -> Manifest:
-    """Compute what is missing, together with whoever else does."""
+    """Compute what is missing, together with whoever else does, until nothing is; a share alone does not wait."""
     path, backbone, identity = job.path, job.backbone, job.identity
     everything = [position for chosen in job.positions.values() for position in chosen]
     sizes = scene_sizes(
@@ -263,7 +261,15 @@ def _complete(job: Job, client: Any) -> Manifest:
     _announce(job, job.undamaged(manifest) if manifest else fresh, sizes)
     with writing.exclusive(path, writing.PATIENCE):
         manifest = _begin(job, fresh)
-    _compute_all(job, manifest, client)
+    rank, world_size = job.share
+    mine = {(split, shard) for split, shard, _ in manifest.records()[rank::world_size]}
+    total = sum(map(len, job.positions.values()))
+    with progress(total, f"caching {backbone.name}", "scenes") as bar:
+        bar.update(total - sum(len(task.positions) for task in job.missing(manifest)))
+        if client is not None:
+            cluster.compute_there(client, job, [task for task in job.missing(manifest) if task.place in mine], bar)
+        else:
+            compute_shards(job, manifest, mine, bar)
     with writing.exclusive(path, writing.PATIENCE):
         manifest = Manifest.read(path)
         if job.missing(manifest) or not writing.is_idle(path):
@@ -353,16 +359,3 @@ def _nothing_readable(job: Job, split: str, reason: str) -> EmptySplitError:
         f"none of the {len(job.positions[split])} scenes of the {split} split of {job.scenes.uri} can be read; "
         f"mend or remove them. The first: {reason}"
     )
-
-
-def _compute_all(job: Job, manifest: Manifest, client: Any) -> None:
-    """Compute shards that no other process has, until none is missing; a share of them alone does not wait."""
-    rank, world_size = job.share
-    mine = {(split, shard) for split, shard, _ in manifest.records()[rank::world_size]}
-    total = sum(map(len, job.positions.values()))
-    with progress(total, f"caching {job.backbone.name}", "scenes") as bar:
-        bar.update(total - sum(len(task.positions) for task in job.missing(manifest)))
-        if client is not None:
-            cluster.compute_there(client, job, [task for task in job.missing(manifest) if task.place in mine], bar)
-        else:
-            compute_shards(job, manifest, mine, bar)
