@@ -102,6 +102,9 @@ class CityscapesScenes(ListedScenes):
         return ids * is_object, classes * is_object
 
 
+DAVIS_CLASSES: dict[int, str] = {}
+
+
 class DavisScenes(ListedScenes):
     """``davis:`` scenes: frames of DAVIS 2017, as its archive (480p) unpacks.
 
@@ -123,7 +126,7 @@ class DavisScenes(ListedScenes):
     layout = "JPEGImages/480p/VIDEO/*.jpg, Annotations/480p/VIDEO/*.png and ImageSets/2017/train.txt or val.txt"
     mask_kinds = (("gray",),)
     own_options: ClassVar = {"every": ("[1-9][0-9]{0,5}", "take every so many-th frame of a video, default 1")}
-    class_names: ClassVar[dict[int, str]] = {}
+    class_names = DAVIS_CLASSES
 
     def listed(self) -> Iterator[Listed]:
         """Videos in the order of the lists, training first; frames by name."""
