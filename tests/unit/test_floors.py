@@ -32,7 +32,7 @@ WALLS = {
 """Who alone may import what."""
 
 LARGEST = {
-    **{"errors": 115, "arguments": 240, "files": 295, "cli": 325, "scenes": 4245, "backbones": 2805, "cache": 3180},
+    **{"errors": 115, "arguments": 240, "files": 295, "cli": 325, "scenes": 4250, "backbones": 2805, "cache": 3180},
     **{"probes": 3665, "results": 1385, "affinities": 765, "pretraining": 1555, "analysis": 2115, "views": 5965},
     "pipeline": 1555,
 }
