@@ -219,9 +219,9 @@ def _cache(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from bindkit.cache.live import NOTE
     from bindkit.cache.manifest import MANIFEST_NAME
     from bindkit.cache.verifying import repair_cache, scene_changes
+    from bindkit.cache.views import NOTE
 
     whole = True
     below = [] if "://" in options.path else list(Path(options.path).rglob(MANIFEST_NAME))

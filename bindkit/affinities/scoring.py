@@ -25,8 +25,7 @@ from bindkit.probes import Probe, load_probe
 from bindkit.probes.protocols import Fit
 from bindkit.scenes import Scene
 from bindkit.scenes.decoding import COLOUR_MODES, read_image
-from bindkit.scenes.geometry import Box, ScenePlan
-from bindkit.scenes.labels import pixels_by_cell, resize_mask
+from bindkit.scenes.geometry import Box, ScenePlan, pixels_by_cell, resize_mask
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from bindkit.probes.batches import JUDGED_FIRST, SplitPatches, roles_for, who_ta
 from bindkit.probes.metrics import distance_strata, mean_interval
 from bindkit.probes.protocols import Protocol, protocol_of_fit
 from bindkit.scenes import open_scenes
-from bindkit.scenes.labels import label_patches
+from bindkit.scenes.geometry import label_patches
 from bindkit.scenes.scene import SceneSet
 
 _WINDOWS_AT_ONCE = 16

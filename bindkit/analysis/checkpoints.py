@@ -19,8 +19,7 @@ import torch
 from bindkit import __version__
 from bindkit.arguments import CONTROL_KINDS, read_layers, read_path, read_seeds
 from bindkit.backbones import load_backbone
-from bindkit.backbones.controls import load_control
-from bindkit.backbones.sources import ActivationSource
+from bindkit.backbones.sources import ActivationSource, load_control
 from bindkit.cache import cache_activations
 from bindkit.errors import BackboneError, InvalidParameterError
 from bindkit.files import RememberedDigests, parse_json, progress, sha256_of, slug, write_bytes

@@ -8,11 +8,10 @@ random-init:dinov2: passes the contract check
 
 from __future__ import annotations
 
-from bindkit.backbones.attention import attention_maps
+from bindkit.backbones.attention import ContractReport, attention_maps, check_backbone
 from bindkit.backbones.loading import Backbone, load_backbone
 from bindkit.backbones.own import register_backbone
 from bindkit.backbones.preprocessing import Preprocessing
-from bindkit.backbones.report import ContractReport, check_backbone
 
 __all__ = [
     "Backbone",

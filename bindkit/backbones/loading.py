@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from bindkit.arguments import read_device, require_kind, resolve_layers
 from bindkit.backbones.checkpoint import open_checkpoint, open_embedded
-from bindkit.backbones.contract import check_contract
 from bindkit.backbones.families import EncoderShape, family_of_type
 from bindkit.backbones.names import TIMM, directory_of, module_of, parse_random_init
 from bindkit.backbones.own import OWN, digest_with_code, is_registered, open_own
 from bindkit.backbones.preprocessing import IMAGENET, Preprocessing
 from bindkit.backbones.timm_models import open_timm
-from bindkit.backbones.tower import Rows, VisionTower, edited, patch_tokens
+from bindkit.backbones.tower import Rows, VisionTower, check_contract, edited, patch_tokens
 from bindkit.errors import BackboneError, GeometryError, InvalidParameterError
 from bindkit.scenes.geometry import TokenLayout, WindowGeometry
 
@@ -272,7 +271,7 @@ def load_backbone(
     BackboneError
         If the checkpoint cannot be found or read, lacks weights or preprocessing, or is no vision transformer.
     ContractError
-        If the model loads but its tokens are not its patches; see `bindkit.backbones.contract`.
+        If the model loads but its tokens are not its patches; see `bindkit.backbones.tower`.
     GeometryError
         If the window is no multiple of the patch, larger than the short side or none that the family takes, or for an
         unknown arithmetic.

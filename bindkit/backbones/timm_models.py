@@ -13,12 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from bindkit.backbones.checkpoint import explained, quiet
-from bindkit.backbones.families import FAMILIES, EncoderShape, family_of_type, square_side
+from bindkit.backbones.checkpoint import explained, quiet, seeded
+from bindkit.backbones.families import FAMILIES, EncoderShape, Opened, family_of_type, frozen, square_side
 from bindkit.backbones.names import TIMM
-from bindkit.backbones.opened import Opened, frozen
 from bindkit.backbones.preprocessing import Preprocessing
-from bindkit.backbones.untrained import seeded
 from bindkit.errors import BackboneError
 
 _INTERPOLATIONS = {"random": "bilinear"}

@@ -25,9 +25,8 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
-from bindkit.backbones.controls import Control
 from bindkit.backbones.loading import Backbone
-from bindkit.backbones.sources import ActivationSource, source_of
+from bindkit.backbones.sources import ActivationSource, Control, source_of
 from bindkit.cache.computing import Job, Task, compute_shards
 from bindkit.cache.manifest import Making, Manifest
 from bindkit.errors import BackboneError, CacheMismatchError

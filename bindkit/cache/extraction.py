@@ -12,12 +12,13 @@ from typing import Any
 from bindkit.arguments import read_share, whole_number
 from bindkit.backbones.loading import Backbone
 from bindkit.backbones.sources import ActivationSource, on_gpu, require_source
-from bindkit.cache import cluster, live, sizing, writing
+from bindkit.cache import cluster, sizing, writing
 from bindkit.cache.computing import Job, compute_shards
 from bindkit.cache.manifest import MANIFEST_NAME, WORK, Identity, Manifest, fetch_manifest
 from bindkit.cache.remote import place_of
 from bindkit.cache.sizing import SceneSize, scene_sizes
 from bindkit.cache.store import ActivationCache
+from bindkit.cache.views import NOTE, LiveCache, write_note
 from bindkit.errors import CacheMismatchError, EmptySplitError, InvalidParameterError
 from bindkit.files import RememberedDigests, differences, progress, readable_seconds, slug
 from bindkit.scenes.checking import changed_ids, changes, contents_of, memory_in
@@ -105,7 +106,7 @@ def cache_activations(
         Whose workers compute the shards, each with a backbone of its own; see `bindkit.cache.cluster`.
     cache : "disk" or "none"
         With "none" nothing is kept but a note: activations are computed from the images whenever they are asked for,
-        float32; see `bindkit.cache.live`.
+        float32; see `bindkit.cache.views`.
 
     Raises
     ------
@@ -127,7 +128,11 @@ def cache_activations(
     require_unseen(scenes)
     if windows_per_batch is not None:
         windows_per_batch = whole_number(windows_per_batch, "windows_per_batch", least=1)
-    workers, root = _read_workers(workers, backbone), place_of(root, "root")
+    if workers is not None:
+        workers = whole_number(workers, "workers", least=0)
+    else:
+        workers = max(1, (os.cpu_count() or 1) - 1) if on_gpu(backbone) else 2
+    root = place_of(root, "root")
     share = read_share(whole_number(share[0], "share"), whole_number(share[1], "share"), {})
     if changed not in CHANGED:
         raise InvalidParameterError(f'changed is "refuse" or "recompute", got {changed!r}')
@@ -163,11 +168,11 @@ def cache_activations(
     path = root / slug(scenes.uri) / slug(backbone.name)
     job = Job(path, backbone, scenes, positions, identity, wanted, windows_per_batch, workers, digests, changed, share)
     if cache == "none":
-        found = live.LiveCache(job)
-        live.write_note(found)
+        found = LiveCache(job)
+        write_note(found)
         return found
-    if (path / live.NOTE).exists():
-        (path / live.NOTE).unlink()
+    if (path / NOTE).exists():
+        (path / NOTE).unlink()
     fetch_manifest(path)
     if client is not None:
         job = replace(job, elsewhere=cluster.making_there(client, job))
@@ -183,12 +188,6 @@ def cache_activations(
         if others := _other_versions(job, manifest):
             logger.warning("Other versions made it; it is read as it is.\n  %s\n%s", "\n  ".join(others), ANEW + ".")
     return ActivationCache(path, manifest)
-
-
-def _read_workers(workers: int | None, backbone: ActivationSource) -> int:
-    if workers is not None:
-        return whole_number(workers, "workers", least=0)
-    return max(1, (os.cpu_count() or 1) - 1) if on_gpu(backbone) else 2
 
 
 def _other_versions(job: Job, manifest: Manifest) -> list[str]:
@@ -243,7 +242,7 @@ def _read_matching(job: Job) -> Manifest | None:
 
 
 def _complete(job: Job, client: Any) -> Manifest:
-    """Compute what is missing, together with whoever else does."""
+    """Compute what is missing, together with whoever else does, until nothing is; a share alone does not wait."""
     path, backbone, identity = job.path, job.backbone, job.identity
     everything = [position for chosen in job.positions.values() for position in chosen]
     sizes = scene_sizes(
@@ -262,7 +261,15 @@ def _complete(job: Job, client: Any) -> Manifest:
     _announce(job, job.undamaged(manifest) if manifest else fresh, sizes)
     with writing.exclusive(path, writing.PATIENCE):
         manifest = _begin(job, fresh)
-    _compute_all(job, manifest, client)
+    rank, world_size = job.share
+    mine = {(split, shard) for split, shard, _ in manifest.records()[rank::world_size]}
+    total = sum(map(len, job.positions.values()))
+    with progress(total, f"caching {backbone.name}", "scenes") as bar:
+        bar.update(total - sum(len(task.positions) for task in job.missing(manifest)))
+        if client is not None:
+            cluster.compute_there(client, job, [task for task in job.missing(manifest) if task.place in mine], bar)
+        else:
+            compute_shards(job, manifest, mine, bar)
     with writing.exclusive(path, writing.PATIENCE):
         manifest = Manifest.read(path)
         if job.missing(manifest) or not writing.is_idle(path):
@@ -352,16 +359,3 @@ def _nothing_readable(job: Job, split: str, reason: str) -> EmptySplitError:
         f"none of the {len(job.positions[split])} scenes of the {split} split of {job.scenes.uri} can be read; "
         f"mend or remove them. The first: {reason}"
     )
-
-
-def _compute_all(job: Job, manifest: Manifest, client: Any) -> None:
-    """Compute shards that no other process has, until none is missing; a share of them alone does not wait."""
-    rank, world_size = job.share
-    mine = {(split, shard) for split, shard, _ in manifest.records()[rank::world_size]}
-    total = sum(map(len, job.positions.values()))
-    with progress(total, f"caching {job.backbone.name}", "scenes") as bar:
-        bar.update(total - sum(len(task.positions) for task in job.missing(manifest)))
-        if client is not None:
-            cluster.compute_there(client, job, [task for task in job.missing(manifest) if task.place in mine], bar)
-        else:
-            compute_shards(job, manifest, mine, bar)

@@ -18,7 +18,7 @@ from bindkit.cache.writing import Damage
 from bindkit.errors import BindkitError, CacheError, CacheMismatchError, EmptySplitError
 from bindkit.files import RememberedDigests
 from bindkit.scenes.checking import MEMORY, changes, comings_and_goings, contents_of
-from bindkit.scenes.labels import label_patches
+from bindkit.scenes.geometry import label_patches
 from bindkit.scenes.opening import open_scenes
 from bindkit.scenes.scene import SceneSet, require_scenes
 from bindkit.scenes.splits import split_scenes

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from bindkit.arguments import CONTROL, CONTROL_PREFIX
 from bindkit.cache import ActivationCache
-from bindkit.cache.live import open_cache
+from bindkit.cache.views import open_cache
 from bindkit.errors import BindkitError, InvalidParameterError, WorkspaceMismatchError
 from bindkit.files import write_bytes
 from bindkit.pipeline.workspace import SETTINGS_FILE, Workspace, recorded_settings, workspace_root

@@ -18,7 +18,7 @@ import torch
 
 from bindkit import __version__
 from bindkit.arguments import positive_number, read_device, read_path, read_seed, whole_number
-from bindkit.backbones.untrained import position_embeddings
+from bindkit.backbones.checkpoint import position_embeddings
 from bindkit.errors import BackboneError, InvalidParameterError, NonFiniteActivationsError
 from bindkit.files import parse_json, progress, write_json
 from bindkit.pretraining.objectives import POSITION_SCALE, Objective, make_objective

@@ -16,9 +16,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bindkit.arguments import require_kind
-from bindkit.backbones.checkpoint import quiet
+from bindkit.backbones.checkpoint import fill_positions, quiet, seeded
 from bindkit.backbones.preprocessing import IMAGENET
-from bindkit.backbones.untrained import fill_positions, seeded
 from bindkit.errors import BackboneError, InvalidParameterError
 from bindkit.files import parse_json, write_bytes, write_json
 from bindkit.pretraining.training_scenes import PATCH, SIDE, SceneBatch, TrainingScenes

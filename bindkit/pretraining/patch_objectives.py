@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from bindkit.backbones.checkpoint import sine_cosine_positions
 from bindkit.backbones.tower import find_blocks
-from bindkit.backbones.untrained import sine_cosine_positions
 from bindkit.pretraining.clips import UNSURE
 from bindkit.pretraining.objectives import HEADS, LAYERS, VISION_SETTINGS, WIDTH, Objective, register
 from bindkit.pretraining.training_scenes import GRID, SceneBatch

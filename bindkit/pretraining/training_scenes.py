@@ -25,8 +25,7 @@ from bindkit.errors import InvalidParameterError
 from bindkit.files import progress
 from bindkit.pretraining.clips import REACH, match_frames, number_motions
 from bindkit.scenes import open_scenes
-from bindkit.scenes.geometry import WindowGeometry
-from bindkit.scenes.labels import label_patches
+from bindkit.scenes.geometry import WindowGeometry, label_patches
 from bindkit.scenes.synthetic import TRAINING_SEED, SyntheticScenes, require_unseen
 
 SIDE, PATCH = 80, 8

@@ -19,7 +19,7 @@ import torch
 
 from bindkit import __version__
 from bindkit.arguments import CONTROL, SAME_CLASS, each_of, is_control, read_layers, read_seeds
-from bindkit.backbones.code_digests import code_digest
+from bindkit.backbones.own import code_digest
 from bindkit.cache import ActivationCache
 from bindkit.cache.store import labels_of
 from bindkit.errors import InvalidParameterError, ProbeError

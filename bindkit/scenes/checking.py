@@ -18,7 +18,7 @@ import numpy as np
 from bindkit.arguments import whole_number
 from bindkit.errors import BrokenSceneError, OneAnswerError
 from bindkit.files import RememberedDigests, ahead, progress, slug, write_bytes
-from bindkit.scenes.labels import object_classes
+from bindkit.scenes.geometry import object_classes
 from bindkit.scenes.scene import BrokenScene, Scene, SceneSet, require_scenes, sources_of, subset
 
 if TYPE_CHECKING:

@@ -15,13 +15,9 @@ from typing import Any
 from bindkit.arguments import require_kind
 from bindkit.errors import InvalidParameterError, SceneSetError
 from bindkit.scenes.formats.ade20k import open_ade20k
-from bindkit.scenes.formats.ade20k_instances import Ade20kInstanceScenes
-from bindkit.scenes.formats.cityscapes import CityscapesScenes
 from bindkit.scenes.formats.coco import CocoScenes
-from bindkit.scenes.formats.davis import DavisScenes
-from bindkit.scenes.formats.folder import open_folder
-from bindkit.scenes.formats.huggingface import open_huggingface
-from bindkit.scenes.formats.voc import VocScenes
+from bindkit.scenes.formats.own import open_folder, open_huggingface
+from bindkit.scenes.formats.published import Ade20kInstanceScenes, CityscapesScenes, DavisScenes, VocScenes
 from bindkit.scenes.scene import SceneSet
 from bindkit.scenes.synthetic import SyntheticOptions, SyntheticScenes, open_synthetic
 
@@ -73,7 +69,7 @@ def open_scenes(uri: str, index_dir: str | Path | None = None) -> SceneSet:
         FORMATS
 
         Options of synthetic scenes are in `bindkit.scenes.synthetic.OPTIONS`; of all others they follow the directory,
-        as in ``"folder:DIR,void=255"`` (`bindkit.scenes.reading.OPTIONS`, and those of a format in its own module).
+        as in ``"folder:DIR,void=255"`` (`bindkit.scenes.reading.OPTIONS`, and those of a format where it is defined).
     index_dir : str or Path, optional
         Where a format may keep what it read out of a large index file; nothing is kept if not given.
 

@@ -32,7 +32,7 @@ WALLS = {
 """Who alone may import what."""
 
 LARGEST = {
-    **{"errors": 115, "arguments": 240, "files": 295, "cli": 325, "scenes": 4325, "backbones": 2875, "cache": 3230},
+    **{"errors": 115, "arguments": 240, "files": 295, "cli": 325, "scenes": 4250, "backbones": 2805, "cache": 3180},
     **{"probes": 3460, "results": 1382, "affinities": 732, "pretraining": 1555, "analysis": 2070, "views": 5965},
     "pipeline": 1555,
 }
@@ -139,7 +139,7 @@ def test_the_house_stays_small(root):
     print(*(f"{n:6d} {room}" for room, n in [*rooms.items(), ("all", sum(lines.values()))]), sep="\n")  # noqa: T201
     assert {room: n for room, n in rooms.items() if n > LARGEST[room]} == {}
     assert {module: n for module, n in lines.items() if n > 450} == {}
-    assert len(lines) <= 127
+    assert len(lines) <= 112
 
 
 def test_few_private_functions_are_called_at_one_place_only(root):
@@ -155,4 +155,4 @@ def test_few_private_functions_are_called_at_one_place_only(root):
             node.name for node in nodes if isinstance(node, ast.FunctionDef) and re.fullmatch(r"_[a-z]\w*", node.name)
         ]
         once += [f"{module}.{name}" for name in names if used[name] == 1 and name in called]
-    assert len(once) <= 108, "\n".join(once)
+    assert len(once) <= 109, "\n".join(once)

@@ -1,1 +1,1 @@
-"""Formats of scenes in files, one file a format; `bindkit.scenes.opening.FORMATS` lists them."""
+"""Formats of scenes in files, small ones together; `bindkit.scenes.opening.FORMATS` lists them."""

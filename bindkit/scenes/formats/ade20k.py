@@ -30,8 +30,7 @@ import numpy as np
 from bindkit.errors import SceneSetError, UnsafePickleError
 from bindkit.files import parse_json, progress, write_bytes
 from bindkit.scenes.decoding import of_8_bits, why_unusable
-from bindkit.scenes.listing import find_dataset
-from bindkit.scenes.reading import FIXED_MASKS, FileScenes, ReadingOptions, split_directory
+from bindkit.scenes.reading import FIXED_MASKS, FileScenes, ReadingOptions, find_dataset, split_directory
 from bindkit.scenes.scene import OFFICIAL_SPLITS, BrokenScene
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes.formats.ade20k import BENCHMARK_NAME, INDEX_NAME, benchmark_name
-from bindkit.scenes.labels import object_classes
+from bindkit.scenes.geometry import object_classes
 from bindkit.scenes.scene import OFFICIAL_SPLITS, Scene, SceneSet
 
 RELEASE = "ADE20K_2021_17_01"

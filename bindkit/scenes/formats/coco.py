@@ -30,8 +30,7 @@ import numpy as np
 from bindkit.errors import BrokenSceneError, SceneSetError
 from bindkit.files import parse_json
 from bindkit.scenes.decoding import HIGHEST_ID, Header, StoredPixels
-from bindkit.scenes.listing import SPLIT_FILES, Listed, ListedScenes, children, leads_out, optional
-from bindkit.scenes.reading import ReadingOptions
+from bindkit.scenes.reading import SPLIT_FILES, Listed, ListedScenes, ReadingOptions, children, leads_out, optional
 
 LIBRARY = "pycocotools.mask"
 _PREFIX = "instances_"

@@ -16,7 +16,7 @@ from PIL import Image
 from bindkit.affinities.scoring import Affinity
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes import Scene
-from bindkit.scenes.labels import PatchLabels, object_classes
+from bindkit.scenes.geometry import PatchLabels, object_classes
 from bindkit.views.figures.panels import Panels, panels, show_whole, titled
 from bindkit.views.figures.style import INK, PALETTE, channels
 

@@ -33,7 +33,7 @@ from bindkit.errors import InvalidParameterError, ProbeError
 from bindkit.files import progress, write_bytes
 from bindkit.probes import Probe, load_probe
 from bindkit.scenes import Scene
-from bindkit.scenes.labels import object_classes, resize_mask
+from bindkit.scenes.geometry import object_classes, resize_mask
 from bindkit.scenes.scene import SceneSet
 from bindkit.views.viewer.packing import ALPHABET, STEP, pack, to_text
 from bindkit.views.viewer.probe_choice import Probes, best_shown, find_probes, is_synthetic

@@ -8,8 +8,7 @@ from bindkit.affinities.scoring import ImageGrid, cell_weights, landing, stitch
 from bindkit.errors import GeometryError
 from bindkit.probes import make_probe
 from bindkit.scenes import Scene
-from bindkit.scenes.geometry import WindowGeometry
-from bindkit.scenes.labels import label_patches, resize_mask
+from bindkit.scenes.geometry import WindowGeometry, label_patches, resize_mask
 
 # (short side, window, patch), (height, width): aligned, overlapping, several rows of windows, cells of uneven size.
 CASES = [

@@ -18,8 +18,8 @@ from planted import PlantedBackbone
 
 import bindkit.analysis.difficulty
 from bindkit.analysis.difficulty import vary_scenes
-from bindkit.backbones.controls import load_control, raw_pixels
 from bindkit.backbones.preprocessing import IMAGENET
+from bindkit.backbones.sources import load_control, raw_pixels
 from bindkit.cache import cache_activations
 from bindkit.errors import (
     BindkitError,

@@ -12,10 +12,9 @@ from tiny_models import NOT_A_VIT, PATCH, write_checkpoint
 from torch import nn
 
 from bindkit.backbones import load_backbone
-from bindkit.backbones.contract import check_contract
 from bindkit.backbones.families import EncoderShape
 from bindkit.backbones.preprocessing import IMAGENET
-from bindkit.backbones.tower import VisionTower
+from bindkit.backbones.tower import VisionTower, check_contract
 from bindkit.errors import BackboneError, ContractError
 
 SHAPE = EncoderShape(family="planted", patch_size=4, image_size=16, d_model=8, n_layers=2, n_prefix=None)

@@ -11,9 +11,8 @@ from tiny_models import FAMILIES, IMAGE, LAYERS, MEAN, STD, WIDTH, write_checkpo
 from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model, ViTConfig, ViTMAEConfig, ViTModel
 
 from bindkit.backbones import Preprocessing, load_backbone
-from bindkit.backbones.checkpoint import build_untrained
+from bindkit.backbones.checkpoint import build_untrained, fill_positions, position_embeddings, sine_cosine_positions
 from bindkit.backbones.names import RandomInit, contents_of_backbone, parse_random_init
-from bindkit.backbones.untrained import fill_positions, position_embeddings, sine_cosine_positions
 from bindkit.errors import BackboneError, InvalidParameterError
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 40, "patch_size": 8}

@@ -14,8 +14,8 @@ from planted import PlantedBackbone, PlantedScenes
 
 import bindkit as bk
 from bindkit.arguments import CONTROL_KINDS, control_title, parse_control
-from bindkit.backbones.controls import FREQUENCIES, control_of, load_control, load_controls
 from bindkit.backbones.preprocessing import IMAGENET, Preprocessing
+from bindkit.backbones.sources import FREQUENCIES, control_of, load_control, load_controls
 from bindkit.cache import cache_activations, compare_with_model
 from bindkit.cache.verifying import repair_cache
 from bindkit.errors import CacheMismatchError, GeometryError, InvalidParameterError
@@ -23,8 +23,7 @@ from bindkit.probes.protocols import PAPER, STRICT
 from bindkit.results.sweeping import probe_directory, sweep
 from bindkit.results.tables import best_layers
 from bindkit.scenes import Split
-from bindkit.scenes.geometry import WindowGeometry
-from bindkit.scenes.labels import label_patches
+from bindkit.scenes.geometry import WindowGeometry, label_patches
 from bindkit.scenes.scene import Scene
 
 BRIEF = replace(STRICT, epochs=2, min_steps=4, judged_patches=24)

@@ -19,8 +19,8 @@ from cache_fakes import D_MODEL, ExactBackbone, ExactScenes, all_bytes, expected
 
 import bindkit as bk
 from bindkit.cache import cache_activations, estimate_bytes, sizing
-from bindkit.cache.forward import compute_shard
-from bindkit.cache.sampling import DrawnScene, draw_scene
+from bindkit.cache.computing import compute_shard
+from bindkit.cache.sizing import DrawnScene, draw_scene
 from bindkit.cli import main
 from bindkit.errors import (
     BackboneError,

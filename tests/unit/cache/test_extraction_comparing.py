@@ -9,7 +9,7 @@ import pytest
 from cache_fakes import ExactBackbone, ExactScenes
 
 from bindkit.cache import cache_activations, compare_with_model
-from bindkit.cache.sampling import DrawnScene
+from bindkit.cache.sizing import DrawnScene
 from bindkit.errors import CacheMismatchError
 from bindkit.scenes.scene import Scene
 

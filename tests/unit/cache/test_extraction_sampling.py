@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import bindkit as bk
-from bindkit.cache.sampling import draw_patches, draw_scene
+from bindkit.cache.sizing import draw_patches, draw_scene
 from bindkit.files import ahead
 
 counts = st.integers(1, 9)

@@ -14,7 +14,7 @@ from PIL import Image
 
 import bindkit as bk
 from bindkit.cache import cache_activations
-from bindkit.cache.live import NOTE, LiveCache, open_cache
+from bindkit.cache.views import NOTE, LiveCache, open_cache
 from bindkit.cli import main
 from bindkit.errors import CacheMismatchError, InvalidParameterError
 from bindkit.probes.protocols import STRICT

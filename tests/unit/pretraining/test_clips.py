@@ -13,8 +13,7 @@ from bindkit.pretraining import GRID, SIDE, TRAINING_SCENES, TrainingScenes, obj
 from bindkit.pretraining.clips import REACH, UNSURE, follow_motions, match_frames, match_patches, number_motions
 from bindkit.pretraining.objectives import make_objective
 from bindkit.pretraining.patch_objectives import draw_hints
-from bindkit.scenes.geometry import WindowGeometry
-from bindkit.scenes.labels import label_patches
+from bindkit.scenes.geometry import WindowGeometry, label_patches
 from bindkit.scenes.synthetic import TRAINING_SEED
 
 SMALL = TRAINING_SCENES.replace("n=20000", "n=24")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import bindkit as bk
-from bindkit.backbones.untrained import sine_cosine_positions
+from bindkit.backbones.checkpoint import sine_cosine_positions
 from bindkit.errors import BackboneError, InvalidParameterError, NonFiniteActivationsError
 from bindkit.pipeline.running import RUN_DEFAULTS
 from bindkit.pretraining import (

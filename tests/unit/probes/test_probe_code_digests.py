@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from bindkit.backbones.code_digests import code_digest, is_own
+from bindkit.backbones.own import code_digest, is_own
 from bindkit.probes import Linear
 
 HEAD = """
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 from bindkit.probes import Probe
-from bindkit.backbones.code_digests import code_digest
+from bindkit.backbones.own import code_digest
 logger = logging.getLogger("mine")
 SCALE = 2
 TABLE = {"a": [1, torch.ones(2, dtype=torch.bfloat16)], "b": np.arange(3)}
@@ -116,7 +116,7 @@ def test_of_what_cannot_be_compared_there_is_no_digest():
 
 def test_a_class_of_an_installed_package_is_looked_into_as_well(monkeypatch):
     """Its version is in no record."""
-    monkeypatch.setattr("bindkit.backbones.code_digests.is_own", lambda module: False)
+    monkeypatch.setattr("bindkit.backbones.own.is_own", lambda module: False)
     assert digest_of(SOURCE) != digest_of(SOURCE.replace("return 1", "return 2"))
 
 

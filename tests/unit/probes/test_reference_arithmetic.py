@@ -10,8 +10,7 @@ from bindkit.cache import cache_activations, compare_with_model
 from bindkit.cache.verifying import repair_cache
 from bindkit.errors import CacheMismatchError, GeometryError
 from bindkit.probes.protocols import loading_options
-from bindkit.scenes.geometry import WindowGeometry
-from bindkit.scenes.labels import label_patches
+from bindkit.scenes.geometry import WindowGeometry, label_patches
 
 SCENES = "synthetic:n=4,seed=0,size=70x103"
 

@@ -29,7 +29,7 @@ from written_formats import (
 from bindkit.errors import BrokenSceneError, InvalidParameterError, SceneSetError
 from bindkit.scenes import check_scenes, open_scenes, split_scenes, subset
 from bindkit.scenes.formats.coco import packed_mask, run_lengths
-from bindkit.scenes.listing import leads_out
+from bindkit.scenes.reading import leads_out
 
 PLAN = Plan((1, 1, 2, 3))
 OUTSIDE = [

@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from bindkit.scenes.geometry import PatchGrid, WindowGeometry
-from bindkit.scenes.labels import label_patches, majority, object_classes, pair_counts, resize_mask
+from bindkit.scenes.geometry import (
+    PatchGrid,
+    WindowGeometry,
+    label_patches,
+    majority,
+    object_classes,
+    pair_counts,
+    resize_mask,
+)
 from bindkit.scenes.scene import Scene
 
 

@@ -14,8 +14,7 @@ from PIL import Image
 
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes import Scene
-from bindkit.scenes.geometry import WindowGeometry
-from bindkit.scenes.labels import label_patches
+from bindkit.scenes.geometry import WindowGeometry, label_patches
 from bindkit.views.figures import layer_curves, probe_curves, save_figure, scene_figure, scene_table, training_curves
 from bindkit.views.figures import saving as saving_module
 from bindkit.views.figures.saving import INLINE_PICTURE_BYTES, compact
