@@ -49,6 +49,7 @@ def test_every_picture_is_shown_somewhere(root):
     shown = (root / "figures/README.md").read_text(encoding="utf-8")
     pictures = [path.name for path in (root / "figures").iterdir() if path.suffix in (".png", ".gif")]
     assert pictures and all(f"]({name})" in shown for name in pictures)
+    assert (root / "figures/explorer.gif").stat().st_size <= 1_500_000
 
 
 def test_every_scene_format_has_its_row(root):
