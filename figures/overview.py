@@ -1,4 +1,4 @@
-"""Compose ``figures/overview.png``, the README's picture, from the figures of a finished run.
+"""Compose ``figures/overview.png``, a picture of it all, from the figures of a finished run.
 
 bindkit run --workspace workspace && python figures/overview.py workspace
 """

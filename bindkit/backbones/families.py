@@ -46,7 +46,7 @@ class Family:
     adds: str = ""
     """What its blocks do to queries and keys, or add to their products, behind the maps that `attention_maps` gives."""
     examples: tuple[str, ...] = ()
-    """Some checkpoints, for README's table."""
+    """Some checkpoints, for the table of bindkit/README.md."""
     model_arguments: dict[str, Any] = field(default_factory=dict)
     """Arguments of the model class, to leave out parts that are never used."""
     aliases: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ class Family:
         return None if self.n_prefix is None else self.n_prefix + registers
 
     def table_row(self) -> tuple[str, ...]:
-        """The facts in words, for README: name, checkpoints, prefix tokens, other windows, q k v."""
+        """The facts in words, for bindkit/README.md: name, checkpoints, prefix tokens, other windows, q k v."""
         said = "as the model says" if self.n_prefix is None else str(self.n_prefix)
         return (
             f"`{self.name}`",

@@ -4,7 +4,7 @@
     python tests/benchmarks/bench_explorer.py clicks     # 37 x 37 patches, 9 layers, in Chromium
     python tests/benchmarks/bench_explorer.py memory     # 24 layers of width 1024 and 1,369 patches
 
-Run by hand; never a gate on time. What it printed last is in the README.
+Run by hand; never a gate on time. What it printed last is in notebook 05.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A real JupyterLab with a notebook in it, opened in Chromium: for tests, the benchmark and the README's picture."""
+"""A real JupyterLab with a notebook in it, opened in Chromium: for tests, the benchmark and README's pictures."""
 
 from __future__ import annotations
 

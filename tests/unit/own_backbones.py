@@ -1,4 +1,4 @@
-"""A ViT of somebody's own, plain torch, registered as README says; tests import it by ``own_backbones:NAME``."""
+"""A ViT of somebody's own, plain torch, registered as the recipe says; tests import it by ``own_backbones:NAME``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README's recipes for something of one's own: each block is read out of README.md and does what it says."""
+"""Recipes for something of one's own: each block is read out of bindkit/README.md and does what it says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bindkit.scenes.opening import FORMATS
 @pytest.fixture
 def recipe(root):
     """The code block of a recipe, by the words that it begins with; what it registers is forgotten afterwards."""
-    section = (root / "README.md").read_text(encoding="utf-8").split("### Something of your own")[1]
+    section = (root / "bindkit/README.md").read_text(encoding="utf-8").split("## Something of your own")[1]
     before = [(table, dict(table)) for table in (PROBES, OBJECTIVES, FORMATS)]
 
     def code(begins):

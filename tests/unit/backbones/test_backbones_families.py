@@ -206,7 +206,7 @@ def test_half_precision_checkpoints_are_read_as_float32(tmp_path: Path) -> None:
 
 
 def test_readmes_table_is_the_table(root: Path) -> None:
-    section = (root / "README.md").read_text(encoding="utf-8").split("### Families")[1].split("\n### ")[0]
+    section = (root / "bindkit/README.md").read_text(encoding="utf-8").split("## Families")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     assert rows == [f"| {' | '.join(family.table_row())} |" for family in families.FAMILIES]
 

@@ -24,7 +24,7 @@ README_SCENES = "synthetic:n=400,seed=0,size=80x80,twins=1"
 
 @pytest.fixture(scope="module")
 def layers(tmp_path_factory):
-    """README's scenes as `bindkit/scenes-motion` sees them: the cache that README's own probe came out wrong on."""
+    """The scenes of bindkit/README.md as `bindkit/scenes-motion` sees them: its own probe once came out wrong here."""
     cache = bk.cache_activations(
         bk.load_backbone("bindkit/scenes-motion"),
         bk.open_scenes(README_SCENES),
@@ -42,7 +42,7 @@ def own():
 
 
 class SumOfProducts(Probe):
-    """README's own example."""
+    """bindkit/README.md's own example."""
 
     def __init__(self, d_model):
         super().__init__(d_model)

@@ -439,7 +439,7 @@ def test_a_baseline_has_its_likeliest_offset_however_large_its_scores(loud):
 
 
 def test_a_probe_of_ones_own_learns_in_activations_of_common_length(loud, tmp_path):
-    """README's example: the sign and order of its answers do not depend on how large activations are."""
+    """bindkit/README.md's example: the sign and order of its answers do not depend on how large activations are."""
     from bindkit.probes import PROBES, Probe, register_probe
 
     @register_probe("sum_of_products_for_a_test")
