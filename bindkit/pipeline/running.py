@@ -34,7 +34,7 @@ RUN_DEFAULTS: Mapping[str, Any] = {
     "bindkit/scenes-clip random-init:bindkit/scenes-mae",
     "layers": "all",
 }
-"""What a run measures unless told otherwise; by hand, notebooks measure less of the same, so that both share a cache."""
+"""What a run measures unless told otherwise; by hand, notebooks measure some of it, so that both share a cache."""
 
 FIXED_SETTINGS = ("scenes", "groups", "protocol", "seed", "patches_per_scene", "window", "dtype")
 """Parameters that all figures of a workspace must share, since its table has no column for most of them."""

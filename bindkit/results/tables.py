@@ -8,12 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from bindkit.arguments import CONTROL
+from bindkit.arguments import CONTROL, control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.probes import by_capability
 from bindkit.probes.judging import scenes_of
 from bindkit.probes.metrics import below_chance
 from bindkit.probes.saving import best_position
+from bindkit.results.words import BEST_BASELINE, DISTRACTORS, WORDS
 from bindkit.scenes.splits import FEW_SCENES
 
 PLAIN, MATCHED = ("auroc", "twins_auroc"), ("matched_auroc", "matched_twins_auroc")
@@ -183,7 +184,7 @@ def require_one_kind(
 def format_results(results: pd.DataFrame) -> str:
     """Write the table across models: the best layer of every backbone by the most capable probe that was fitted.
 
-    Where there are controls, two more columns say by how much AUROC and twins AUROC exceed the strongest of them.
+    Where there are baselines without a model, two more columns say by how much AUROCs exceed the best of them.
     """
     below = below_chance(results.to_dict("records"))
     if "task" in results:
@@ -199,8 +200,8 @@ def format_results(results: pd.DataFrame) -> str:
 
     bounds = zip(told("accuracy_low"), told("accuracy_high"), strict=True)
     columns = {
-        "backbone": best["backbone"],
-        "objective": told("objective", ""),
+        WORDS["backbone"]: best["backbone"].map(control_title),
+        WORDS["objective"]: told("objective", ""),
         "layer": told("layer", ".0f"),
         "accuracy": told("accuracy"),
         "95 % interval": ["-" if low == "-" else f"{low} to {high}" for low, high in bounds],
@@ -209,31 +210,33 @@ def format_results(results: pd.DataFrame) -> str:
     }
     table = pd.DataFrame(columns)
     has_controls, is_matched = bool((best["objective"] == CONTROL).any()), ranked_by(best) == MATCHED
-    heads = {"auroc": "AUROC", "twins_auroc": "twins AUROC"}
+    heads = {"auroc": "AUROC", "twins_auroc": "same class"}
     if is_matched:
-        heads |= {"matched_auroc": "at equal distance", "matched_twins_auroc": "twins at equal distance"}
+        heads |= {"matched_auroc": "at equal distance", "matched_twins_auroc": "same class"}
     for figure, head in heads.items():
-        table[head] = told(figure)
+        table.insert(table.shape[1], head, told(figure), allow_duplicates=True)
         if has_controls and figure in ranked_by(best):
             over = told(OVER_CONTROLS[figure], "+.3f")
-            table.insert(table.shape[1], "over controls", over, allow_duplicates=True)
+            table.insert(table.shape[1], BEST_BASELINE, over, allow_duplicates=True)
     judged_on = ", ".join(map(scenes_of, sorted(set(best["split"].dropna())))) or "unknown scenes"
     protocols = ", ".join(sorted(set(best["protocol"].dropna()))) or "unknown"
     chosen_on = ", ".join(sorted(set(best["chosen_on"].dropna()))) or "judged"
     title = (
-        f"Best layer of each backbone, chosen on the {chosen_on} scenes ({shown} probe, {protocols} protocol, "
-        f"judged on {judged_on})"
+        f"Best layer of each model, chosen on the {chosen_on} scenes ({shown} probe, {protocols} protocol, "
+        f"evaluated on {judged_on})"
     )
     fewest = best["n_scenes"].min()
     is_few = bool(not pd.isna(fewest) and fewest < FEW_SCENES)
     few = f"{fewest} scene{'s' * bool(is_few and fewest != 1)}"
     is_untrained = bool((best["objective"] == "random-init").any())
     notes = (
-        (is_few, f"Judged on {few} only: a demonstration that the path works, not a measurement."),
-        (is_untrained, "random-init: never trained; a control that trained backbones have to beat, not a result."),
+        (is_few, f"Evaluated on {few} only: a demonstration that the path works, not a measurement."),
+        (is_untrained, "random-init: never trained; a baseline that trained models have to beat, not a result."),
+        (True, "majority: accuracy of always answering with the majority class; gain: the difference to it."),
+        (True, f"same class: of pairs on two objects only {DISTRACTORS}, which lie on two objects of one class."),
         (
             has_controls,
-            "over controls: AUROC minus that of the strongest control, which reads the same pairs without a model.",
+            f"{BEST_BASELINE}: AUROC minus that of the best baseline, which reads the same pairs without a model.",
         ),
         (is_matched, "at equal distance: AUROC among pairs that lie equally far apart, where proximity tells nothing."),
     )

@@ -12,10 +12,11 @@ from bindkit.arguments import control_title, is_control
 from bindkit.probes.metrics import chance_remark
 from bindkit.probes.resampling import MIN_SCENES
 from bindkit.results.tables import OVER_CONTROLS, PLAIN, ranked_by, strongest_controls
+from bindkit.results.words import DISTRACTORS
 from bindkit.scenes.splits import FEW_SCENES
 
 _ROLES = {
-    "random-init": ": never trained, a control",
+    "random-init": ": never trained, a baseline",
     "common-fate": ": trained to say which patches move together, so a reference for what can be bound",
 }
 """What a reader must know of an objective to read its figures rightly."""
@@ -44,16 +45,16 @@ _OVER_ALL = {
 """Status of a row's AUROC beside the strongest control's -> what is said of it."""
 
 _ON_TWINS = {
-    "one answer": "no twins to tell apart",
-    "too few": "too few twins at equal distance{plain}",
-    "chance": "on twins {value:.2f}{plain}, no better than chance",
-    "none": "on twins {value:.2f}{plain}, so it tells apart objects that look alike",
-    "above": "on twins {value:.2f}{plain}, {gap:.2f} above {rival}, so it tells apart objects that look alike by more "
-    "than that",
-    "above, no interval": "on twins {value:.2f}{plain}, {gap:.2f} above {rival}",
-    "equal": "on twins {value:.2f}{plain}, no more than a control has without a model ({title}, {control:.2f})",
-    "below": "on twins {value:.2f}{plain}, no more than a control has without a model ({title}, {control:.2f})",
-    "not told apart": "on twins {value:.2f}{plain}, not distinguishable from {rival}, which needs no model",
+    "one answer": "no same-class distractors",
+    "too few": "too few same-class distractors at equal distance{plain}",
+    "chance": "on {distractors} {value:.2f}{plain}, no better than chance",
+    "none": "on {distractors} {value:.2f}{plain}, so it tells apart objects that look alike",
+    "above": "on {distractors} {value:.2f}{plain}, {gap:.2f} above {rival}, so it tells apart objects that look alike "
+    "by more than that",
+    "above, no interval": "on {distractors} {value:.2f}{plain}, {gap:.2f} above {rival}",
+    "equal": "on {distractors} {value:.2f}{plain}, no more than a baseline has ({title}, {control:.2f})",
+    "below": "on {distractors} {value:.2f}{plain}, no more than a baseline has ({title}, {control:.2f})",
+    "not told apart": "on {distractors} {value:.2f}{plain}, not distinguishable from {rival}, which needs no model",
 }
 
 _OF_CONTROLS = (
@@ -79,12 +80,12 @@ def verdicts(best: pd.DataFrame) -> list[str]:
     for number, row in enumerate(best.to_dict("records")):
         both = [_beside(row, figure, of.iloc[number]) for figure, of in zip(figures, controls, strict=True)]
         if is_control(row["objective"]):
-            alone = ("{name} {value:.2f}{plain}", "on twins {value:.2f}{plain}")
+            alone = ("{name} {value:.2f}{plain}", "on {distractors} {value:.2f}{plain}")
             pairs, twins = (
                 missing.get(said["status"], text).format(**said)
                 for missing, text, said in zip(_OF_CONTROLS, alone, both, strict=True)
             )
-            sentence = f"control ({control_title(row['backbone'])}), read without any model: {pairs}; {twins}."
+            sentence = f"baseline ({control_title(row['backbone'])}), without any model: {pairs}; {twins}."
         else:
             pairs, twins = (
                 of[said["status"]].format(**said) for of, said in zip((_OVER_ALL, _ON_TWINS), both, strict=True)
@@ -95,7 +96,7 @@ def verdicts(best: pd.DataFrame) -> list[str]:
             n_scenes = row.get("n_scenes")
             if n_scenes is not None and n_scenes < FEW_SCENES:
                 scenes = f"{n_scenes:.0f} scene{'' if n_scenes == 1 else 's'}"
-                sentence += f" Judged on {scenes}: a demonstration, not a measurement."
+                sentence += f" Evaluated on {scenes}: a demonstration, not a measurement."
         sentences.append(f"{sentence} {chance_remark(row)}".rstrip())
     return sentences
 
@@ -103,7 +104,7 @@ def verdicts(best: pd.DataFrame) -> list[str]:
 def _accuracy(row: Mapping[str, Any]) -> str:
     """The sentence on a row's best layer and its accuracy."""
     low, high, majority = row["accuracy_low"], row["accuracy_high"], row["majority_accuracy"]
-    judged = f"{100 * row['accuracy']:.1f} % of the pairs are judged right"
+    judged = f"{100 * row['accuracy']:.1f} % of the pairs are told rightly"
     judged += "" if pd.isna(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
     # Scenes differ in their share of the more frequent answer, which the interval of the difference knows.
     above, below = row.get("gain_low", math.nan), row.get("gain_high", math.nan)
@@ -112,17 +113,17 @@ def _accuracy(row: Mapping[str, Any]) -> str:
     status = "above" if above > 0 else "below" if below < 0 else "not told apart"
     if pd.isna(above):
         status = "too few" if row.get("n_scenes", math.nan) < MIN_SCENES else "none"
-    always = f"{100 * majority:.1f} % of always giving the more frequent answer"
+    always = f"{100 * majority:.1f} % of the majority class"
     role = row["objective"] + _ROLES.get(row["objective"], "")
     beside = _OVER_MAJORITY[status].format(majority=always)
-    return f"{row['backbone']} ({role}): best at layer {row['layer']:.0f}, where {judged}{beside}."
+    return f"{control_title(row['backbone'])} ({role}): best at layer {row['layer']:.0f}, where {judged}{beside}."
 
 
 def _beside(row: Mapping[str, Any], figure: str, control: pd.Series) -> dict[str, Any]:
     """A row's figure beside that of the strongest control: its status, and what sentences take."""
     value, plain = row.get(figure, math.nan), row.get(figure.removeprefix("matched_"), math.nan)
     is_matched = figure not in PLAIN
-    said = {"name": "AUROC among pairs at equal distance" if is_matched else "AUROC", "value": value}
+    said = {"distractors": DISTRACTORS, "name": "AUROC at equal distance" if is_matched else "AUROC", "value": value}
     said["plain"] = f" ({plain:.2f} at any distance)" if is_matched and not pd.isna(plain) else ""
     if pd.isna(value):
         return said | {"status": "too few" if said["plain"] else "one answer"}
@@ -143,5 +144,5 @@ def _beside(row: Mapping[str, Any], figure: str, control: pd.Series) -> dict[str
         status = "above, no interval" if status == "above" else status
         interval = " [no interval: too few scenes differ]"
     title = control_title(control["backbone"])
-    said |= {"status": status, "gap": abs(gap), "rival": f"the strongest control ({title}){interval}"}
+    said |= {"status": status, "gap": abs(gap), "rival": f"the best baseline ({title}){interval}"}
     return said | {"title": title, "control": control["figure"]}

@@ -33,7 +33,10 @@ def main() -> None:
             notebook = nbformat.read(source, as_version=4)
             # Nothing of the widgets' state is kept: one figure widget would add 5 MB.
             NotebookClient(
-                notebook, store_widget_state=False, record_timing=False, resources={"metadata": {"path": str(directory)}}
+                notebook,
+                store_widget_state=False,
+                record_timing=False,
+                resources={"metadata": {"path": str(directory)}},
             ).execute()
             for cell in notebook.cells:
                 if cell.cell_type == "code":
