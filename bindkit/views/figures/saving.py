@@ -26,7 +26,7 @@ from bindkit.files import slug, write_bytes
 
 logger = logging.getLogger(__name__)
 
-INLINE_BYTES = 56_000
+INLINE_BYTES = 46_000
 """A figure larger than this is shown in a notebook by its picture only, so that the notebook stays small."""
 INLINE_PICTURE_BYTES = 36_000
 """A picture larger than this is shown in a notebook with fewer pixels, at least half of them a side, then coarser."""
