@@ -59,11 +59,11 @@ MATCHED = {"matched_auroc": 0.8, "matched_twins_auroc": 0.65}
 @pytest.mark.parametrize(
     ("change", "said", "unsaid"),
     [
-        ({}, "AUROC 0.90; distractors 0.70, so it tells", "0.90 at any distance"),
+        ({}, "AUROC 0.90; on same-class distractors 0.70, so it tells", "0.90 at any distance"),
         ({}, "no figures at equal distance", "AUROC at equal"),
         (
             MATCHED,
-            "AUROC at equal distance 0.80 (0.90 at any distance); distractors 0.65 (0.70",
+            "AUROC at equal distance 0.80 (0.90 at any distance); on same-class distractors 0.65 (0.70",
             "no figures",
         ),
         (
@@ -90,8 +90,9 @@ def test_the_strongest_control_at_equal_distance_is_the_rival():
     control = ROW | {"backbone": "control:position", "objective": "control", "layer": None, "auroc": 0.95}
     control |= {"matched_auroc": 0.63, "matched_twins_auroc": 0.64}
     sentence, alone = verdicts(pd.DataFrame([ROW | MATCHED, control]))
-    assert "0.17 above the best baseline (position); distractors 0.65 (0.70 at any distance), 0.01 above" in sentence
-    assert "AUROC at equal distance 0.63 (0.95 at any distance); distractors 0.64 (0.70" in alone
+    assert "0.17 above the best baseline (position); on same-class" in sentence
+    assert "distractors 0.65 (0.70 at any distance), 0.01 above" in sentence
+    assert "AUROC at equal distance 0.63 (0.95 at any distance); on same-class distractors 0.64 (0.70" in alone
 
 
 def test_a_gain_without_an_interval_is_called_so_and_nothing_follows_from_it():
@@ -146,7 +147,7 @@ def said_beside(controls, **change):
             {"twins_auroc_over_controls_low": 0.01, "twins_auroc_over_controls_high": 0.09},
             "distractors 0.70, 0.05 above the best baseline (position) [+0.01, +0.09], so it tells apart objects",
         ),
-        ({"n_pairs": 7}, "AUROC 0.90; distractors 0.70, so it tells apart objects that look alike."),
+        ({"n_pairs": 7}, "AUROC 0.90; on same-class distractors 0.70, so it tells apart objects that look alike."),
     ],
 )
 def test_a_backbone_is_set_against_the_strongest_control(change, said):
