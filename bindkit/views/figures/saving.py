@@ -142,7 +142,9 @@ class SavedFigure:
         bundle: dict[str, Any] = {"text/plain": f"figure {self.name}"}
         sizes: dict[str, Any] = {}
         content = self.figure.to_json()
-        times = PHOTO if _has_photograph(self.figure) else 1
+        pictures = [trace.source for trace in self.figure.data if trace.type == "image"]
+        is_photo = any(code.startswith("data:image/jpeg") and len(code) > PHOTOGRAPH_LETTERS for code in pictures)
+        times = PHOTO if is_photo else 1
         if len(content) <= times * INLINE_BYTES or self.png is None:
             bundle["application/vnd.plotly.v1+json"] = json.loads(content)
         if self.png is not None:
@@ -221,12 +223,6 @@ def _points(figure: go.Figure) -> pd.DataFrame | None:
     traces = [trace for trace in traces if (trace.mode, trace.hoverinfo) != ("markers", "skip")]
     parts = [pd.DataFrame({"trace": trace.name or "", "x": list(trace.x), "y": list(trace.y)}) for trace in traces]
     return pd.concat(parts, ignore_index=True) if parts else None
-
-
-def _has_photograph(figure: go.Figure) -> bool:
-    """Whether it shows a photograph: drawn scenes have fewer pixels."""
-    sources = [trace.source for trace in figure.data if trace.type == "image"]
-    return any(source.startswith("data:image/jpeg") and len(source) > PHOTOGRAPH_LETTERS for source in sources)
 
 
 def compact(png: bytes, most: int = INLINE_PICTURE_BYTES) -> bytes:
