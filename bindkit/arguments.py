@@ -10,8 +10,8 @@ A control, what there is to read from a patch without any model, is named like a
 
 >>> parse_control("control:position+raw-pixels@592-224/16")
 ControlName(kind='position+raw-pixels', geometry='592-224/16')
->>> control_title("control:raw-pixels@112/8"), control_title("facebook/dinov2-small")
-('raw pixels at 112/8', 'facebook/dinov2-small')
+>>> control_title("control:raw-pixels@112/8"), control_title("random-init:/home/me/runs/mae")
+('raw pixels at 112/8', 'random-init:mae')
 
 Readers raise InvalidParameterError where nothing else is said.
 """
@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,11 +194,12 @@ def parse_control(name: str) -> ControlName:
 
 
 def control_title(name: str) -> str:
-    """How figures and sentences call a control, of a kind that there is or not; any other name as it is."""
+    """How tables, figures and sentences call a control or a model: of a directory the last part, else its name."""
     if not name.startswith(CONTROL_PREFIX):
-        return name
+        return re.sub(r"(^|:)[/~][^:,]*/(?=[^/])", r"\1", name)
     kind, _, geometry = name.removeprefix(CONTROL_PREFIX).partition("@")
-    return kind.replace("-", " ").replace("+", " + ") + (f" at {geometry}" if geometry else "")
+    kind = kind.replace("same-class", "class labels").replace("-", " ").replace("+", " + ")
+    return kind + (f" at {geometry}" if geometry else "")
 
 
 def is_control(objective: Any) -> bool:

@@ -275,8 +275,33 @@ def readable_seconds(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
+class _Once(logging.Filter):
+    """Lets a warning pass once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_new = record.levelno < logging.WARNING or record.getMessage() not in self.said
+        self.said.add(record.getMessage())
+        return is_new
+
+
+class _Short(logging.Formatter):
+    """Says the last part of directories where nothing is wrong with them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.levelno >= logging.WARNING or not isinstance(record.args, tuple):
+            return super().format(record)
+        args = (Path("…", arg.name) if isinstance(arg, Path) and arg.is_absolute() else arg for arg in record.args)
+        return super().format(logging.makeLogRecord({**vars(record), "args": tuple(args)}))
+
+
 def show_messages(level: int = logging.INFO) -> None:
     """Show what bindkit says of its work (sizes announced, work resumed or skipped) on standard error.
+
+    A warning is shown once; of a directory that work goes into its last part, of one that something is wrong with all.
 
     >>> show_messages()
     """
@@ -284,6 +309,7 @@ def show_messages(level: int = logging.INFO) -> None:
     logger.setLevel(level)
     if not any(getattr(handler, "is_bindkit", False) for handler in logger.handlers):
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Short("%(message)s"))
+        handler.addFilter(_Once())
         handler.is_bindkit = True  # type: ignore[attr-defined]
         logger.addHandler(handler)

@@ -284,7 +284,7 @@ def _complete(job: Job, client: Any) -> Manifest:
         writing.seal(path, manifest)
         # What processes that were killed meanwhile left behind.
         writing.remove_strays(path, manifest)
-    logger.info("Cached in %s.", path)
+    logger.debug("Cached in %s.", path)
     return manifest
 
 

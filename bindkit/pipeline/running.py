@@ -33,9 +33,8 @@ RUN_DEFAULTS: Mapping[str, Any] = {
     "backbones": "bindkit/scenes-flow bindkit/scenes-mae bindkit/scenes-dino bindkit/scenes-motion "
     "bindkit/scenes-supervised bindkit/scenes-clip random-init:bindkit/scenes-flow",
     "layers": "all",
-    "probes": "linear quadratic",
 }
-"""What a run measures unless told otherwise; the notebooks' own defaults are a smaller smoke configuration."""
+"""What a run measures unless told otherwise; by hand, notebooks measure some of it, so that both share a cache."""
 
 FIXED_SETTINGS = ("scenes", "groups", "protocol", "seed", "patches_per_scene", "window", "dtype")
 """Parameters that all figures of a workspace must share, since its table has no column for most of them."""

@@ -142,8 +142,15 @@ def writing_into(root: Path) -> Iterator[None]:
 
 
 def workspace_root(path: str | Path) -> Path:
-    """Absolute path of a workspace, ``~`` and ``..`` resolved."""
-    return read_path(path, "a workspace").resolve()
+    """Absolute path of a workspace, ``~`` and ``..`` resolved.
+
+    Notebooks run where they lie, which is no place for what they leave: there a path is meant as from the directory
+    above, so that it is the same workspace as that of ``bindkit run``.
+    """
+    here = Path.cwd()
+    if here.name == "notebooks" and any(here.glob("[0-9][0-9]_*.ipynb")):
+        here = here.parent
+    return (here / read_path(path, "a workspace")).resolve()
 
 
 def recorded_settings(root: Path, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bindkit.arguments import CONTROL, SAME_CLASS, parse_control
+from bindkit.arguments import CONTROL, SAME_CLASS, control_title, parse_control
 from bindkit.cache import ActivationCache
 from bindkit.errors import InvalidParameterError
 from bindkit.probes.batches import is_folds
@@ -26,20 +27,13 @@ from bindkit.results.tables import (
     agreeing,
     best_layers,
     chance_remark,
+    ranked_by,
     strongest_controls,
 )
+from bindkit.results.words import BEST_BASELINE, WORDS
 
 UNTRAINED = "random-init"
 """Objective of an untrained backbone, and what its name begins with."""
-
-FIGURE_TITLES = {
-    "accuracy": "accuracy",
-    "matched_auroc": "AUROC at equal distance",
-    "matched_twins_auroc": "AUROC at equal distance, twins",
-    "auroc": "AUROC",
-    "twins_auroc": "AUROC, twins",
-}
-"""Heads of what is compared, as a reader sees them."""
 
 KINDS_OF_ROWS = ("trained", "untrained", "control", "oracle")
 """In this order they stand in the table, told by the column ``kind``."""
@@ -295,29 +289,29 @@ class _Told:
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """Give a `model_table` heads of two levels, for readers: what is measured, and less what.
 
-    Columns without any figure are left out. Intervals, and gains that have one, are text; the layer of what has none is
-    a dash; a model below chance beyond its interval is marked so; all else is as in the table.
+    Accuracy stands beside the majority class, AUROCs (those that `ranked_by` names) beside the best baseline without a
+    model, all beside the untrained network; the differences to every baseline by itself are in the table given.
+    Columns without any figure are left out. Intervals, and gains that have one, are text; a model below chance beyond
+    its interval is marked so.
     """
 
     def name(row: Mapping[str, Any]) -> str:
-        remark = chance_remark(row).partition(":")[0]
-        return f"{row['backbone']} ({remark})" if remark else str(row["backbone"])
+        remark, title = chance_remark(row).partition(":")[0], control_title(str(row["backbone"]))
+        return f"{title} ({remark})" if remark else title
 
     heads: dict[tuple[str, str], pd.Series] = {
         ("", "model"): _texts(table, name),
         ("", "layer"): table["layer"].map(lambda layer: "-" if pd.isna(layer) else f"{layer:.0f}"),
     }
-    for figure, title in FIGURE_TITLES.items():
-        heads[title, "is"] = table.get(figure)
-        if figure == "accuracy" and "accuracy_low" in table:
-            heads[title, "95 % interval"] = _texts(table, lambda row: bounds_text(row, "accuracy"))
+    for figure in ("accuracy", *ranked_by(table)):
+        title = WORDS.get(figure, figure)
+        heads[title, "value"] = table.get(figure)
+        heads[title, "95 % interval"] = _texts(table, partial(bounds_text, column=figure))
         heads[title, "± over seeds"] = table.get(f"{figure}_spread")
-        if figure == "accuracy":
-            heads[title, "− majority"] = _gain(table, "gain")
-        for column in differences(table, figure):
-            heads[title, f"− {column.removeprefix(f'{figure}_over_')}"] = _gain(table, column)
-        if figure == "auroc":
-            heads[title, "− shuffled labels"] = _gain(table, "selectivity")
+        over = ("over majority class", "gain") if figure == "accuracy" else (BEST_BASELINE, OVER_CONTROLS[figure])
+        heads[title, over[0]] = _gain(table, over[1])
+        heads[title, "over untrained"] = _gain(table, f"{figure}_over_untrained")
+    heads[WORDS["auroc"], "over shuffled labels"] = _gain(table, "selectivity")
     return pd.DataFrame({head: column for head, column in heads.items() if column is not None and column.notna().any()})
 
 

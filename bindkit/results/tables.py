@@ -20,6 +20,7 @@ from bindkit.probes.metrics import (
     place_and_figures,
 )
 from bindkit.probes.protocols import best_position
+from bindkit.results.words import BEST_BASELINE, DISTRACTORS, WORDS
 from bindkit.scenes.splits import FEW_SCENES
 
 PLAIN, MATCHED = ("auroc", "twins_auroc"), ("matched_auroc", "matched_twins_auroc")
@@ -177,7 +178,7 @@ def require_one_kind(
 
 
 def format_results(results: pd.DataFrame) -> str:
-    """Write the table across models: each backbone's best layer by the most capable probe, beside controls."""
+    """Write the table across models: each backbone's best layer by the most capable probe, beside baselines."""
     below = below_chance(results.to_dict("records"))
     if "task" in results:
         results = results[results["task"].isna() | (results["task"] == "pairwise")]
@@ -192,8 +193,8 @@ def format_results(results: pd.DataFrame) -> str:
 
     bounds = zip(told("accuracy_low"), told("accuracy_high"), strict=True)
     columns = {
-        "backbone": best["backbone"],
-        "objective": told("objective", ""),
+        WORDS["backbone"]: best["backbone"].map(control_title),
+        WORDS["objective"]: told("objective", ""),
         "layer": told("layer", ".0f"),
         "accuracy": told("accuracy"),
         "95 % interval": ["-" if low == "-" else f"{low} to {high}" for low, high in bounds],
@@ -202,31 +203,33 @@ def format_results(results: pd.DataFrame) -> str:
     }
     table = pd.DataFrame(columns)
     has_controls, is_matched = bool((best["objective"] == CONTROL).any()), ranked_by(best) == MATCHED
-    heads = {"auroc": "AUROC", "twins_auroc": "twins AUROC"}
+    heads = {"auroc": "AUROC", "twins_auroc": "same class"}
     if is_matched:
-        heads |= {"matched_auroc": "at equal distance", "matched_twins_auroc": "twins at equal distance"}
+        heads |= {"matched_auroc": "at equal distance", "matched_twins_auroc": "same class"}
     for figure, head in heads.items():
-        table[head] = told(figure)
+        table.insert(table.shape[1], head, told(figure), allow_duplicates=True)
         if has_controls and figure in ranked_by(best):
             over = told(OVER_CONTROLS[figure], "+.3f")
-            table.insert(table.shape[1], "over controls", over, allow_duplicates=True)
+            table.insert(table.shape[1], BEST_BASELINE, over, allow_duplicates=True)
     judged_on = ", ".join(map(scenes_of, sorted(set(best["split"].dropna())))) or "unknown scenes"
     protocols = ", ".join(sorted(set(best["protocol"].dropna()))) or "unknown"
     chosen_on = ", ".join(sorted(set(best["chosen_on"].dropna()))) or "judged"
     title = (
-        f"Best layer of each backbone, chosen on the {chosen_on} scenes ({shown} probe, {protocols} protocol, "
-        f"judged on {judged_on})"
+        f"Best layer of each model, chosen on the {chosen_on} scenes ({shown} probe, {protocols} protocol, "
+        f"evaluated on {judged_on})"
     )
     fewest = best["n_scenes"].min()
     is_few = bool(not pd.isna(fewest) and fewest < FEW_SCENES)
     few = f"{fewest} scene{'s' * bool(is_few and fewest != 1)}"
     is_untrained = bool((best["objective"] == "random-init").any())
     notes = (
-        (is_few, f"Judged on {few} only: a demonstration that the path works, not a measurement."),
-        (is_untrained, "random-init: never trained; a control that trained backbones have to beat, not a result."),
+        (is_few, f"Evaluated on {few} only: a demonstration that the path works, not a measurement."),
+        (is_untrained, "random-init: never trained; a baseline that trained models have to beat, not a result."),
+        (True, "majority: accuracy of always answering with the majority class; gain: the difference to it."),
+        (True, f"same class: of pairs on two objects only {DISTRACTORS}, which lie on two objects of one class."),
         (
             has_controls,
-            "over controls: AUROC minus that of the strongest control, which reads the same pairs without a model.",
+            f"{BEST_BASELINE}: AUROC minus that of the best baseline, which reads the same pairs without a model.",
         ),
         (is_matched, "at equal distance: AUROC among pairs that lie equally far apart, where proximity tells nothing."),
     )
@@ -266,16 +269,16 @@ _OVER_ALL = {
 """Status of a row's AUROC beside the strongest control's -> what is said of it."""
 
 _ON_TWINS = {
-    "one answer": "no twins to tell apart",
-    "too few": "too few twins at equal distance{plain}",
-    "chance": "on twins {value:.2f}{plain}, no better than chance",
-    "none": "on twins {value:.2f}{plain}, so it tells apart objects that look alike",
-    "above": "on twins {value:.2f}{plain}, {gap:.2f} above {rival}, so it tells apart objects that look alike by more "
-    "than that",
-    "above, no interval": "on twins {value:.2f}{plain}, {gap:.2f} above {rival}",
-    "equal": "on twins {value:.2f}{plain}, no more than a control has without a model ({title}, {control:.2f})",
-    "below": "on twins {value:.2f}{plain}, no more than a control has without a model ({title}, {control:.2f})",
-    "not told apart": "on twins {value:.2f}{plain}, not distinguishable from {rival}, which needs no model",
+    "one answer": "no same-class distractors",
+    "too few": "too few same-class distractors at equal distance{plain}",
+    "chance": "on {distractors} {value:.2f}{plain}, no better than chance",
+    "none": "on {distractors} {value:.2f}{plain}, so it tells apart objects that look alike",
+    "above": "on {distractors} {value:.2f}{plain}, {gap:.2f} above {rival}, so it tells apart objects that look alike "
+    "by more than that",
+    "above, no interval": "on {distractors} {value:.2f}{plain}, {gap:.2f} above {rival}",
+    "equal": "on {distractors} {value:.2f}{plain}, no more than a baseline has ({title}, {control:.2f})",
+    "below": "on {distractors} {value:.2f}{plain}, no more than a baseline has ({title}, {control:.2f})",
+    "not told apart": "on {distractors} {value:.2f}{plain}, not distinguishable from {rival}, which needs no model",
 }
 
 _OF_CONTROLS = (
@@ -299,12 +302,12 @@ def verdicts(best: pd.DataFrame) -> list[str]:
     for number, row in enumerate(best.to_dict("records")):
         both = [_beside(row, figure, of.iloc[number]) for figure, of in zip(figures, controls, strict=True)]
         if is_control(row["objective"]):
-            alone = ("{name} {value:.2f}{plain}", "on twins {value:.2f}{plain}")
+            alone = ("{name} {value:.2f}{plain}", "on {distractors} {value:.2f}{plain}")
             pairs, twins = (
                 missing.get(said["status"], text).format(**said)
                 for missing, text, said in zip(_OF_CONTROLS, alone, both, strict=True)
             )
-            sentence = f"control ({control_title(row['backbone'])}), read without any model: {pairs}; {twins}."
+            sentence = f"baseline ({control_title(row['backbone'])}), without any model: {pairs}; {twins}."
         else:
             pairs, twins = (
                 of[said["status"]].format(**said) for of, said in zip((_OVER_ALL, _ON_TWINS), both, strict=True)
@@ -315,7 +318,7 @@ def verdicts(best: pd.DataFrame) -> list[str]:
             n_scenes = row.get("n_scenes")
             if n_scenes is not None and n_scenes < FEW_SCENES:
                 scenes = f"{n_scenes:.0f} scene{'' if n_scenes == 1 else 's'}"
-                sentence += f" Judged on {scenes}: a demonstration, not a measurement."
+                sentence += f" Evaluated on {scenes}: a demonstration, not a measurement."
         sentences.append(f"{sentence} {chance_remark(row)}".rstrip())
     return sentences
 
@@ -323,7 +326,7 @@ def verdicts(best: pd.DataFrame) -> list[str]:
 def _accuracy(row: Mapping[str, Any]) -> str:
     """The sentence on a row's best layer and its accuracy."""
     low, high, majority = row["accuracy_low"], row["accuracy_high"], row["majority_accuracy"]
-    judged = f"{100 * row['accuracy']:.1f} % of the pairs are judged right"
+    judged = f"{100 * row['accuracy']:.1f} % of the pairs are told rightly"
     judged += "" if pd.isna(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
     # Scenes differ in their share of the more frequent answer, which the interval of the difference knows.
     above, below = row.get("gain_low", math.nan), row.get("gain_high", math.nan)
@@ -332,17 +335,17 @@ def _accuracy(row: Mapping[str, Any]) -> str:
     status = "above" if above > 0 else "below" if below < 0 else "not told apart"
     if pd.isna(above):
         status = "too few" if row.get("n_scenes", math.nan) < MIN_SCENES else "none"
-    always = f"{100 * majority:.1f} % of always giving the more frequent answer"
+    always = f"{100 * majority:.1f} % of the majority class"
     role = row["objective"] + _ROLES.get(row["objective"], "")
     beside = _OVER_MAJORITY[status].format(majority=always)
-    return f"{row['backbone']} ({role}): best at layer {row['layer']:.0f}, where {judged}{beside}."
+    return f"{control_title(row['backbone'])} ({role}): best at layer {row['layer']:.0f}, where {judged}{beside}."
 
 
 def _beside(row: Mapping[str, Any], figure: str, control: pd.Series) -> dict[str, Any]:
     """A row's figure beside that of the strongest control: its status, and what sentences take."""
     value, plain = row.get(figure, math.nan), row.get(figure.removeprefix("matched_"), math.nan)
     is_matched = figure not in PLAIN
-    said = {"name": "AUROC among pairs at equal distance" if is_matched else "AUROC", "value": value}
+    said = {"distractors": DISTRACTORS, "name": "AUROC at equal distance" if is_matched else "AUROC", "value": value}
     said["plain"] = f" ({plain:.2f} at any distance)" if is_matched and not pd.isna(plain) else ""
     if pd.isna(value):
         return said | {"status": "too few" if said["plain"] else "one answer"}
@@ -363,7 +366,7 @@ def _beside(row: Mapping[str, Any], figure: str, control: pd.Series) -> dict[str
         status = "above, no interval" if status == "above" else status
         interval = " [no interval: too few scenes differ]"
     title = control_title(control["backbone"])
-    said |= {"status": status, "gap": abs(gap), "rival": f"the strongest control ({title}){interval}"}
+    said |= {"status": status, "gap": abs(gap), "rival": f"the best baseline ({title}){interval}"}
     return said | {"title": title, "control": control["figure"]}
 
 

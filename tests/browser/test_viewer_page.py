@@ -182,7 +182,7 @@ def test_mean_affinities_to_objects_are_those_of_their_patches(opened, made):
     assert len(lines) == len(np.unique(labels))
     assert "this object" in lines[0]
     assert abs(float(lines[0].split()[-1]) - expected[(labels == own) & others].mean()) < SHOWN
-    assert "twin" in lines[1]
+    assert "same class" in lines[1]
 
 
 def test_ground_truth_and_twins_are_outlined_where_there_are_masks(opened, made):

@@ -23,7 +23,9 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 def main() -> None:
     os.environ["BINDKIT_PROGRESS"] = "off"
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as root:
+        directory = Path(root, "notebooks")  # the workspace lies beside it
+        directory.mkdir()
         for source in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
             if not source.name.startswith(tuple(sys.argv[1:] or [""])):
                 continue
@@ -31,7 +33,10 @@ def main() -> None:
             notebook = nbformat.read(source, as_version=4)
             # Nothing of the widgets' state is kept: one figure widget would add 5 MB.
             NotebookClient(
-                notebook, store_widget_state=False, record_timing=False, resources={"metadata": {"path": directory}}
+                notebook,
+                store_widget_state=False,
+                record_timing=False,
+                resources={"metadata": {"path": str(directory)}},
             ).execute()
             for cell in notebook.cells:
                 if cell.cell_type == "code":

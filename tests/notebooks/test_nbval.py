@@ -17,3 +17,6 @@ def test_outputs_are_what_the_notebooks_show(notebook_paths, tmp_path):
     command += ["-p", "no:cacheprovider", "-q", "--rootdir", str(copies), *names]
     done = subprocess.run(command, cwd=copies, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    # What they leave lies beside them, so that git sees no change.
+    assert sorted(path.name for path in copies.glob("*.*")) == names
+    assert (tmp_path / "workspace" / "results.csv").exists()

@@ -66,6 +66,9 @@ def test_shared_parameters_have_the_same_default_everywhere(notebook_paths):
         for name, value in notebook_parameters(path).items():
             assert seen.setdefault(name, value) == value, f"{name} differs in {path.name}"
     assert set(RUN_DEFAULTS) <= set(seen)
+    # By hand and by `bindkit run` they fill one workspace: backbones and layers by hand are among those of the run.
+    assert {name for name, value in RUN_DEFAULTS.items() if seen[name] != value} <= {"backbones", "layers"}
+    assert set(seen["backbones"].split()) <= set(RUN_DEFAULTS["backbones"].split())
 
 
 def test_nothing_is_defined_in_a_cell(notebook):

@@ -25,11 +25,13 @@ COLUMNS = [
     *("reference_accuracy", "validation_accuracy", "judged_pairs"),
 ]
 
+SCENES = "synthetic:n=48,seed=0,size=80x80,objects=4-6,twins=1,surface=graded,outlines=any"
+
 
 def test_the_pipeline_leaves_a_complete_workspace_and_resumes(notebook_paths, tmp_path):
     pipeline = [path for path in notebook_paths if int(path.name[:2]) < FIRST_LAB]
     defaults = {name: value for path in pipeline for name, value in notebook_parameters(path).items()}
-    smoke = {name: defaults[name] for name in RUN_DEFAULTS}
+    smoke = {name: defaults[name] for name in RUN_DEFAULTS} | {"scenes": SCENES}
     report = run_pipeline(tmp_path / "run", **smoke)
     assert report.executed == tuple(path.stem for path in pipeline)
 

@@ -1,7 +1,8 @@
-"""What long work needs: items made one ahead, in order, in one thread; and how much memory is free."""
+"""What long work needs: items made one ahead, in order, in one thread; how much memory is free; messages."""
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bindkit import files
-from bindkit.files import free_memory, one_ahead
+from bindkit.files import free_memory, one_ahead, show_messages
 
 
 def test_items_come_in_order_one_ahead_from_a_single_thread() -> None:
@@ -58,3 +59,16 @@ def test_free_memory_is_that_of_the_machine_or_less_where_a_group_has_a_limit(
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs /proc/meminfo")
 def test_free_memory_here_is_a_part_of_what_the_machine_has() -> None:
     assert 0 < free_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_messages_are_short_and_warnings_said_once(monkeypatch, capsys) -> None:
+    logger = logging.getLogger("bindkit")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "level", logger.level)
+    show_messages()
+    for _ in range(2):
+        logger.info("writing %d scenes into %s", 3, Path("/home/me/cache/vit").absolute())
+        logger.warning("%s is damaged", Path("/home/me/cache/vit").absolute())
+    assert capsys.readouterr().err.splitlines() == [
+        *("writing 3 scenes into …/vit", "/home/me/cache/vit is damaged", "writing 3 scenes into …/vit")
+    ]

@@ -357,7 +357,7 @@ def picture_figure(panels: Sequence[Panel], state: State, caption: str) -> go.Fi
     if main.own >= 0 and state.outlines:
         marks.append('<span style="color:#8c959f">━</span> the true object')
         if main.image.objects[main.own]["twins"]:
-            marks.append('<span style="color:#ffb545">┅</span> its twins')
+            marks.append('<span style="color:#ffb545">┅</span> others of its class')
     safe = [line.replace("&", "&amp;").replace("<", "&lt;") for line in lines]
     note = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -10, "xanchor": "left", "yanchor": "top"}
     note |= {"showarrow": False, "align": "left", "font": {"size": 12, "color": INK}}

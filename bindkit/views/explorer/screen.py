@@ -186,7 +186,7 @@ class Controls:
         if panel.own >= 0 and state.outlines:
             marks.append(_mark("the true object", TRUTH, "#000a"))
             if panel.image.objects[panel.own]["twins"]:
-                marks.append(_mark("its twins", TWINS, "#0000", ' stroke-dasharray="6 5"'))
+                marks.append(_mark("others of its class", TWINS, "#0000", ' stroke-dasharray="6 5"'))
         if state.top and measure not in COLOURED:
             marks.append(f"<li><b>1–{state.top}</b> the highest that lie more than {state.apart} away</li>")
         return f'<ul class="bk-marks" aria-label="Lines on the image">{"".join(marks)}</ul>'

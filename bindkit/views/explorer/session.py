@@ -316,7 +316,7 @@ class Session:
         groups = [("all others", others)]
         if own >= 0:
             twins = np.isin(labels, image.objects[own]["twins"])
-            groups = [("its object", (labels == own) & others), ("its twins", twins & others)]
+            groups = [("its object", (labels == own) & others), ("others of its class", twins & others)]
             groups.append(("the rest", (labels != own) & ~twins & others))
         means = [f"{what} {number(view.measure, float(values[which].mean()))}" for what, which in groups if which.any()]
         if means:

@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bindkit.affinities.scoring import ImageGrid, Picture, image_pixels, layer_of
-from bindkit.arguments import each_of, require_kind
+from bindkit.arguments import control_title, each_of, require_kind
 from bindkit.backbones.sources import ActivationSource
 from bindkit.errors import BindkitError, InvalidParameterError, LayerError, ProbeError
 from bindkit.probes import Probe, load_probe
 from bindkit.scenes.decoding import read_image
 from bindkit.scenes.scene import SceneSet
-from bindkit.views.viewer.exporting import Subject, backbone_title, check_list, outlined_mask, subject_name, subject_of
+from bindkit.views.viewer.exporting import Subject, check_list, outlined_mask, subject_name, subject_of
 from bindkit.views.viewer.probe_choice import (
     Probes,
     best_shown,
@@ -140,7 +140,7 @@ class ShownBackbone:
         self, given: ActivationSource | str, probes: Probes, tell: Callable[[str], None] = lambda words: None
     ) -> None:
         self.given = given
-        self.title = backbone_title(given if isinstance(given, str) else given.name)
+        self.title = control_title(given if isinstance(given, str) else given.name)
         self._probes = probes
         self._tell = tell
         self._failure: Exception | None = None

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from bindkit.arguments import control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.views.figures.curves import METRICS, whole_ticks
 from bindkit.views.figures.panels import Panels, framed, panels, small
@@ -33,12 +34,12 @@ _OF = {
 _CORRELATIONS = {
     "spearman": "as it is",
     "at_distance": "among pairs at equal distance",
-    "partial": "at equal distance and likeness",
+    "partial": "at equal distance and similarity",
 }
 
 _READ_OUTS = {
     ("affinity", "matched_auroc"): ("affinity", "AUROC at equal distance"),
-    ("affinity", "matched_twins_auroc"): ("affinity, twins", "AUROC at equal distance"),
+    ("affinity", "matched_twins_auroc"): ("affinity, same class", "AUROC at equal distance"),
     ("classes", "class_iou"): ("class segmentation", "mean overlap (IoU)"),
     ("objects", "matched_iou"): ("object identity", "mean overlap (IoU)"),
     ("loss", "loss"): ("pretraining loss", "as in training"),
@@ -193,18 +194,18 @@ def twins_figure(table: pd.DataFrame) -> go.Figure:
         how = {"legendgroup": name, "hovertemplate": "%{y:.3f}"}
         for value, (words, dash, number) in kinds.items():
             look = Look(colour, dash, 2.5 if dash == "solid" else 1.6)
-            how |= {"name": f"{name}{words}", "showlegend": number == 0}
+            how |= {"name": f"{control_title(name)}{words}", "showlegend": number == 0}
             line = curve(rows["layer"], rows[value], look, 7, **how)
             if value == "beyond_similarity":
                 line.error_y = whiskers(rows, value, colour)
             shown.figure.add_trace(line, **shown.place(number))
     shown.figure.update_xaxes(title_text="layer", **whole_ticks(table["layer"]))
     shown.figure.update_yaxes(title_text=METRICS["matched_twins_auroc"], title_font_size=13.5, **shown.place(0))
-    shown.figure.update_yaxes(title_text="binding less likeness", title_font_size=13.5, **shown.place(1))
+    shown.figure.update_yaxes(title_text="binding − cosine similarity", title_font_size=13.5, **shown.place(1))
     for number, level in ((0, 0.5), (1, 0.0)):
         shown.figure.add_hline(y=level, line={"color": FAINT, "width": 1, "dash": "dot"}, **shown.place(number))
-    said = f"{int(table['n_twins'].min()):,} pairs of twins · dots: chance"
-    return _framed(shown, "What goes beyond likeness?", said, below=60 + 22 * table["backbone"].nunique())
+    said = f"{int(table['n_twins'].min()):,} pairs of same-class distractors · dots: chance"
+    return _framed(shown, "What goes beyond similarity?", said, below=60 + 22 * table["backbone"].nunique())
 
 
 def attention_figure(table: pd.DataFrame, pairs: str = "all") -> go.Figure:
@@ -289,7 +290,7 @@ def dose_figure(table: pd.DataFrame) -> go.Figure:
         title = f"{name}<br>{small(meaning, 11)}"
         shown.figure.update_yaxes(title_text=title, title_font_size=12.5, **shown.place(row * len(edits)))
     first = table.iloc[0]
-    said = f"{first['backbone']}, edited at layer {int(first['layer'])}, rank {int(first['rank'])}"
+    said = f"{control_title(first['backbone'])}, edited at layer {int(first['layer'])}, rank {int(first['rank'])}"
     title = "What is lost without binding?"
     figure = _framed(shown, title, f"{said} · {int(first['n_scenes'])} scenes · bands: 95 % intervals", below=86)
     return figure.update_layout(margin_l=96, hovermode="closest")
@@ -305,7 +306,7 @@ def _require(table: pd.DataFrame, columns: Sequence[str], maker: str) -> None:
 def _which(table: pd.DataFrame, several_layers: bool = False) -> str:
     first = table.iloc[0]
     where = "" if several_layers or pd.isna(first["layer"]) else f", layer {int(first['layer'])}"
-    return f"{first['backbone']}{where}, {first['probe']} probe"
+    return f"{control_title(first['backbone'])}{where}, {first['probe']} probe"
 
 
 def _band(shown: Panels, number: int, x: Any, low: Any, high: Any, colour: str) -> None:

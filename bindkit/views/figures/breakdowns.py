@@ -17,7 +17,7 @@ from bindkit.views.figures.style import FAINT, GREYS, SILENT, Look, colour_of, c
 _PANELS = {
     "distance": ("distance", "between the two patches, in patches"),
     "object_size": ("object size", "of the smaller object, in patches that show it"),
-    "negatives": ("kind of pair", "share of its pairs judged right"),
+    "negatives": ("kind of pair", "share of its pairs right"),
     "window": ("windows", "of the model that the two patches lie in"),
 }
 """Panel -> its name, and what it means."""
@@ -32,7 +32,7 @@ _WRAPPED = {
 _DODGE = 0.5
 """Share of a group's width over which its points are spread, so that whiskers do not cover each other."""
 _WIDTH, _SUBTITLE_LINE = 900, 19
-_DASH = "more frequent answer"
+_DASH = "majority class"
 
 
 def breakdown_figure(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.Figure:
@@ -42,7 +42,7 @@ def breakdown_figure(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.Fi
 
         breakdown_figure({fit.probe.fitted_on["backbone"]: bk.breakdown(fit.probe, cache) for fit, cache in fits})
 
-    Whiskers are 95 % intervals. The faint dash behind each point is what the more frequent answer gives on the same
+    Whiskers are 95 % intervals. The faint dash behind each point is what the majority class gives on the same
     pairs; kinds of pair have none, as all pairs of a kind have one answer. Lines join bins for the eye. Several tables,
     as `bindkit.breakdown` gives them, are drawn side by side in one colour each, controls (``control:...``) in greys.
     Raises InvalidParameterError without rows.
@@ -63,7 +63,7 @@ def breakdown_figure(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.Fi
             part = table[table["by"] == way]
             at = np.array([groups.index(group) for group in part["group"]])
             at = at + _DODGE * ((place + 0.5) / len(named) - 0.5)
-            if way != "negatives":  # what the more frequent answer reaches, a dash behind each point
+            if way != "negatives":  # what the majority class reaches, a dash behind each point
                 level, gap, half = part["majority_accuracy"], np.full(len(at), np.nan), _DODGE / len(named) * 0.5
                 ends, levels = np.stack([at - half, at + half, gap], axis=1), np.stack([level, level, gap], axis=1)
                 look = Look("#a3abb4", None, 2.5)
@@ -96,7 +96,7 @@ def breakdown_figure(tables: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.Fi
     seen = [value for table in named.values() for value in table[["accuracy", "accuracy_low"]].to_numpy().ravel()]
     lowest = min(0.5, float(np.nanmin(seen)), float(rows["majority_accuracy"].min()))
     figure.update_yaxes(tickformat=".1f", dtick=0.1 if lowest > 0.4 else 0.2, range=[max(-0.02, lowest - 0.06), 1.04])
-    figure.update_yaxes(title_text="share judged right", title_font_size=14, col=1)
+    figure.update_yaxes(title_text="share of pairs right", title_font_size=14, col=1)
     # Dashes first, then lines, so that no line of one probe is drawn over the points of another.
     figure.data = sorted(figure.data, key=lambda trace: (trace.mode == "markers", trace.name != _DASH))
     lines = subtitle_lines([*_measured(named), "whiskers: 95 % intervals over scenes"], _WIDTH)

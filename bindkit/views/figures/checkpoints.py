@@ -260,7 +260,7 @@ def _short_count(seen: float) -> str:
 
 
 def _majority(controls: pd.DataFrame, metric: str) -> pd.Series:
-    """Shares of the more frequent answer, if the metric is compared with them."""
+    """Shares of the majority class, if the metric is compared with them."""
     known = metric == "accuracy" and "majority_accuracy" in controls
     return controls["majority_accuracy"].dropna() if known else pd.Series(dtype=float)
 
@@ -277,7 +277,7 @@ def _add_levels(
     if metric in CHANCE:
         _add_level(figure, CHANCE[metric], "chance", look, ends, where)
     elif len(majority):
-        _add_level(figure, float(majority.mean()), "more frequent answer", look, ends, where)
+        _add_level(figure, float(majority.mean()), "majority class", look, ends, where)
 
 
 def _add_level(figure: go.Figure, level: float, name: str, look: Look, ends: tuple[float, float], where: Where) -> None:
@@ -313,7 +313,7 @@ def _limits(trained: pd.DataFrame, controls: pd.DataFrame, metric: str) -> list[
 def _subtitle(trained: pd.DataFrame, bands: bool = True) -> str:
     """What was measured on what, and what bands are."""
     parts = []
-    for column, words in (("probe", "{} probe"), ("protocol", "{} protocol"), ("split", "judged on the {} scenes")):
+    for column, words in (("probe", "{} probe"), ("protocol", "{} protocol"), ("split", "evaluated on the {} scenes")):
         values = list(trained[column].dropna().unique()) if column in trained else []
         parts += [words.format(values[0])] if values else []
     n_seeds = trained.groupby("pretraining")["training_seed"].nunique()

@@ -21,10 +21,10 @@ METRICS = {
     "balanced_accuracy": "balanced accuracy on pairs",
     "auroc": "AUROC on pairs of patches",
     "average_precision": "average precision, same-object pairs",
-    "twins_accuracy": "accuracy on pairs of twins",
-    "twins_auroc": "AUROC, same object against twins",
-    "matched_auroc": "AUROC among pairs at equal distance",
-    "matched_twins_auroc": "AUROC against twins at equal distance",
+    "twins_accuracy": "accuracy on same-class distractors",
+    "twins_auroc": "AUROC against same-class distractors",
+    "matched_auroc": "AUROC at equal distance",
+    "matched_twins_auroc": "AUROC at equal distance, distractors",
 }
 """Metrics that can be drawn, with the title of their axis."""
 
@@ -52,7 +52,7 @@ def layer_curves(results: pd.DataFrame, metric: str = "accuracy", probe: str = "
     The best layer is chosen as `bindkit.results.tables.best_layers` does, on the validation scenes where there are any,
     so that it need not be where the line is highest. Whiskers of several lines at one layer stand side by side;
     untrained backbones beside trained ones have none.
-    Dashed: what one gets without looking, i.e. the more frequent answer (accuracy) or chance. Controls, which have no
+    Dashed: what one gets without looking, i.e. the majority class (accuracy) or chance. Controls, which have no
     layer, are grey levels with a legend of their own. Figures are averaged over seeds.
 
     Parameters
@@ -78,7 +78,9 @@ def probe_curves(results: pd.DataFrame, backbone: str, metric: str = "accuracy")
     """One line a probe over the layers of one backbone; otherwise, also in what it refuses, as `layer_curves`."""
     rows = _rows(results, metric, "backbone", backbone)
     figure = _curves(rows, metric, line_of="probe")
-    return titled(figure, f"How much must a probe be able to do? {backbone}", _subtitle(rows, metric, []))
+    return titled(
+        figure, f"How much must a probe be able to do? {control_title(backbone)}", _subtitle(rows, metric, [])
+    )
 
 
 def training_curves(history: Sequence[Mapping[str, Any]] | pd.DataFrame, title: str = "Training") -> go.Figure:
@@ -90,7 +92,8 @@ def training_curves(history: Sequence[Mapping[str, Any]] | pd.DataFrame, title: 
     epochs = pd.DataFrame(history)
     if epochs.empty or "train_loss" not in epochs:
         raise InvalidParameterError("a training history needs at least one epoch with a 'train_loss'; give fit.history")
-    number = epochs["epoch"] if "epoch" in epochs else pd.Series(range(len(epochs)))
+    # How many were trained: 0 before the first, where a fit was looked at there (its row says -1).
+    number = 1 + (epochs["epoch"] if "epoch" in epochs else pd.Series(range(len(epochs))))
     shown = panels(2, 2, gap=(0.12, 0))
     figure = shown.figure
     for colour, (column, panel) in enumerate((("train_loss", 0), ("validation_loss", 0), ("validation_accuracy", 1))):
@@ -98,7 +101,8 @@ def training_curves(history: Sequence[Mapping[str, Any]] | pd.DataFrame, title: 
             name = column.replace("train_", "training_").replace("_", " ")
             look = {"name": name, "mode": "lines+markers", "line": Look(colour_of(colour)).line, "marker": {"size": 6}}
             figure.add_trace(go.Scatter(x=number, y=pd.to_numeric(epochs[column]), **look), **shown.place(panel))
-    figure.update_xaxes(title_text="epoch", **whole_ticks(number))
+    last = float(number.max())
+    figure.update_xaxes(title_text="epochs trained", range=[-0.03 * last, 1.03 * last], **whole_ticks(number))
     figure.update_yaxes(tickformat=".2f")
     figure.update_yaxes(title_text="loss (nats a pair)", **shown.place(0))
     figure.update_yaxes(title_text="accuracy on pairs", **shown.place(1))
@@ -178,13 +182,13 @@ def _curves(rows: pd.DataFrame, metric: str, line_of: str) -> go.Figure:
         require_one_kind(own, f"the line of {name}")
         by_layer = own.groupby("layer")[metric].mean().sort_index()
         if len(by_layer):
-            how = {"name": name, "legendgroup": name, "hovertemplate": "%{y:.3f}"}
+            how = {"name": control_title(name), "legendgroup": name, "hovertemplate": "%{y:.3f}"}
             figure.add_trace(curve(by_layer.index, by_layer, look, 5 if look.recedes else 7, **how))
         level = own[own["layer"].isna()][metric].mean()
         if pd.notna(level) and look.is_control:
             add_level(float(level), control_title(name), look, **aside)
         elif pd.notna(level):
-            add_level(float(level), name, Look(look.colour, "dot", 2))
+            add_level(float(level), control_title(name), Look(look.colour, "dot", 2))
     _add_whiskers(figure, rows, metric, line_of, {name: look for name, look in looks.items() if not look.recedes})
     for name, level in _baselines(rows, metric).items():
         add_level(level, name, Look(FAINT, "dash", 1.5), **aside)
@@ -201,7 +205,7 @@ def _curves(rows: pd.DataFrame, metric: str, line_of: str) -> go.Figure:
     if metric in CHANCE or not rows.empty:
         figure.update_yaxes(range=axis_range(heights(figure), metric, 0.01))
     if rows.empty:
-        why = "no twins were judged" if "twins" in metric else "all judged pairs have one answer"
+        why = "there are no same-class distractors" if "twins" in metric else "all pairs have one answer"
         figure.add_annotation(text=f"nothing to draw: {why}", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
     return figure
 
@@ -217,7 +221,7 @@ def _add_whiskers(figure: go.Figure, rows: pd.DataFrame, metric: str, line_of: s
         for number, row in enumerate(here.to_dict("records")):
             colour, aside = looks[row[line_of]].colour, _WHISKER_GAP * span * (number - (len(here) - 1) / 2)
             bars = (whiskers(pd.DataFrame([row]), metric, colour) or {}) | {"thickness": 1.8, "width": 3.5}
-            name = f"{row[line_of]}, 95 % interval"
+            name = f"{control_title(row[line_of])}, 95 % interval"
             how = {"mode": "markers", "marker": {"size": 1, "color": colour}, "name": name, **SILENT}
             trace = go.Scatter(x=[layer + aside], y=[row[metric]], error_y=bars, legendgroup=row[line_of], **how)
             figure.add_trace(trace)
@@ -240,15 +244,15 @@ def _baselines(rows: pd.DataFrame, metric: str) -> dict[str, float]:
     judged = rows[rows["layer"].notna()] if rows["layer"].notna().any() else rows
     levels = judged.groupby("backbone", sort=False)["majority_accuracy"].mean().dropna()
     if levels.max() - levels.min() < 0.002:
-        return {"more frequent answer": float(levels.mean())}
-    return {f"more frequent answer, {backbone}": float(level) for backbone, level in levels.items()}
+        return {"majority class": float(levels.mean())}
+    return {f"majority class, {control_title(str(backbone))}": float(level) for backbone, level in levels.items()}
 
 
 def _subtitle(rows: pd.DataFrame, metric: str, parts: list[str]) -> str:
     """The parts, and what was measured on what."""
     protocols, splits = (list(rows[name].dropna().unique()) if name in rows else [] for name in ("protocol", "split"))
     parts += [f"{' and '.join(protocols)} protocol"] if protocols else []
-    parts += [f"judged on {' and '.join(map(scenes_of, splits))}"] if splits else []
+    parts += [f"evaluated on {' and '.join(map(scenes_of, splits))}"] if splits else []
     if _has_bounds(rows, metric):
         chosen = best_layers(rows[rows["layer"].notna()])["chosen_on"].dropna().unique()
         where = f", chosen on the {chosen[0]} scenes" if len(chosen) == 1 else ""

@@ -56,7 +56,7 @@ def difficulty_figure(
 
     The grey band is the value that the base scenes have. Below each value stands the first scene of its set. Controls
     and untrained backbones are thin and dashed or grey, as in `layer_curves`; trained backbones have 95 % intervals
-    where the metric is the accuracy. Dashed: chance, or always giving the more frequent answer. Figures are averaged
+    where the metric is the accuracy. Dashed: chance, or always answering with the majority class. Figures are averaged
     over seeds. Lines join values for the eye; nothing was measured between them.
 
     Parameters
@@ -208,7 +208,7 @@ def _draw_panel(
     if metric in CHANCE:
         baseline, levels = "chance", [CHANCE[metric]] * len(values)
     elif metric == "accuracy" and "majority_accuracy" in rows:
-        baseline = "more frequent answer"
+        baseline = "majority class"
         levels = list(rows.groupby("value")["majority_accuracy"].mean().reindex(values))
     if baseline:
         ends = [-0.5, *range(len(values)), len(values) - 0.5]
@@ -242,7 +242,7 @@ def _draw_panel(
         figure.add_trace(trace, **where)
     for at, value in enumerate(values):
         if rows.loc[rows["value"] == value, metric].isna().all():
-            why = "no twins" if "twins" in metric else "undefined"
+            why = "no distractors" if "twins" in metric else "undefined"
             how = {"showarrow": False, "textangle": -90, "font": {"size": 12, "color": FAINT}}
             figure.add_annotation(x=at, y=0.5, yref="y domain", text=why, **how, **where)
     ticks = [f"<b>{value}</b>" if at in marked else value for at, value in enumerate(values)]

@@ -7,7 +7,7 @@ import re
 import pandas as pd
 import plotly.graph_objects as go
 
-from bindkit.arguments import SAME_CLASS, control_title
+from bindkit.arguments import control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.probes.batches import scenes_of
 from bindkit.results.model_table import bounds_text, differences
@@ -15,13 +15,13 @@ from bindkit.results.tables import OVER_CONTROLS, ranked_by, require_one_kind
 from bindkit.views.figures.panels import framed, panels, small, subtitle_lines
 from bindkit.views.figures.style import FAINT, GRID, INK, SILENT, Look, curve, line_looks, translucent, whiskers
 
-_PANELS = {"accuracy": ("accuracy", "gain", "the more frequent answer")} | {
-    figure: (title, OVER_CONTROLS[figure], "the strongest control")
+_PANELS = {"accuracy": ("accuracy", "gain", "majority class")} | {
+    figure: (title, OVER_CONTROLS[figure], "best baseline")
     for figure, title in (
         ("auroc", "AUROC, all pairs"),
-        ("twins_auroc", "AUROC, twins"),
+        ("twins_auroc", "AUROC, same-class distractors"),
         ("matched_auroc", "AUROC at equal distance"),
-        ("matched_twins_auroc", "twins at equal distance"),
+        ("matched_twins_auroc", "same-class distractors"),
     )
 }
 """Title of each panel there may be, the column that says what is added, and to what."""
@@ -37,10 +37,10 @@ _SYMBOLS = {"trained": "circle", "untrained": "circle-open", "control": "diamond
 def model_table_figure(table: pd.DataFrame) -> go.Figure:
     """One row a model at its best layer, three panels: accuracy, AUROC on all pairs, AUROC on twins.
 
-    A bar goes from what needs no trained model (the grey line: the more frequent answer, or the strongest control
-    judged on the same pairs) to the model's figure, so that its length is what the model adds; the number below the
+    A bar goes from what needs no trained model (the grey line: the majority class, or the best baseline on
+    the same pairs) to the model's figure, so that its length is what the model adds; the number below the
     figure says the same, with its interval where there is one. Bars are faint where nothing is added, or nothing that
-    can be told from chance. Where there is no control, bars start at chance.
+    can be told from chance. Where there is no baseline, bars start at chance.
 
     The table is one of `model_table` or `with_gain_intervals` of `bindkit.results.model_table`. Raises
     InvalidParameterError for an empty one, one without the columns needed, or rows of several protocols or splits.
@@ -82,7 +82,10 @@ def model_table_figure(table: pd.DataFrame) -> go.Figure:
                 low = row.get(f"{added}_low")
                 is_added = row[metric] > start[position] if low is None or pd.isna(low) else low > 0
                 opacity = 0.45 if row["kind"] == "trained" and is_added else 0.18
-                look, name = Look(translucent(colours[position], opacity), None, 9), f"added by {row['backbone']}"
+                look, name = (
+                    Look(translucent(colours[position], opacity), None, 9),
+                    f"added by {control_title(row['backbone'])}",
+                )
                 bar = curve([start[position], row[metric]], [position] * 2, look, name=name, **SILENT)
                 figure.add_trace(bar, **where)
         points = go.Scatter(
@@ -174,12 +177,11 @@ def _span(rows: pd.DataFrame, metric: str, start: list[float]) -> tuple[float, f
 
 def _label(row: dict) -> str:
     """A row's name, and below it what it is."""
-    name, objective = row["backbone"], row.get("objective")
+    name, objective = control_title(row["backbone"]), row.get("objective")
     if row["kind"] == "oracle":
-        name = "knows every class" + name.removeprefix(SAME_CLASS).replace("@", " at ")
-        what = "oracle: all that similarity tells"
+        what = "baseline: knows every class"
     elif row["kind"] == "control":
-        name, what = control_title(name), "control"
+        what = "baseline without a model"
     else:
         what = "untrained" if row["kind"] == "untrained" else objective if isinstance(objective, str) else ""
         what = " · ".join(filter(None, [what, f"layer {row['layer']:.0f}"]))

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from scipy.optimize import linear_sum_assignment
 
 from bindkit.affinities.objects import Objects, contingency, judge_objects
-from bindkit.arguments import require_kind
+from bindkit.arguments import control_title, require_kind
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes import Scene
 from bindkit.views.figures.panels import framed, panels, subtitle_lines
@@ -57,6 +57,7 @@ def objects_figure(scene: Scene, found: Mapping[str, Objects]) -> go.Figure:
     for (title, objects), figures in zip(found.items(), judged, strict=True):
         named = title if objects.method in title else f"{title}: {objects.method}"
         figure_of = "no labelled object" if np.isnan(figures["fg_ari"]) else f"fg-ARI {figures['fg_ari']:.2f}"
+        named = "<br>".join(map(control_title, named.split("<br>")))
         titles.append(f"{named}<br>{objects.n} segment{'s' if objects.n != 1 else ''} · {figure_of}")
     n_cols = min(4, len(titles))
     high = _SIDE * min(1.6, scene.size[0] / scene.size[1])

@@ -26,10 +26,12 @@ from bindkit.files import slug, write_bytes
 
 logger = logging.getLogger(__name__)
 
-INLINE_BYTES = 40_000
+INLINE_BYTES = 46_000
 """A figure larger than this is shown in a notebook by its picture only, so that the notebook stays small."""
 INLINE_PICTURE_BYTES = 36_000
 """A picture larger than this is shown in a notebook with fewer pixels, at least half of them a side, then coarser."""
+PHOTO, PHOTOGRAPH_LETTERS = 4, 20_000
+"""Figures with a photograph, a picture that is written in more letters than this, may be so many times as large."""
 
 _SCALE, _SECONDS = 2, 60
 """Pixels of a picture per unit of a figure's size, so that text is sharp; after so long a browser counts as broken."""
@@ -52,7 +54,7 @@ class PictureBrowser:
         self._lock = threading.Lock()
 
     def draw(self, figure: go.Figure, kind: str = "png") -> bytes | None:
-        """Draw a figure as "png" or "svg". Without a usable Chromium it is None, which is said once."""
+        """Draw a figure as "png", "svg" or "pdf". Without a usable Chromium it is None, which is said once."""
         with self._lock:
             if self._broken:
                 return None
@@ -114,16 +116,40 @@ class SavedFigure:
     png: Path | None
     figure: go.Figure = field(repr=False, compare=False)
 
+    def save(self, path: str | Path) -> Path:
+        """Draw it once more, into a ``.pdf`` or ``.svg`` for a paper, or a ``.png``; returns the file.
+
+        ::
+
+            bk.save_figure(figure, "layers", "figures").save("paper/layers.pdf")
+
+        Raises InvalidParameterError for another ending, or where no Chromium is at hand.
+        """
+        place = read_path(path, "a picture's file")
+        kind = place.suffix.lower().removeprefix(".")
+        if kind not in ("pdf", "svg", "png"):
+            raise InvalidParameterError(f"a figure is saved as .pdf, .svg or .png, got {place.name!r}")
+        on_paper = go.Figure(self.figure).update_layout(paper_bgcolor="white")
+        if (picture := browser.draw(on_paper, kind)) is None:
+            raise InvalidParameterError(
+                f"{place.name} cannot be drawn without Chromium: install it, or name its program in BROWSER_PATH"
+            )
+        write_bytes(place, picture)
+        return place
+
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Give a notebook the picture and, if it is small, the interactive figure; and the picture's size as drawn."""
         bundle: dict[str, Any] = {"text/plain": f"figure {self.name}"}
         sizes: dict[str, Any] = {}
         content = self.figure.to_json()
-        if len(content) <= INLINE_BYTES or self.png is None:
+        pictures = [trace.source for trace in self.figure.data if trace.type == "image"]
+        is_photo = any(code.startswith("data:image/jpeg") and len(code) > PHOTOGRAPH_LETTERS for code in pictures)
+        times = PHOTO if is_photo else 1
+        if len(content) <= times * INLINE_BYTES or self.png is None:
             bundle["application/vnd.plotly.v1+json"] = json.loads(content)
         if self.png is not None:
             drawn = self.png.read_bytes()
-            kind, picture = "image/jpeg", compact(drawn)
+            kind, picture = "image/jpeg", compact(drawn, times * INLINE_PICTURE_BYTES)
             # A PNG only alone: beside an interactive figure, Plotly in JupyterLab would show it instead of that.
             if len(bundle) == 1 and len(few := _in_few_colours(drawn)) < len(picture):
                 kind, picture = "image/png", few
@@ -199,7 +225,7 @@ def _points(figure: go.Figure) -> pd.DataFrame | None:
     return pd.concat(parts, ignore_index=True) if parts else None
 
 
-def compact(png: bytes) -> bytes:
+def compact(png: bytes, most: int = INLINE_PICTURE_BYTES) -> bytes:
     """A smaller picture for a notebook, which holds several, as JPEG."""
     with Image.open(io.BytesIO(png)) as image:
         picture = image.convert("RGB")
@@ -208,7 +234,7 @@ def compact(png: bytes) -> bytes:
         small = picture.resize(size, Image.Resampling.LANCZOS) if shrink > 1 else picture
         out = io.BytesIO()
         small.save(out, "JPEG", quality=quality, optimize=True, progressive=True)
-        if len(out.getvalue()) <= INLINE_PICTURE_BYTES:
+        if len(out.getvalue()) <= most:
             break
     return out.getvalue()
 

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from bindkit.affinities.scoring import Affinity
+from bindkit.arguments import control_title
 from bindkit.errors import InvalidParameterError
 from bindkit.scenes import Scene
 from bindkit.scenes.geometry import PatchLabels, object_classes
@@ -25,7 +26,8 @@ _LONGEST = 560
 """Pixels that the longer side of an embedded picture has at most."""
 _LETTERED = 0.004
 """Share of the image that a twin must cover to have its letter written on it."""
-_CLICKED = PALETTE[1]
+_MARK = ((6, "#000000"), (2.5, "#ffffff"))
+"""Width and colour of the outlines of a marked patch, one upon the other."""
 
 Colours = Mapping[int, tuple[int, int, int]]
 """Instance id -> red, green, blue."""
@@ -51,7 +53,7 @@ def scene_figure(scene: Scene, class_names: Mapping[int, str], labels: PatchLabe
     colours = colours_of(objects["object"])
     plan = labels.plan
     windows = f"{plan.n_windows} window{'s' if plan.n_windows > 1 else ''}"
-    grid = f"{plan.grid.rows} × {plan.grid.cols} patches"
+    grid = f"{plan.grid.rows} × {plan.grid.cols}"
     titles = ["image", f"{len(objects)} object{'s' if len(objects) != 1 else ''}", f"patch labels: {windows} of {grid}"]
     shown = panels(3, 3, gap=(0.02, 0), subplot_titles=titles)
     figure = shown.figure
@@ -68,7 +70,7 @@ def scene_figure(scene: Scene, class_names: Mapping[int, str], labels: PatchLabe
             ends = {"x0": left - 0.5, "x1": right - 0.5, "y0": top - 0.5, "y1": bottom - 0.5}
             figure.add_shape(type="rect", **ends, line=line, **shown.place(0))
 
-    twins = "same letter: twins, different objects of one class"
+    twins = "same letter: objects of one class"
     note = twins if objects["twins"].any() else "no two objects of one class"
     titled(figure, f"Scene {scene.id}", f"{height} × {width} px · {note} · paler patches: mixed pixels")
     figure.update_annotations(font={"size": 14, "color": INK}, yshift=2)
@@ -145,7 +147,8 @@ def affinity_figure(scene: Scene, views: Mapping[str, Affinity], patch: int | No
     height, width = scene.size
     # Lines of titles are cut at their beginning, where paths have least to say.
     titles = [
-        "<br>".join(line if len(line) <= 30 else f"…{line[-29:]}" for line in title.split("<br>")) for title in views
+        "<br>".join(line if len(line) <= 30 else f"…{line[-29:]}" for line in map(control_title, title.split("<br>")))
+        for title in views
     ]
     n_cols = min(4, len(views) + 1)
     n_rows = -(-(len(views) + 1) // n_cols)
@@ -165,12 +168,16 @@ def affinity_figure(scene: Scene, views: Mapping[str, Affinity], patch: int | No
             hovertemplate="affinity %{z:.2f}<extra></extra>",
         )
         figure.add_trace(heatmap, **shown.place(number))
-    marker = {"symbol": "square-open", "size": 13, "line": {"width": 3}, "color": _CLICKED}
+    # Light within dark: one of the two stands out from any colour.
+    marks = [
+        {"symbol": "square-open", "size": 13, "line": {"width": width}, "color": colour} for width, colour in _MARK
+    ]
     for number in range(shown.n):
         where = shown.place(number)
         show_whole(figure, scene.size, where)
         figure.update_yaxes(scaleanchor=f"x{number + 1 if number else ''}", constrain="domain", **where)
-        figure.add_trace(go.Scatter(x=[col], y=[row], mode="markers", marker=marker, hoverinfo="skip"), **where)
+        for marker in marks:
+            figure.add_trace(go.Scatter(x=[col], y=[row], mode="markers", marker=marker, hoverinfo="skip"), **where)
     at = first.grid.row_col(patch)
     asked_of = f"affinity of the marked patch (row {at[0]}, column {at[1]}) to every patch of {scene.id}"
     titled(figure, "Which patches does one patch belong with?", asked_of)
@@ -222,7 +229,7 @@ def picture(pixels: np.ndarray, size: tuple[int, int], lossy: bool) -> go.Image:
         image = image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST)
     out = io.BytesIO()
     if lossy:
-        image.save(out, format="JPEG", quality=88)
+        image.save(out, format="JPEG", quality=90, subsampling=0)  # colours as sharp as lightness
     else:
         image.quantize(128).save(out, format="PNG", optimize=True)
     code = base64.b64encode(out.getvalue()).decode()
@@ -234,6 +241,8 @@ def picture(pixels: np.ndarray, size: tuple[int, int], lossy: bool) -> go.Image:
         dx=across,
         dy=down,
         hoverinfo="skip",
+        # Shown smaller than it is, a photograph would be jagged; a small scene is shown pixel by pixel.
+        zsmooth="fast" if lossy and max(image.size) >= _LONGEST // 2 else False,
     )
 
 

@@ -13,7 +13,7 @@ from bindkit.arguments import CONTROL_PREFIX, is_control, parse_control
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe & Ito's colours for the colour-blind (Color Universal Design, 2008), without the yellow that white swallows."""
 
-INK, FAINT, GRID = "#1f2328", "#6e7781", "#e6e8eb"
+INK, FAINT, GRID, GROUND = "#1f2328", "#5f6872", "#e6e8eb", "#f3f4f6"
 GREYS = ("#3d444d", "#8c959f", "#59636e")
 """Of the controls, one for every geometry."""
 
@@ -37,7 +37,7 @@ TEMPLATE = go.layout.Template(
     layout={
         "colorway": PALETTE,
         "font": {"family": _FONT, "size": 14, "color": INK},
-        "paper_bgcolor": "white",
+        "paper_bgcolor": GROUND,  # a card with white plots on it, on a light page as on a dark one
         "plot_bgcolor": "white",
         "title": {"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 16}, "font": {"size": 19}},
         "margin": {"l": 70, "r": 30, "t": 92, "b": 60},

@@ -60,7 +60,7 @@ function drawCurve(target, layers, now) {
     // The names stand above the upper and below the lower line.
     const [last, value] = points.at(-1), other = known[1 - which][last];
     const below = other !== undefined && other > value;
-    const name = svg("text", { x: width, y: y(value) + (below ? 15 : -8), "text-anchor": "end" }, which ? "twins" : "all pairs");
+    const name = svg("text", { x: width, y: y(value) + (below ? 15 : -8), "text-anchor": "end" }, which ? "same class" : "all pairs");
     target.append(name);
     for (const [k, value] of points) {
       const chosen = k === now ? " now" : "";

@@ -175,7 +175,7 @@ def _shown(
                 bar.update(1)
             packs.append(row)
     return {
-        "name": backbone_title(source.name),
+        "name": control_title(source.name),
         "objective": about.get("objective") or "unknown",
         "depth": source.n_layers,
         "best": best,
@@ -301,12 +301,6 @@ def outlined_mask(mask: np.ndarray) -> np.ndarray:
     """A mask with as many pixels as its outlines are drawn from."""
     shrink = max(1.0, max(mask.shape) / _LONGEST_MASK)
     return resize_mask(mask, (max(1, round(mask.shape[0] / shrink)), max(1, round(mask.shape[1] / shrink))))
-
-
-def backbone_title(name: str) -> str:
-    """A backbone's name for people: of a directory the last part."""
-    title = control_title(name)
-    return Path(title).name if Path(title).is_absolute() else title
 
 
 def check_list(images: Any) -> None:

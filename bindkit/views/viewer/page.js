@@ -130,7 +130,7 @@ function drawReadings() {
   $("means").replaceChildren(...entries.map(({ object, mean, rank: kind }) => {
     const name = object >= 0 ? objects[object].name : objects.length ? "unlabelled" : "all other patches";
     const item = make("li", ["own", "twin", "", ""][kind]), words = make("span", "name", name), bar = make("span", "bar");
-    const note = ["this object", "twin"][kind] ?? (object >= 0 ? `object ${objects[object].id}` : "");
+    const note = ["this object", "same class"][kind] ?? (object >= 0 ? `object ${objects[object].id}` : "");
     if (note) words.append(" ", make("small", "", note));
     bar.append(make("i"));
     bar.firstChild.style.width = `${100 * mean}%`;
@@ -239,7 +239,7 @@ function showLayer() {
   drawCurve($("curve"), layers(), state.layer);
   const words = [`${about.probe.replaceAll("_", " ")} probe${about.protocol ? `, ${about.protocol} protocol` : ""}`];
   if (metrics.auroc !== undefined) {
-    const twins = metrics.twins_auroc === undefined ? "" : `, ${two(metrics.twins_auroc)} against twins (dashed)`;
+    const twins = metrics.twins_auroc === undefined ? "" : `, ${two(metrics.twins_auroc)} against same-class distractors (dashed)`;
     const split = about.split ? ` on the ${about.split} scenes` : "";
     words.push(`AUROC ${two(metrics.auroc)} over all pairs${twins}${split}`);
   }

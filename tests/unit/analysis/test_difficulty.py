@@ -424,11 +424,11 @@ def panel(figure, number):
 def test_a_panel_an_option_and_a_line_a_backbone_with_means_over_seeds(table):
     figure = difficulty_figure(table, "accuracy")
     twins, surface = panel(figure, 0), panel(figure, 1)
-    names = {"a/vit", "random-init:a/vit", "position", "more frequent answer"}
+    names = {"a/vit", "random-init:a/vit", "position", "majority class"}
     assert set(twins) == set(surface) == names
     np.testing.assert_allclose(twins["a/vit"].y, [0.91, 0.81, 0.71])
     np.testing.assert_allclose(surface["position"].y, [0.61, 0.51])
-    np.testing.assert_allclose(twins["more frequent answer"].y, [0.6, 0.6, 0.61, 0.62, 0.62])
+    np.testing.assert_allclose(twins["majority class"].y, [0.6, 0.6, 0.61, 0.62, 0.62])
     assert list(twins["position"].customdata) == ["0.0", "0.5", "1.0"]
     assert list(figure.layout.xaxis.ticktext) == ["0.0", "<b>0.5</b>", "1.0"]
     assert list(figure.layout.xaxis2.ticktext) == ["<b>flat</b>", "camouflage"]

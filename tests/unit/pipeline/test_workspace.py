@@ -9,7 +9,7 @@ import os
 import pytest
 
 from bindkit.errors import InvalidParameterError, WorkspaceMismatchError
-from bindkit.pipeline.workspace import open_workspace, writing_into
+from bindkit.pipeline.workspace import open_workspace, workspace_root, writing_into
 
 
 def test_directories_and_record_are_made(tmp_path):
@@ -138,3 +138,15 @@ def test_a_mistyped_field_is_refused_before_anything_is_made_and_names_of_ones_o
     assert not (tmp_path / "new").exists()
     for name in ("strict-120c0484", "mine,2"):
         assert open_workspace(tmp_path / name, protocol=name).settings == {"protocol": name}
+
+
+def test_notebooks_share_the_workspace_of_a_run_wherever_they_are_executed(tmp_path, monkeypatch):
+    """In their own directory, as JupyterLab does, or in the one above it, as papermill and `bindkit run` do."""
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert workspace_root("workspace") == tmp_path / "notebooks" / "workspace"  # of somebody's own
+    (tmp_path / "notebooks" / "01_data_setup.ipynb").touch()
+    assert workspace_root("workspace") == tmp_path / "workspace"
+    assert workspace_root(tmp_path / "elsewhere") == tmp_path / "elsewhere"
+    monkeypatch.chdir(tmp_path)
+    assert workspace_root("workspace") == tmp_path / "workspace"

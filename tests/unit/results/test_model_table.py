@@ -7,6 +7,7 @@ import pytest
 
 from bindkit.errors import InvalidParameterError
 from bindkit.results.model_table import model_table, readable
+from bindkit.results.words import BEST_BASELINE, WORDS, in_words
 
 COLUMNS = ["backbone", "objective", "layer", "probe", "task", "accuracy", "auroc", "twins_auroc", "seed", "n_pairs"]
 ROWS = [
@@ -122,17 +123,17 @@ def test_another_task_has_the_oracle_beside_it_and_no_selectivity(results):
 def test_readers_see_what_is_taken_from_what(results):
     shown = readable(model_table(results)).set_index(("", "model"))
     assert shown.loc["vit", ("", "layer")] == "1"
-    assert shown.loc["control:position", ("", "layer")] == "-"
-    assert shown.loc["vit", ("accuracy", "− majority")] == pytest.approx(0.11)
-    assert shown.loc["vit", ("accuracy", "− position")] == pytest.approx(0.10)
-    assert shown.loc["vit", ("accuracy", "− untrained")] == pytest.approx(0.09)
-    assert list(shown["accuracy"]) == ["is", "± over seeds", "− majority", "− position", "− untrained"]
-    assert shown.loc["vit", ("AUROC", "− untrained")] == pytest.approx(0.94 - 0.70)
-    assert shown.loc["vit", ("AUROC", "− shuffled labels")] == pytest.approx(0.94 - 0.51)
-    assert shown.loc["vit", ("AUROC, twins", "± over seeds")] == pytest.approx(0.02 / math.sqrt(2))
-    assert shown.loc["vit", ("AUROC, twins", "− same-class")] == pytest.approx(0.32)
-    # raw-pixels was judged on other pairs than every model, and nothing has an interval
-    assert ("AUROC", "− raw-pixels") not in shown
+    assert shown.loc["position", ("", "layer")] == "-"
+    assert shown.loc["vit", ("accuracy", "over majority class")] == pytest.approx(0.11)
+    assert shown.loc["vit", ("accuracy", "over untrained")] == pytest.approx(0.09)
+    assert list(shown["accuracy"]) == ["value", "± over seeds", "over majority class", "over untrained"]
+    assert shown.loc["vit", ("AUROC", BEST_BASELINE)] == pytest.approx(0.94 - 0.79)
+    assert shown.loc["vit", ("AUROC", "over untrained")] == pytest.approx(0.94 - 0.70)
+    assert shown.loc["vit", ("AUROC", "over shuffled labels")] == pytest.approx(0.94 - 0.51)
+    distractors = WORDS["twins_auroc"]
+    assert shown.loc["vit", (distractors, "± over seeds")] == pytest.approx(0.02 / math.sqrt(2))
+    assert shown.loc["vit", (distractors, BEST_BASELINE)] == pytest.approx(0.82 - 0.66)
+    assert shown.notna().any().all(), "empty columns are left out"
     assert ("accuracy", "95 % interval") not in shown
     bounded = readable(model_table(results.assign(accuracy_low=0.5, accuracy_high=0.96)))
     assert set(bounded["accuracy", "95 % interval"]) == {"0.500 to 0.960"}
@@ -140,11 +141,26 @@ def test_readers_see_what_is_taken_from_what(results):
 
 def test_readers_see_how_sure_a_gain_is(results):
     table = model_table(results)
-    low = table["auroc_over_position"] - 0.02
-    shown = readable(table.assign(auroc_over_position_low=low, auroc_over_position_high=low + 0.03))
-    gains = shown.set_index(("", "model"))["AUROC", "− position"]
+    low = table["auroc_over_controls"] - 0.02
+    shown = readable(table.assign(auroc_over_controls_low=low, auroc_over_controls_high=low + 0.03))
+    gains = shown.set_index(("", "model"))["AUROC", BEST_BASELINE]
     assert gains["vit"].replace("\u00a0", " ") == "+0.150 (+0.130 to +0.160)"
     assert gains["random-init:vit"].replace("\u00a0", " ") == "−0.090 (−0.110 to −0.080)"
-    assert gains["control:position"] is None
-    assert ("AUROC", "− position_low") not in shown
-    assert shown["AUROC", "− untrained"].dtype == float, "no interval is known"
+    assert gains["position"] is None
+    assert shown["AUROC", "over untrained"].dtype == float, "no interval is known"
+
+
+def test_a_table_is_read_in_words_without_empty_columns_or_directories():
+    rows = {
+        "backbone": ["/home/me/runs/mae", "random-init:/home/me/runs/mae", "control:same-class"],
+        "layer": [3, 0, None],
+    }
+    rows |= {"twins_auroc": [0.9, 0.5, 0.5], "fg_ari": [0.5, None, None], "fg_ari_low": [0.4, None, None]}
+    table = pd.DataFrame(rows | {"fg_ari_high": [0.61, None, None], "class_accuracy": None})
+    page = in_words(table, precision=2).to_html()
+    assert list(in_words(table).data) == [
+        *("model", "layer", "AUROC, same-class distractors", "foreground ARI", "foreground ARI, 95 % interval")
+    ]
+    assert in_words(table).data["model"].tolist() == ["mae", "random-init:mae", "class labels"]
+    assert "0.40 to 0.61" in page
+    assert "/home" not in page

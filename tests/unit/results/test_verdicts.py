@@ -27,14 +27,14 @@ ROW = {
         ({"majority_accuracy": 0.79}, "not distinguishable from the 79.0 %", ", above"),
         ({"majority_accuracy": 0.9}, "not above the 90.0 %", "distinguishable"),
         ({"twins_auroc": 0.52}, "no better than chance", "look alike"),
-        ({"twins_auroc": float("nan")}, "no twins to tell apart", "look alike"),
+        ({"twins_auroc": float("nan")}, "no same-class distractors", "look alike"),
         ({"auroc": float("nan")}, "All pairs have one answer, nothing to rank", "nan"),
-        ({"objective": "random-init"}, "never trained, a control", "supervised"),
+        ({"objective": "random-init"}, "never trained, a baseline", "supervised"),
         ({"accuracy_low": float("nan"), "n_scenes": 7}, "no interval below 8 scenes, so nothing can be said", "nan"),
         ({"accuracy_low": float("nan")}, "no interval where too few scenes differ, so nothing can be said", "nan"),
-        ({"accuracy_low": float("nan"), "gain_low": 0.01, "gain_high": 0.1}, "right, above the 75.0 %", "nan"),
+        ({"accuracy_low": float("nan"), "gain_low": 0.01, "gain_high": 0.1}, "rightly, above the 75.0 %", "nan"),
         ({"gain_low": float("nan"), "gain_high": float("nan")}, "[78.0, 82.0], above the 75.0 %", "nan"),
-        ({"n_scenes": 3}, "Judged on 3 scenes: a demonstration, not a measurement", "above the 3"),
+        ({"n_scenes": 3}, "Evaluated on 3 scenes: a demonstration, not a measurement", "above the 3"),
     ],
 )
 def test_the_sentence_says_what_the_numbers_say(change, said, unsaid):
@@ -59,15 +59,23 @@ MATCHED = {"matched_auroc": 0.8, "matched_twins_auroc": 0.65}
 @pytest.mark.parametrize(
     ("change", "said", "unsaid"),
     [
-        ({}, "AUROC 0.90; on twins 0.70, so it tells", "0.90 at any distance"),
-        ({}, "no figures at equal distance", "among pairs"),
-        (MATCHED, "AUROC among pairs at equal distance 0.80 (0.90 at any distance); on twins 0.65 (0.70", "no figures"),
+        ({}, "AUROC 0.90; on same-class distractors 0.70, so it tells", "0.90 at any distance"),
+        ({}, "no figures at equal distance", "AUROC at equal"),
+        (
+            MATCHED,
+            "AUROC at equal distance 0.80 (0.90 at any distance); on same-class distractors 0.65 (0.70",
+            "no figures",
+        ),
         (
             MATCHED | {"matched_auroc": float("nan")},
             "Too few pairs at equal distance (0.90 at any distance)",
             "one answer",
         ),
-        (MATCHED | {"matched_twins_auroc": float("nan")}, "too few twins at equal distance (0.70", "no twins"),
+        (
+            MATCHED | {"matched_twins_auroc": float("nan")},
+            "too few same-class distractors at equal distance (0.70",
+            "no same-class",
+        ),
         (MATCHED | dict.fromkeys(("matched_auroc", "auroc"), float("nan")), "All pairs have one answer", "Too few"),
     ],
 )
@@ -82,8 +90,9 @@ def test_the_strongest_control_at_equal_distance_is_the_rival():
     control = ROW | {"backbone": "control:position", "objective": "control", "layer": None, "auroc": 0.95}
     control |= {"matched_auroc": 0.63, "matched_twins_auroc": 0.64}
     sentence, alone = verdicts(pd.DataFrame([ROW | MATCHED, control]))
-    assert "0.17 above the strongest control (position); on twins 0.65 (0.70 at any distance), 0.01 above" in sentence
-    assert "AUROC among pairs at equal distance 0.63 (0.95 at any distance); on twins 0.64 (0.70" in alone
+    assert "0.17 above the best baseline (position); on same-class" in sentence
+    assert "distractors 0.65 (0.70 at any distance), 0.01 above" in sentence
+    assert "AUROC at equal distance 0.63 (0.95 at any distance); on same-class distractors 0.64 (0.70" in alone
 
 
 def test_a_gain_without_an_interval_is_called_so_and_nothing_follows_from_it():
@@ -91,9 +100,7 @@ def test_a_gain_without_an_interval_is_called_so_and_nothing_follows_from_it():
     known = {f"{name}_{end}": 0.02 for name in ("auroc_over_controls",) for end in ("low", "high")}
     unknown = {f"twins_auroc_over_controls_{end}": float("nan") for end in ("low", "high")}
     sentence = said_beside({"position": (0.6, 0.6)}, **known, **unknown)[0]
-    assert (
-        "on twins 0.70, 0.10 above the strongest control (position) [no interval: too few scenes differ]." in sentence
-    )
+    assert "distractors 0.70, 0.10 above the best baseline (position) [no interval: too few scenes differ]." in sentence
     assert "nan" not in sentence
     assert "by more than that" in said_beside({"position": (0.6, 0.6)})[0], "a table without such columns"
 
@@ -109,38 +116,38 @@ def said_beside(controls, **change):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({}, "AUROC 0.90, 0.04 above the strongest control (position + raw pixels);"),
+        ({}, "AUROC 0.90, 0.04 above the best baseline (position + raw pixels);"),
         (
             {},
-            "on twins 0.70, 0.05 above the strongest control (position), so it tells apart objects that look alike by",
+            "distractors 0.70, 0.05 above the best baseline (position), so it tells apart objects that look alike",
         ),
-        ({"auroc": 0.81}, "AUROC 0.81, 0.05 below the strongest control (position + raw pixels);"),
-        ({"auroc": 0.862}, "AUROC 0.86, no more than the strongest control (position + raw pixels);"),
+        ({"auroc": 0.81}, "AUROC 0.81, 0.05 below the best baseline (position + raw pixels);"),
+        ({"auroc": 0.862}, "AUROC 0.86, no more than the best baseline (position + raw pixels);"),
         ({"auroc": float("nan")}, "All pairs have one answer, nothing to rank;"),
-        ({"twins_auroc": 0.6}, "on twins 0.60, no more than a control has without a model (position, 0.65)."),
-        ({"twins_auroc": 0.652}, "on twins 0.65, no more than a control has without a model (position, 0.65)."),
-        ({"twins_auroc": 0.52}, "on twins 0.52, no better than chance."),
+        ({"twins_auroc": 0.6}, "distractors 0.60, no more than a baseline has (position, 0.65)."),
+        ({"twins_auroc": 0.652}, "distractors 0.65, no more than a baseline has (position, 0.65)."),
+        ({"twins_auroc": 0.52}, "distractors 0.52, no better than chance."),
         (
             {"auroc_over_controls_low": 0.02, "auroc_over_controls_high": 0.06},
-            "AUROC 0.90, 0.04 above the strongest control (position + raw pixels) [+0.02, +0.06];",
+            "AUROC 0.90, 0.04 above the best baseline (position + raw pixels) [+0.02, +0.06];",
         ),
         (
             {"auroc_over_controls_low": -0.01, "auroc_over_controls_high": 0.09},
-            "AUROC 0.90, not distinguishable from the strongest control (position + raw pixels) [-0.01, +0.09];",
+            "AUROC 0.90, not distinguishable from the best baseline (position + raw pixels) [-0.01, +0.09];",
         ),
         (
             {"twins_auroc_over_controls_low": -0.01, "twins_auroc_over_controls_high": 0.11},
-            "on twins 0.70, not distinguishable from the strongest control (position) [-0.01, +0.11], which needs no",
+            "distractors 0.70, not distinguishable from the best baseline (position) [-0.01, +0.11], which needs no",
         ),
         (
             {"auroc": 0.862, "auroc_over_controls_low": 0.001, "auroc_over_controls_high": 0.003},
-            "AUROC 0.86, no more than the strongest control (position + raw pixels) [+0.00, +0.00];",
+            "AUROC 0.86, no more than the best baseline (position + raw pixels) [+0.00, +0.00];",
         ),
         (
             {"twins_auroc_over_controls_low": 0.01, "twins_auroc_over_controls_high": 0.09},
-            "on twins 0.70, 0.05 above the strongest control (position) [+0.01, +0.09], so it tells apart objects",
+            "distractors 0.70, 0.05 above the best baseline (position) [+0.01, +0.09], so it tells apart objects",
         ),
-        ({"n_pairs": 7}, "AUROC 0.90; on twins 0.70, so it tells apart objects that look alike."),
+        ({"n_pairs": 7}, "AUROC 0.90; on same-class distractors 0.70, so it tells apart objects that look alike."),
     ],
 )
 def test_a_backbone_is_set_against_the_strongest_control(change, said):
@@ -150,4 +157,4 @@ def test_a_backbone_is_set_against_the_strongest_control(change, said):
 
 def test_controls_get_a_short_sentence_of_their_own():
     _, sentence = said_beside({"raw-pixels": (0.8, float("nan"))})
-    assert sentence == "control (raw pixels), read without any model: AUROC 0.80; no twins to tell apart."
+    assert sentence == "baseline (raw pixels), without any model: AUROC 0.80; no same-class distractors."

@@ -24,7 +24,7 @@ from bindkit.views.figures.style import PALETTE
 class DrawnElsewhere:
     """In place of Chromium: a picture made by Pillow."""
 
-    def draw(self, figure):
+    def draw(self, figure, kind="png"):
         noise = 80 * np.random.default_rng(0).integers(0, 4, (920, 1720, 3), dtype=np.uint8)
         out = io.BytesIO()
         Image.fromarray(noise).save(out, "PNG")
@@ -38,7 +38,7 @@ def picture(monkeypatch):
 
 @pytest.fixture
 def no_browser(monkeypatch):
-    monkeypatch.setattr(saving_module, "browser", type("None", (), {"draw": lambda self, figure: None})())
+    monkeypatch.setattr(saving_module, "browser", type("None", (), {"draw": lambda self, figure, kind="png": None})())
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def test_layer_curves_draw_means_over_seeds_with_whiskers_and_baseline(results):
     assert list(vit.x) == [0, 3]
     np.testing.assert_allclose(vit.y, [0.75, 0.90])
     assert ends(figure, "vit") == pytest.approx((3, 0.80, 0.90, 0.95))
-    assert set(line(figure, "more frequent answer").y) == {0.65}
-    assert line(figure, "more frequent answer").line.dash == "dash"
+    assert set(line(figure, "majority class").y) == {0.65}
+    assert line(figure, "majority class").line.dash == "dash"
     assert set(line(figure, "raw pixels").y) == {0.66}
     assert line(figure, "raw pixels").line.dash not in ("solid", "dash")
     assert "strict protocol" in figure.layout.title.subtitle.text
@@ -105,7 +105,7 @@ def test_lines_without_a_model_recede_and_have_a_legend_of_their_own(results):
         "raw pixels",
         "position",
         "position + raw pixels",
-        "more frequent answer",
+        "majority class",
     ]
     assert len({trace.line.dash for trace in aside}) == 4
     greys = {trace.line.color for trace in aside} | {line(figure, "random-init:deit").line.color}
@@ -165,14 +165,14 @@ def test_other_metrics_have_their_own_baseline_and_no_interval_of_the_accuracy(r
 def test_backbones_with_different_baselines_get_each_their_own(results):
     results.loc[results["backbone"] == "dino", "majority_accuracy"] = 0.8
     names = [trace.name for trace in layer_curves(results).data]
-    assert "more frequent answer, vit" in names
-    assert "more frequent answer, dino" in names
+    assert "majority class, vit" in names
+    assert "majority class, dino" in names
 
 
 def test_probe_curves_draw_the_probes_of_one_backbone(results):
     figure = probe_curves(results, "vit")
     np.testing.assert_allclose(line(figure, "linear").y, [0.60])
-    assert [trace.name for trace in figure.data if trace.mode != "markers"][-1] == "more frequent answer", "named last"
+    assert [trace.name for trace in figure.data if trace.mode != "markers"][-1] == "majority class", "named last"
     assert "dino" not in [trace.name for trace in figure.data]
 
 
@@ -200,6 +200,20 @@ def test_training_curves_leave_out_what_was_not_measured():
     figure = training_curves(history)
     assert [trace.name for trace in figure.data] == ["training loss"]
     np.testing.assert_allclose(figure.data[0].y, [1, 1 / 2, 1 / 3])
+
+
+def test_training_curves_begin_at_no_epoch():
+    """A fit from a closed-form initialisation was looked at before the first, which its history calls -1."""
+    rows = [{"epoch": k, "train_loss": None if k < 0 else 0.5, "validation_accuracy": 0.8} for k in range(-1, 3)]
+    figure = training_curves(rows)
+    assert [list(trace.x) for trace in figure.data] == [[0, 1, 2, 3]] * 2
+    assert figure.layout.xaxis.range[0] == pytest.approx(0, abs=0.1)
+
+
+def test_figures_call_models_of_directories_by_their_last_part(results):
+    figure = layer_curves(results.replace("vit", "/home/me/runs/vit"))
+    assert "vit" in {trace.name for trace in figure.data}
+    assert "/home" not in figure.to_json().replace('"legendgroup":"/home', "")
 
 
 @pytest.fixture
@@ -328,6 +342,26 @@ def test_chromium_draws_pictures(tmp_path, results, chromium, monkeypatch):
     assert picture.size == (2 * 860, 2 * 460)
     blue = tuple(int(PALETTE[0][start : start + 2], 16) for start in (1, 3, 5))
     assert blue in {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
+
+
+@pytest.mark.browser
+def test_a_figure_is_saved_as_pdf_on_white(tmp_path, results, chromium, monkeypatch):
+    monkeypatch.setenv("BROWSER_PATH", chromium)
+    monkeypatch.setattr(saving_module, "browser", browser := saving_module.PictureBrowser())
+    try:
+        saved = save_figure(layer_curves(results), "one", tmp_path)
+        assert saved.save(tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
+        assert "rgb(243, 244, 246)" not in saved.save(tmp_path / "one.svg").read_text()
+    finally:
+        browser.close()
+
+
+def test_what_a_figure_cannot_be_saved_as_is_named(tmp_path, results, no_browser):
+    saved = save_figure(layer_curves(results), "one", tmp_path)
+    with pytest.raises(InvalidParameterError, match=r"saved as \.pdf, \.svg or \.png, got 'one\.docx'"):
+        saved.save(tmp_path / "one.docx")
+    with pytest.raises(InvalidParameterError, match="without Chromium"):
+        saved.save(tmp_path / "one.pdf")
 
 
 @pytest.mark.parametrize(("metric", "said"), [("twins_auroc", "no twins"), ("auroc", "one answer")])

@@ -70,3 +70,9 @@ def test_layers_are_spread_from_the_first_to_the_last():
     assert spread([0, 5], 1) == [5]
     with pytest.raises(ProbeError, match="at least one"):
         spread([0], 0)
+
+
+def test_the_marked_patch_stands_out_from_any_colour(view):
+    scene, found = view
+    marks = [trace for trace in affinity_figure(scene, {"one": found}).data if trace.mode == "markers"]
+    assert [(mark.marker.color, mark.marker.line.width) for mark in marks] == 2 * [("#000000", 6), ("#ffffff", 2.5)]

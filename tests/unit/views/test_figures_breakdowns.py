@@ -75,14 +75,14 @@ def test_several_tables_stand_side_by_side_in_their_own_colours():
         assert (np.array(sorted(b.x)) < np.array(sorted(control.x))).all()
         assert (np.abs(np.array(control.x) - np.round(control.x)) < 0.5).all(), "still over its own group's name"
     named = [trace.name for trace in figure.data if trace.showlegend]
-    assert sorted(named) == ["a", "b", "more frequent answer", "position"]
+    assert sorted(named) == ["a", "b", "majority class", "position"]
 
 
 def test_the_more_frequent_answer_lies_behind_its_points_where_there_are_two_answers():
     figure = breakdown_figure({"a": table(), "b": table(0.8)})
-    dashes = [trace for trace in figure.data if trace.name == "more frequent answer"]
+    dashes = [trace for trace in figure.data if trace.name == "majority class"]
     assert len(dashes) == 2 * 3, "none for kinds of pair"
-    assert all(figure.data[number].name == "more frequent answer" for number in range(6)), "drawn first"
+    assert all(figure.data[number].name == "majority class" for number in range(6)), "drawn first"
     levels = {(trace.xaxis, level) for trace in dashes for level in trace.y if np.isfinite(level)}
     assert levels == {("x", 0.6), ("x", 0.7), ("x2", 0.9), ("x4", 0.8), ("x4", 0.75)}
     for dash in dashes:

@@ -86,7 +86,7 @@ def test_several_metrics_have_a_row_each(two):
     assert len({trace.yaxis for trace in figure.data}) == 4
     (below,) = lines(figure, "layer 3", 4)
     assert below.y[-1] == pytest.approx(0.65)
-    (majority,) = lines(figure, "more frequent answer", 1)
+    (majority,) = lines(figure, "majority class", 1)
     assert majority.y[0] == pytest.approx(0.7)
     assert figure.layout.yaxis.range != figure.layout.yaxis3.range
 

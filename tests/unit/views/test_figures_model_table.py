@@ -72,7 +72,7 @@ def test_without_controls_bars_start_at_chance_and_the_panel_says_so(results):
     titles = [annotation.text for annotation in alone.layout.annotations]
     assert ["chance" in title for title in titles] == [False, True, True]
     beside = model_table_figure(model_table(results))
-    assert ["strongest control" in note.text for note in beside.layout.annotations] == [False, True, True]
+    assert ["best baseline" in note.text for note in beside.layout.annotations] == [False, True, True]
 
 
 def test_controls_of_two_geometries_give_each_model_its_own_line(results):
