@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "browser"))
 
 from lab_session import lab_server, open_notebook, write_notebook
 
-BACKBONES = ("bindkit/scenes-motion", "bindkit/scenes-dino")
+BACKBONES = ("bindkit/scenes-flow", "bindkit/scenes-dino")
 IMAGE = 0
 CELL = """
 import bindkit as bk

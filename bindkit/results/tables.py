@@ -240,7 +240,8 @@ def format_results(results: pd.DataFrame) -> str:
 # --- in words: each comparison has a status, each status a sentence ---------------------------------------------------
 
 _ROLES = {
-    "random-init": ": never trained, a control",
+    "random-init": ": never trained, a baseline",
+    "conditional-motion": ": trained on what moves together between two frames, by their pixels alone",
     "common-fate": ": trained to say which patches move together, so a reference for what can be bound",
 }
 """What a reader must know of an objective to read its figures rightly."""

@@ -128,7 +128,8 @@ class SceneReport:
             objects = [scene.objects for scene in self.statistics]
             twins = sum(scene.twins_classes > 0 for scene in self.statistics)
             lines.append(
-                f"objects a scene: {min(objects)} to {max(objects)}, {sum(objects)} in all; scenes with twins: {twins}"
+                f"objects a scene: {min(objects)} to {max(objects)}, {sum(objects)} in all; "
+                f"scenes with same-class distractors: {twins}"
             )
             if without := objects.count(0):
                 lines.append(f"{_counted(without, 'scene')} no labelled object")

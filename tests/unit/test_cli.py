@@ -165,7 +165,7 @@ def test_a_users_mistake_is_one_clean_message(notebooks, tmp_path, capsys, optio
         (["--backbone", "random-init:vit,sed=1"], "cannot read 'random-init:vit,sed=1'"),
         (["--layers", "0-3"], "got '0-3'"),
         (["--backbone", "any/hub-id", "--layers", "0-3"], "got '0-3'"),
-        (["--layers", "99"], "bindkit/scenes-mae has layers 0 to 5, got 99"),
+        (["--layers", "99"], "bindkit/scenes-flow has layers 0 to 5, got 99"),
         (["--controls", "pixels"], "unknown control 'pixels'; there are position, raw-pixels, position+raw-pixels"),
         (["--probes", "cubic"], "unknown probe 'cubic'; there are linear, diag_quadratic"),
         (["--probes", "linear@3"], "unknown probe 'linear@3'"),
