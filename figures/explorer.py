@@ -36,7 +36,7 @@ MOVING = {"viewport": {"width": 1500, "height": 900}, "device_scale_factor": 1.2
 CLICKS = ((0.25, 0.46), (0.15, 0.36), (0.63, 0.24), (0.75, 0.36), (0.55, 0.76), (0.15, 0.66), (0.25, 0.46))
 """Where the picture is clicked, down and across, as shares of its sides: three crosses, a crescent, the first cross."""
 KEYS = "[[[]]]]]["
-"""Then the layer is changed: down from layer 3 to 0, up to 5, and back to 4."""
+"""Then the layer is changed: down to 0, up to 5, and back to 4."""
 MOVE, LOOK = 350, 1100
 """Milliseconds that the mouse on its way, and an answer, are shown."""
 
