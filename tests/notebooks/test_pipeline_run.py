@@ -113,7 +113,7 @@ def test_pointwise_tasks_are_shown_with_the_figures_of_their_own(tmp_path):
     chosen = {"scenes": scenes, "backbones": "bindkit/scenes-motion", "layers": "3", "controls": ""}
     tasks = "pairwise pointwise_class pointwise_identity"
     workspace = run_pipeline(tmp_path / "run", **chosen, probes="linear", tasks=tasks).workspace
-    for name, shown in (("03_train_probes", "twins_auroc"), ("04_compare_layers", "pointwise_identity")):
+    for name, shown in (("03_train_probes", "same-class distractors"), ("04_compare_layers", "pointwise_identity")):
         outputs = nbformat.read(workspace.root / "notebooks" / f"{name}.ipynb", as_version=4).cells
         pages = [
             output["data"].get("text/html", "")
@@ -122,9 +122,9 @@ def test_pointwise_tasks_are_shown_with_the_figures_of_their_own(tmp_path):
             for output in cell.outputs
             if "data" in output
         ]
-        (page,) = [page for page in pages if "matched_iou" in page and "<table" in page]
+        (page,) = [page for page in pages if "matched IoU" in page and "<table" in page]
         assert shown in page
-        assert "class_accuracy" in page
+        assert "class accuracy" in page
 
 
 def test_by_hand_a_notebook_without_the_measure_stops_before_it_fits_anything(notebook_paths, tmp_path):

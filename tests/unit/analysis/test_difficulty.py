@@ -480,7 +480,7 @@ def test_a_value_without_twins_is_a_gap_that_says_so(table):
     line = panel(figure, 0)["a/vit"]
     assert np.isnan(line.y[0]) and not np.isnan(line.y[1:]).any()
     assert not line.connectgaps
-    said = [(note.x, note.xref) for note in figure.layout.annotations if note.text == "no twins"]
+    said = [(note.x, note.xref) for note in figure.layout.annotations if note.text == "no distractors"]
     assert said == [(0, "x")]
 
 

@@ -364,7 +364,7 @@ def test_what_a_figure_cannot_be_saved_as_is_named(tmp_path, results, no_browser
         saved.save(tmp_path / "one.pdf")
 
 
-@pytest.mark.parametrize(("metric", "said"), [("twins_auroc", "no twins"), ("auroc", "one answer")])
+@pytest.mark.parametrize(("metric", "said"), [("twins_auroc", "no same-class distractors"), ("auroc", "one answer")])
 def test_a_table_without_a_figure_gives_a_panel_that_says_why(results, metric, said):
     figure = layer_curves(results.assign(**{metric: float("nan")}), metric)
     (note,) = figure.layout.annotations
