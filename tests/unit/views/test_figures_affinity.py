@@ -74,5 +74,5 @@ def test_layers_are_spread_from_the_first_to_the_last():
 
 def test_the_marked_patch_stands_out_from_any_colour(view):
     scene, found = view
-    marks = [trace for trace in affinity_figure(scene, {"one": found}).data if trace.mode == "markers"]
+    marks = [trace for trace in affinity_figure(scene, {"one": found}).data if trace.type == "scatter"]
     assert [(mark.marker.color, mark.marker.line.width) for mark in marks] == 2 * [("#000000", 6), ("#ffffff", 2.5)]
