@@ -11,7 +11,7 @@ A control, what there is to read from a patch without any model, is named like a
 >>> parse_control("control:position+raw-pixels@592-224/16")
 ControlName(kind='position+raw-pixels', geometry='592-224/16')
 >>> control_title("control:raw-pixels@112/8"), control_title("random-init:/home/me/runs/mae")
-('raw pixels at 112/8', 'random-init:mae')
+('raw pixels at 112/8', 'random-init:runs/mae')
 
 Readers raise InvalidParameterError where nothing else is said.
 """
@@ -194,9 +194,12 @@ def parse_control(name: str) -> ControlName:
 
 
 def control_title(name: str) -> str:
-    """How tables, figures and sentences call a control or a model: of a directory the last part, else its name."""
+    """How tables, figures and sentences call a control or a model.
+
+    Of a directory the last two parts, which tell the checkpoints of two runs apart; else its name.
+    """
     if not name.startswith(CONTROL_PREFIX):
-        return re.sub(r"(^|:)[/~][^:,]*/(?=[^/])", r"\1", name)
+        return re.sub(r"(^|:)[/~](?:[^:,]*/)?(?=[^/:,]+/[^/:,]+)", r"\1", name)
     kind, _, geometry = name.removeprefix(CONTROL_PREFIX).partition("@")
     kind = kind.replace("same-class", "class labels").replace("-", " ").replace("+", " + ")
     return kind + (f" at {geometry}" if geometry else "")

@@ -283,7 +283,9 @@ class _Once(logging.Filter):
         self.said: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        is_new = record.levelno < logging.WARNING or record.getMessage() not in self.said
+        if record.levelno < logging.WARNING:
+            return True
+        is_new = record.getMessage() not in self.said
         self.said.add(record.getMessage())
         return is_new
 

@@ -362,3 +362,9 @@ def test_controls_of_two_arithmetics_have_two_names_and_come_back_from_their_des
     assert [control.name for control in controls] == ["control:position@32/4", "control:position@32/4-reference"]
     for control, known in zip(controls, likes, strict=True):
         assert control_of(control.describe()).geometry == known.geometry
+
+
+def test_a_directory_is_called_by_what_tells_it_from_another_runs():
+    paths = ["/home/me/runs/mae/scenes_170000", "/home/me/runs/dino/scenes_170000", "/a/b", "facebook/dinov2-small"]
+    titles = [control_title(path) for path in paths]
+    assert titles == ["mae/scenes_170000", "dino/scenes_170000", "a/b", "facebook/dinov2-small"]

@@ -161,6 +161,6 @@ def test_a_table_is_read_in_words_without_empty_columns_or_directories():
     assert list(in_words(table).data) == [
         *("model", "layer", "AUROC, same-class distractors", "foreground ARI", "foreground ARI, 95 % interval")
     ]
-    assert in_words(table).data["model"].tolist() == ["mae", "random-init:mae", "class labels"]
+    assert in_words(table).data["model"].tolist() == ["runs/mae", "random-init:runs/mae", "class labels"]
     assert "0.40 to 0.61" in page
     assert "/home" not in page

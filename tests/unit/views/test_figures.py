@@ -210,9 +210,9 @@ def test_training_curves_begin_at_no_epoch():
     assert figure.layout.xaxis.range[0] == pytest.approx(0, abs=0.1)
 
 
-def test_figures_call_models_of_directories_by_their_last_part(results):
+def test_figures_call_models_of_directories_by_their_last_parts(results):
     figure = layer_curves(results.replace("vit", "/home/me/runs/vit"))
-    assert "vit" in {trace.name for trace in figure.data}
+    assert "runs/vit" in {trace.name for trace in figure.data}
     assert "/home" not in figure.to_json().replace('"legendgroup":"/home', "")
 
 
