@@ -2,7 +2,8 @@
 
 bindkit run --workspace workspace && python figures/explorer.py workspace
 
-Further words are backbones of that workspace to show in place of `BACKBONES`, the one that is clicked first.
+Further words are backbones of that workspace to show in place of `BACKBONES`, the one that is clicked first. That one
+gets maps twice as fine, as in notebook 05, of probes at all layers (in the workspace's ``finer/``).
 """
 
 import io
@@ -25,7 +26,8 @@ import bindkit as bk
 scenes = bk.open_scenes({scenes!r})
 split = bk.split_scenes(scenes)
 images = [scenes[position] for position in split.test[:6]]
-explorer = bk.AffinityExplorer({backbones!r}, {probes!r}, images, class_names=scenes.class_names)
+shown = {{bk.load_backbone({first!r}, window={window}): {finer!r}, **dict.fromkeys({others!r}, {probes!r})}}
+explorer = bk.AffinityExplorer(shown, images=images, class_names=scenes.class_names)
 explorer.image = {image}
 explorer.beside = ["picture", "cosine"]
 """
@@ -81,8 +83,13 @@ def main(workspace: str, *backbones: str) -> None:
     import bindkit as bk
 
     place, here = Path(workspace).resolve(), Path(__file__)
-    chosen = {"scenes": bk.open_workspace(place).settings["scenes"], "probes": str(place / "probes"), "image": IMAGE}
-    cell = CELL.format(**chosen, backbones=list(backbones or BACKBONES)).strip()
+    uri, finer, (first, *others) = bk.open_workspace(place).settings["scenes"], place / "finer", backbones or BACKBONES
+    window, scenes = 2 * bk.load_backbone(first).geometry.window, bk.open_scenes(uri)
+    enlarged = bk.load_backbone(first, window=window)
+    cache = bk.cache_activations(enlarged, scenes, finer / "cache", split=bk.split_scenes(scenes))
+    bk.sweep(cache, probes="quadratic", root=finer / "pictured")
+    chosen = {"scenes": uri, "first": first, "window": window, "others": others, "image": IMAGE}
+    cell = CELL.format(**chosen, finer=str(finer / "pictured"), probes=str(place / "probes")).strip()
     with tempfile.TemporaryDirectory() as directory, lab_server(directory) as server, sync_playwright() as playwright:
         write_notebook(directory, "still.ipynb", [f"{cell}\n{LOCKED}"])
         write_notebook(directory, "moving.ipynb", [f"{cell}\nexplorer"])

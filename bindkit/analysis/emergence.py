@@ -12,13 +12,14 @@ from scipy.stats import t
 from bindkit.arguments import control_title, is_control
 from bindkit.errors import InvalidParameterError
 from bindkit.results.tables import PLAIN, layer_of_best, ranked_by, require_one_kind
+from bindkit.results.words import DISTRACTORS
 from bindkit.scenes.splits import FEW_SCENES
 
 FIGURES = {
     "auroc": "AUROC",
-    "twins_auroc": "twins AUROC",
+    "twins_auroc": f"AUROC against {DISTRACTORS}",
     "matched_auroc": "AUROC at equal distance",
-    "matched_twins_auroc": "twins AUROC at equal distance",
+    "matched_twins_auroc": f"AUROC at equal distance against {DISTRACTORS}",
 }
 """What may be compared, with its name in sentences."""
 
@@ -106,16 +107,16 @@ def _bounded(name: str, differences: pd.Series) -> dict[str, float]:
 # --- in words --------------------------------------------------------------------------------------------------------
 
 _RANKING = {
-    "no twins": "Which objective binds best cannot be said: no twins were judged.",
+    "no twins": "Which objective binds best cannot be said: there were no same-class distractors.",
     "none binds": "No objective binds by this measure; {highest}.",
     "highest does not": "{highest}, but does not pass as binding; of those that do, {binding} has the highest.",
     "alone": "{first} binds; there is no other objective to compare it with.",
     "equal": "{highest}, as high as {second}: which of the two binds best is open.",
-    "one seed": "{first} binds best, its twins AUROC {apart}; with one seed each, chance may decide that.",
-    "apart": "{first} binds best: its twins AUROC is {apart}, in every seed above every seed of that.",
+    "one seed": "{first} binds best, its AUROC on distractors {apart}; with one seed each, chance may decide that.",
+    "apart": "{first} binds best: its AUROC on distractors is {apart}, in every seed above every seed of that.",
     "overlap": "{highest}, {apart}; but seeds of the two overlap, so which binds best is open.",
 }
-"""Which objective binds best, by twins AUROC at its best layer."""
+"""Which objective binds best, by AUROC against same-class distractors at its best layer."""
 
 _OF_SEEDS = {
     1: "One training seed says nothing of how much seeds differ.",
@@ -135,9 +136,9 @@ class _Judged(NamedTuple):
 def emergence_verdicts(table: pd.DataFrame) -> list[str]:
     """Say of every objective whether binding emerged, and then which one binds best and how far that carries.
 
-    "Yes" takes AUROC and twins AUROC that are both above the objective's own random init and above the strongest
-    control in every sense of `emergence_gains`, and twins told apart better than by chance. One entry an objective, one
-    for the comparison, one for what the numbers cannot say.
+    "Yes" takes AUROC, and that against same-class distractors, above the objective's own random init and above the best
+    baseline in every sense of `emergence_gains`, and distractors told apart better than by chance. One entry an
+    objective, one for the comparison, one for what the numbers cannot say.
     """
     gains = emergence_gains(table)
     judged = []
@@ -158,7 +159,7 @@ def emergence_verdicts(table: pd.DataFrame) -> list[str]:
         judged.append(_Judged(label, by_figure[1], lacking, sentence))
     n_scenes, n_seeds, seen = gains["n_scenes"].min(), gains["n_seeds"].min(), sorted(gains["scenes_seen"].unique())
     few = ": a demonstration, not a measurement" if n_scenes < FEW_SCENES else ""
-    caveats = [f"Judged on {n_scenes:.0f} scenes{few}."]
+    caveats = [f"Evaluated on {n_scenes:.0f} scenes{few}."]
     caveats.append(_OF_SEEDS.get(int(n_seeds), "Intervals are over training seeds, not over scenes."))
     if len(seen) > 1:
         counts = " and ".join(f"{count:,.0f}" for count in seen)
@@ -174,10 +175,10 @@ def _told(row: Mapping[str, Any]) -> tuple[str, list[str]]:
         return f"{name}: nothing to rank", [f"there is no {name}"]
     words, lacking, not_above = f"{name} {row['value']:.2f} at layer {row['layer']:.0f}", [], []
     if row["figure"].endswith("twins_auroc") and row["value"] < _NO_BETTER_THAN_CHANCE:
-        lacking.append("twins are told apart no better than by chance")
+        lacking.append("same-class distractors are told apart no better than by chance")
     for column, what, other in (
         ("over_untrained", "random init", "its random init"),
-        ("over_control", "control", "what a control reads"),
+        ("over_control", "baseline", "the best baseline"),
     ):
         gap, low, high = (row[f"{column}{end}"] for end in ("", "_low", "_high"))
         if math.isnan(gap):
@@ -191,7 +192,7 @@ def _told(row: Mapping[str, Any]) -> tuple[str, list[str]]:
             not_above.append(other)
         against = f"{other} ({row['untrained']:.2f})"
         if column == "over_control":
-            against = f"the strongest control ({control_title(row['control'])}, {row['control_value']:.2f})"
+            against = f"the best baseline ({control_title(row['control'])}, {row['control_value']:.2f})"
         apart = f"{abs(gap):.2f} {'above' if is_above else 'below'}" if is_above or is_below else "not told apart from"
         words += f", {apart} {against}{bounds}"
     if not_above:
@@ -200,7 +201,7 @@ def _told(row: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 def _ranking(judged: Sequence[_Judged]) -> str:
-    """Which objective binds best, by twins AUROC at its best layer."""
+    """Which objective binds best, by AUROC against same-class distractors at its best layer."""
     ranked = sorted((own for own in judged if not math.isnan(own.twins["value"])), key=lambda own: -own.twins["value"])
     if not ranked:
         return _RANKING["no twins"]
@@ -221,7 +222,7 @@ def _ranking(judged: Sequence[_Judged]) -> str:
     return _RANKING[status].format(
         first=first.label,
         second=second.label,
-        highest=f"{first.label} has the highest twins AUROC, {first.twins['value']:.2f}",
+        highest=f"{first.label} has the highest AUROC against same-class distractors, {first.twins['value']:.2f}",
         apart=f"{ahead:.2f} above {second.label}",
         binding=next((own.label for own in ranked if not own.lacking), ""),
     )

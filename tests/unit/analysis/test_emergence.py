@@ -267,16 +267,17 @@ def test_the_last_checkpoint_is_one_that_all_seeds_have():
     [
         ([(0.90, 0.75), (0.91, 0.76)], "Yes: binding emerged in training"),
         ([(0.90, 0.75)], "Yes: binding emerged in training.*in the one seed that was trained"),
-        ([(0.79, 0.75), (0.79, 0.75)], "No: AUROC is not above what a control reads"),
-        ([(0.90, 0.59), (0.90, 0.58)], "No: twins AUROC is not above what a control reads"),
+        ([(0.79, 0.75), (0.79, 0.75)], "No: AUROC is not above the best baseline"),
+        ([(0.90, 0.59), (0.90, 0.58)], "No: AUROC against same-class distractors is not above the best baseline"),
         (
             [(0.78, 0.55), (0.78, 0.55)],
-            "No: AUROC is not above its random init nor above what a control reads; twins AUROC is not above",
+            "No: AUROC is not above its random init nor above the best baseline; "
+            "AUROC against same-class distractors is not above",
         ),
-        ([(0.90, 0.75), (0.90, 0.50)], "No: twins AUROC is not above its random init"),
+        ([(0.90, 0.75), (0.90, 0.50)], "No: AUROC against same-class distractors is not above its random init"),
         ([(0.71, 0.52), (0.71, 0.53)], r"AUROC 0\.71 at layer 3, 0\.07 below its random init \(0\.78\)"),
-        ([(0.70, 0.52), (0.71, 0.53)], "twins are told apart no better than by chance"),
-        ([(0.90, math.nan), (0.90, math.nan)], "No: there is no twins AUROC"),
+        ([(0.70, 0.52), (0.71, 0.53)], "same-class distractors are told apart no better than by chance"),
+        ([(0.90, math.nan), (0.90, math.nan)], "No: there is no AUROC against same-class distractors"),
     ],
 )
 def test_the_verdict_says_what_the_numbers_say(ends, said):
@@ -288,7 +289,9 @@ def test_the_verdict_says_what_the_numbers_say(ends, said):
 def test_seeds_that_disagree_are_no_yes():
     ends = [(0.90, 0.72), (0.90, 0.56), (0.90, 0.70)]
     sentence = verdict(*((START, end) for end in ends))[0]
-    assert "No: twins AUROC is not above its random init nor above what a control reads." in sentence
+    assert (
+        "No: AUROC against same-class distractors is not above its random init nor above the best baseline." in sentence
+    )
     assert "not told apart from its random init (0.55) [-" in sentence
 
 
@@ -309,7 +312,7 @@ def test_an_objective_that_is_told_of_objects_is_no_emergence():
         ({"mae": [(0.7, 0.58)], "dino": [(0.7, 0.55)]}, "No objective binds by this measure; mae has the highest"),
         ({"mae": [(0.7, 0.9)], "dino": [(0.9, 0.7)]}, "does not pass as binding; of those that do, dino"),
         ({"mae": [(0.9, 0.8)]}, "no other objective"),
-        ({"mae": [(0.9, math.nan)]}, "no twins were judged"),
+        ({"mae": [(0.9, math.nan)]}, "there were no same-class distractors"),
     ],
 )
 def test_which_binds_best_is_said_as_surely_as_seeds_allow(objectives, said):
@@ -320,7 +323,7 @@ def test_which_binds_best_is_said_as_surely_as_seeds_allow(objectives, said):
 
 def test_what_the_numbers_cannot_say_is_said():
     few = verdict((START, (0.9, 0.7)), n_scenes=8)[-1]
-    assert "Judged on 8 scenes: a demonstration, not a measurement" in few
+    assert "Evaluated on 8 scenes: a demonstration, not a measurement" in few
     assert "One training seed" in few
     table = planted({"mae": [(START, (0.9, 0.7))] * 3, "dino": [(START, (0.9, 0.7))] * 3})
     shorter = table[~((table["pretraining"] == "dino") & (table["scenes_seen"] == 512))]
