@@ -31,7 +31,7 @@ explorer = bk.AffinityExplorer(shown, images=images, class_names=scenes.class_na
 explorer.image = {image}
 explorer.beside = ["picture", "cosine"]
 """
-LOCKED = 'explorer.lock("layer")\nexplorer.layer = 0\nexplorer'
+LOCKED = 'explorer.lock("layer")\nexplorer'
 STILL = {"viewport": {"width": 1180, "height": 1130}, "device_scale_factor": 1.5}
 MOVING = {"viewport": {"width": 1500, "height": 900}, "device_scale_factor": 1.25}
 
@@ -97,6 +97,10 @@ def main(workspace: str, *backbones: str) -> None:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page(**STILL)
         open_notebook(page, server, "still.ipynb")
+        page.locator(".bindkit-pad .keys").focus()
+        for _ in range(6):  # to layer 0
+            page.keyboard.press("[")
+            page.wait_for_timeout(500)
         page.wait_for_timeout(3000)
         shot = Image.open(io.BytesIO(page.locator(".bindkit-explorer").screenshot())).convert("RGB")
         shot.quantize(256, kmeans=3).save(here.with_name("explorer.png"), optimize=True)
