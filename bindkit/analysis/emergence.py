@@ -175,7 +175,7 @@ def _told(row: Mapping[str, Any]) -> tuple[str, list[str]]:
         return f"{name}: nothing to rank", [f"there is no {name}"]
     words, lacking, not_above = f"{name} {row['value']:.2f} at layer {row['layer']:.0f}", [], []
     if row["figure"].endswith("twins_auroc") and row["value"] < _NO_BETTER_THAN_CHANCE:
-        lacking.append("same-class distractors are told apart no better than by chance")
+        lacking.append(f"{DISTRACTORS} are told apart no better than by chance")
     for column, what, other in (
         ("over_untrained", "random init", "its random init"),
         ("over_control", "baseline", "the best baseline"),
@@ -222,7 +222,7 @@ def _ranking(judged: Sequence[_Judged]) -> str:
     return _RANKING[status].format(
         first=first.label,
         second=second.label,
-        highest=f"{first.label} has the highest AUROC against same-class distractors, {first.twins['value']:.2f}",
+        highest=f"{first.label} has the highest AUROC against {DISTRACTORS}, {first.twins['value']:.2f}",
         apart=f"{ahead:.2f} above {second.label}",
         binding=next((own.label for own in ranked if not own.lacking), ""),
     )

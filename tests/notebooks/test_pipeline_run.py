@@ -51,6 +51,10 @@ def test_the_pipeline_leaves_a_complete_workspace_and_resumes(notebook_paths, tm
     assert "<title>" in workspace.viewer.read_text(encoding="utf-8")
     assert list(workspace.probes.rglob("*.safetensors"))
     assert list(workspace.cache.rglob("*.safetensors"))
+    # Probes of finer maps lie apart, so that they are nobody's rows.
+    finer = [load_probe(place.parent) for place in (workspace.root / "finer" / "probes").rglob("probe.json")]
+    assert {probe.fitted_on["backbone"] for probe in finer} <= set(smoke["backbones"].split())
+    assert {probe.fitted_on["layer"] for probe in finer} == {0, 3, 5}
     assert results["backbone"].iloc[0] in format_results(results)
 
     before = workspace.results_csv.read_bytes()
